@@ -1,0 +1,37 @@
+"""The errors that a person can act on: one base, a few children.
+
+Every message says what happened, where, and what to do next. Commands print it on one line of
+stderr and end with the error's ``exit_code``; no traceback is shown.
+"""
+
+
+class MlprojectError(Exception):
+    """Base of all errors that the project raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(MlprojectError):
+    """Something that the user can mend before training starts (exit status 2)."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A setting is unknown, of the wrong type, or out of range."""
+
+
+class DataError(UserError):
+    """The data is missing, unreadable, or not what training needs."""
+
+
+class ModelError(UserError):
+    """The model or its weights cannot be built as asked."""
+
+
+class StoreError(UserError):
+    """The tracking store or the output folder cannot be used."""
+
+
+class TrainingError(MlprojectError):
+    """Training started and could not go on (exit status 1)."""

@@ -1,0 +1,28 @@
+"""The one door to torchvision.
+
+torchvision's Linux wheel is built against CUDA. Beside a CPU-only torch its compiled operators do
+not load, and importing it fails while it registers their shapes. Nothing here needs those operators
+(they serve detection), so only where that failure occurs the import is repeated without that step.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+
+_FAKE_KERNELS = "torchvision._meta_registrations"
+
+
+def _import() -> ModuleType:
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    sys.modules[_FAKE_KERNELS] = ModuleType(_FAKE_KERNELS)
+    return importlib.import_module("torchvision")
+
+
+torchvision = _import()
+"""The imported package; take submodules from it (``torchvision.models``)."""
