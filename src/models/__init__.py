@@ -1,0 +1,1 @@
+"""torchvision classifiers: building them, loading weights, and the one forward pass."""

@@ -1,0 +1,39 @@
+# make run    train on the demo in an environment of its own
+# make test   the whole suite, lint and types
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+
+export PATH := $(BIN):$(PATH)
+# Nothing reports home, and Git's absence is no warning.
+export GIT_PYTHON_REFRESH := quiet
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: run test lint test-slow clean
+
+run: $(VENV)/.installed
+	mlflow run . --env-manager local -P model=resnet18 -P modality=A
+
+test: $(VENV)/.installed-dev lint
+	python -m pytest
+
+lint: $(VENV)/.installed-dev
+	ruff format --check .
+	ruff check .
+	mypy
+
+test-slow: $(VENV)/.installed-dev
+	python -m pytest -m slow
+
+# One pip call installs torch with what needs it, so that pip takes a single build of it.
+$(VENV)/.installed: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

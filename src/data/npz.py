@@ -1,0 +1,89 @@
+"""MedMNIST ``.npz`` files: ``{split}_images`` and ``{split}_labels``, never a pickled object."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.data.images import Header, Pixels
+from src.data.samples import SPLITS, Listing, Sample, order_classes
+from src.errors import DataError
+
+
+def list_npz(path: Path, positive_class: str | None) -> Listing:
+    """Lists a MedMNIST file; it has no modality of its own.
+
+    Raises:
+        DataError: It is no ``.npz``, lacks train or val, or holds something else than uint8 images
+            and whole-number labels.
+    """
+    archive = _load(path)
+    splits = [split for split in SPLITS if f"{split}_images" in archive or split != "test"]
+    images = {split: _images(archive, path, split) for split in splits}
+    labels = {split: _labels(archive, path, split, len(images[split])) for split in splits}
+    names = [str(label) for label in sorted({int(label) for values in labels.values() for label in values})]
+    classes = order_classes(names, positive_class)
+    if classes is None or len(names) < 2:
+        raise DataError(f"{path}: labels are {', '.join(names) or 'none'}; two or more are needed, and "
+                        "data.positive_class must be one of two")  # fmt: skip
+
+    def read(sample: Sample) -> Pixels:
+        split, _, row = sample.key.partition("/")
+        pixels: Pixels = images[split][int(row)]
+        return pixels
+
+    def header(sample: Sample) -> Header:
+        shape = images[sample.key.partition("/")[0]].shape
+        return Header(shape[1], shape[2], 1 if len(shape) == 3 else 3)
+
+    samples = tuple(
+        Sample(path, f"{split}/{row:07d}", classes.index(str(label)), None, split)
+        for split in splits
+        for row, label in enumerate(labels[split])
+    )
+    return Listing(path, classes, samples, header, read)
+
+
+def _load(path: Path) -> Mapping[str, NDArray[np.generic]]:
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path}: neither a folder nor an .npz file that can be read: {error}") from None
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise DataError(f"{path}: a single array; an .npz with train_images, train_labels, ... is needed")
+    return archive
+
+
+def _array(archive: Mapping[str, NDArray[np.generic]], path: Path, name: str) -> NDArray[np.generic]:
+    try:
+        return archive[name]
+    except KeyError:
+        there = ", ".join(archive) or "none"
+        raise DataError(f"{path}: no array {name} (as MedMNIST files have); there are: {there}") from None
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, MemoryError) as error:
+        raise DataError(f"{path}: the array {name} is refused: {error}") from None
+
+
+def _images(archive: Mapping[str, NDArray[np.generic]], path: Path, split: str) -> Pixels:
+    images = _array(archive, path, f"{split}_images")
+    is_gray, is_rgb = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
+    if images.dtype != np.uint8 or not (is_gray or is_rgb) or not images.size:
+        raise DataError(
+            f"{path}: {split}_images has shape {images.shape} and type {images.dtype}; "
+            "uint8 (N, H, W) or (N, H, W, 3) is needed"
+        )
+    return images.view(np.uint8)
+
+
+def _labels(
+    archive: Mapping[str, NDArray[np.generic]], path: Path, split: str, count: int
+) -> NDArray[np.int64]:
+    labels = _array(archive, path, f"{split}_labels")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape not in ((count,), (count, 1)):
+        raise DataError(
+            f"{path}: {split}_labels has shape {labels.shape} and type {labels.dtype}; "
+            f"one whole number for each of the {count} images is needed"
+        )
+    return labels.reshape(-1).astype(np.int64)

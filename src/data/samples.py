@@ -1,0 +1,61 @@
+"""What a source of images yields: one record per image, and how to read it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.data.images import Header, Pixels
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled image.
+
+    Attributes:
+        file: The image file, or the ``.npz`` that holds it.
+        key: Its place below the root: a relative path, or ``{split}/{row}`` in an ``.npz``.
+        label: Index into the listing's classes.
+        patient: The patient it belongs to, None where unknown.
+        split: ``train``, ``val`` or ``test`` where the source says so, else None.
+    """
+
+    file: Path
+    key: str
+    label: int
+    patient: str | None
+    split: str | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All samples of one modality, in an order that does not depend on the disk.
+
+    Attributes:
+        root: The folder or ``.npz`` that was listed.
+        classes: Class names; of two, the last is the positive one.
+        samples: One per image. Either all of them have a split, or none.
+        header: Reads the size and channels of a sample without decoding it.
+        read: Decodes a sample.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    header: Callable[[Sample], Header]
+    read: Callable[[Sample], Pixels]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the source brings its own split."""
+        return bool(self.samples) and self.samples[0].split is not None
+
+
+def order_classes(names: list[str], positive: str | None) -> tuple[str, ...] | None:
+    """``names`` with ``positive`` last; None where ``positive`` is not one of two names."""
+    if positive is None:
+        return tuple(names)
+    if positive not in names or len(names) != 2:
+        return None
+    return tuple(sorted(names, key=lambda name: name == positive))

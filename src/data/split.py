@@ -1,0 +1,80 @@
+"""A split by patient: stratified by class, seeded, the same whatever the order of files on disk."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from src.data.samples import SPLITS
+from src.errors import DataError
+
+
+def split_by_group(
+    groups: Sequence[str], labels: Sequence[int], *, val_fraction: float, test_fraction: float, seed: int
+) -> list[str]:
+    """Assigns every sample to train, val or test; samples of one group stay together.
+
+    Groups are sorted, then shuffled class by class, and dealt by the fractions. A group with several
+    classes is dealt with the rarest of them, so that a rare class reaches every side.
+
+    Args:
+        groups: Group (patient) of each sample.
+        labels: Class index of each sample.
+        val_fraction: Share of a class's groups that go to val, at least one.
+        test_fraction: Share that goes to test; 0 makes no test split.
+        seed: Seed of the shuffle.
+
+    Returns:
+        One of ``train``, ``val``, ``test`` per sample.
+
+    Raises:
+        DataError: A class has too few groups to be on every side, or the fractions leave no training.
+    """
+    if val_fraction + test_fraction >= 1:
+        raise DataError(
+            f"data.val_fraction {val_fraction} + data.test_fraction {test_fraction} leave nothing to train on"
+        )
+    shares = {"val": val_fraction, "test": test_fraction}
+    sides = {name: share for name, share in shares.items() if share > 0}
+    assigned: dict[str, str] = {}
+    for label, members in sorted(_groups_by_class(groups, labels).items()):
+        counts = {side: max(1, round(share * len(members))) for side, share in sides.items()}
+        if sum(counts.values()) >= len(members):
+            raise DataError(
+                f"class {label} has {len(members)} patients, too few for train and {' and '.join(sides)}: "
+                f"{len(sides) + 1} at least; add patients, or set data.test_fraction=0"
+            )
+        shuffled = np.random.default_rng([seed, label]).permutation(sorted(members))
+        order = [side for side, count in counts.items() for _ in range(count)]
+        assigned.update(zip(shuffled, order + ["train"] * (len(members) - len(order)), strict=True))
+    return [assigned[group] for group in groups]
+
+
+def _groups_by_class(groups: Sequence[str], labels: Sequence[int]) -> dict[int, list[str]]:
+    frequency = np.bincount(labels)
+    classes: dict[str, set[int]] = defaultdict(set)
+    for group, label in zip(groups, labels, strict=True):
+        classes[group].add(label)
+    members: dict[int, list[str]] = defaultdict(list)
+    for group, found in classes.items():
+        members[min(found, key=lambda label: (frequency[label], label))].append(group)
+    return members
+
+
+def find_leaks(splits: Sequence[str], keys: Sequence[str | None]) -> dict[str, set[str]]:
+    """Keys (image hashes or patients) that occur in more than one split, with these splits."""
+    places: dict[str, set[str]] = defaultdict(set)
+    for split, key in zip(splits, keys, strict=True):
+        if key is not None:
+            places[key].add(split)
+    return {key: found for key, found in places.items() if len(found) > 1}
+
+
+def describe_leaks(leaks: dict[str, set[str]], what: str) -> str:
+    """Such as ``1 image in train and test``; empty without leaks. Names no image and no patient."""
+    pairs: dict[str, int] = defaultdict(int)
+    for found in leaks.values():
+        pairs[" and ".join(split for split in SPLITS if split in found)] += 1
+    return ", ".join(
+        f"{count} {what}{'s' if count > 1 else ''} in {where}" for where, count in sorted(pairs.items())
+    )

@@ -1,0 +1,172 @@
+"""Building a classifier: any of torchvision's, with its own head, stem and weights."""
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from src.errors import ModelError
+from src.models.forward import evaluating
+from src.models.surgery import has_small_stem, set_stem, small_stem_families
+from src.models.weights import load_weights
+from src.utils.torchvision_import import torchvision
+
+_SMALL_IMAGE = 40
+# Sizes tried, when an image is too small, to tell the user one that works.
+_LARGER_SIZES = (32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320)
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A model and what was really built.
+
+    Attributes:
+        model: The network, on the CPU, giving logits (N, num_classes).
+        weights: What was loaded: "none", "imagenet" or the path.
+        stem: "imagenet" or "small".
+        mean: Mean per channel of pixels in [0, 1] that the weights expect, None for "none".
+        std: Standard deviation that goes with it.
+        notes: Sentences that the caller should show.
+    """
+
+    model: nn.Module
+    weights: str
+    stem: str
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    notes: tuple[str, ...] = ()
+
+
+def available_models() -> list[str]:
+    """Names torchvision's classification models, sorted."""
+    # Only this module's own: detection, segmentation, video and quantised models live in others.
+    return sorted(torchvision.models.list_models(module=torchvision.models))
+
+
+def build_model(
+    name: str, *, num_classes: int, channels: int, size: int, stem: str = "auto", weights: str = "none"
+) -> BuiltModel:
+    """Builds a classifier; deterministic for a given state of torch's global random generator.
+
+    Args:
+        name: A classification model of torchvision.
+        num_classes: Number of classes of the new head.
+        channels: Channels of the images.
+        size: Height and width of the images in pixels.
+        stem: ``imagenet`` (as torchvision has it), ``small`` (3x3, stride 1, no max-pool; patches of
+            2 for transformers), or ``auto``: small up to 40 pixels where the family has it.
+        weights: ``auto``, ``imagenet``, ``none``, or the path of a state dict.
+
+    Returns:
+        The model, in training mode, and what it really is.
+
+    Raises:
+        ModelError: If the name or stem is unknown, the weights cannot be loaded, or the model cannot
+            take such images.
+    """
+    _check_name(name)
+    small = _wants_small_stem(name, stem, size)
+    model = _construct(name, num_classes, size)
+    set_stem(model, name, channels=channels, small=small)
+    loaded = load_weights(model, name, weights, small_stem=small)
+    _probe(model, name, channels, size)
+    built_stem = "small" if small else "imagenet"
+    return BuiltModel(model, loaded.weights, built_stem, loaded.mean, loaded.std, loaded.notes)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Splits the trainable parameters for an optimizer: vectors do not decay.
+
+    Vectors are biases, the weights of norms, and what is a vector but for axes of length one
+    (ConvNeXt's layer scale, class tokens).
+
+    Args:
+        model: The model.
+        weight_decay: The decay of all other parameters.
+
+    Returns:
+        One dict with ``params`` and ``weight_decay`` for each group that is not empty.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trainable if p.squeeze().ndim > 1]
+    vectors = [p for p in trainable if p.squeeze().ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _check_name(name: str) -> None:
+    known = available_models()
+    if name in known:
+        return
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4) or known
+    raise ModelError(
+        f"model.name: torchvision has no classification model {name!r}; "
+        f"the nearest names are {', '.join(near)}."
+    )
+
+
+def _wants_small_stem(name: str, stem: str, size: int) -> bool:
+    if stem not in ("auto", "imagenet", "small"):
+        raise ModelError(f"model.stem is {stem!r}; it takes auto, imagenet or small.")
+    if stem == "small" and not has_small_stem(name):
+        raise ModelError(
+            f"model.stem=small: {name} has no stem for small images; set model.stem=imagenet, "
+            f"or choose a model of a family that has one: {', '.join(small_stem_families())}."
+        )
+    return stem == "small" or (stem == "auto" and size <= _SMALL_IMAGE and has_small_stem(name))
+
+
+def _construct(name: str, num_classes: int, size: int) -> nn.Module:
+    """Builds the RGB model with random weights and a head of ``num_classes``."""
+    special: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        special = {"aux_logits": False, "init_weights": True}
+    elif name.startswith("vit_"):
+        special = {"image_size": size}
+    elif name.startswith("maxvit_"):
+        special = {"input_size": (size, size)}
+    try:
+        model: nn.Module = torchvision.models.get_model(
+            name, weights=None, num_classes=num_classes, **special
+        )
+    except (AssertionError, ValueError) as error:
+        step = int(name.rsplit("_", 1)[1]) if name.startswith("vit_") else 224
+        raise ModelError(
+            f"{name} takes images whose size is a multiple of {step} px, not {size} px: "
+            f"set data.image_size to {max(round(size / step), 1) * step}."
+        ) from error
+    return model
+
+
+def _probe(model: nn.Module, name: str, channels: int, size: int) -> None:
+    """Sees one batch through the model, so that images it cannot take are known before training."""
+    with evaluating(model), torch.random.fork_rng(devices=[]):
+        error = _failure(model, channels, size)
+        if error is None:
+            return
+        larger = (s for s in _LARGER_SIZES if s > size)
+        fits = next((s for s in larger if _failure(model, channels, s) is None), None)
+    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if fits is not None:
+        raise ModelError(
+            f"{name} cannot take images of {size} px: they are too small for its layers ({cause}); "
+            f"set data.image_size to {fits} or more."
+        ) from error
+    raise ModelError(
+        f"{name} fails on images of {size} px with {channels} channel(s) ({cause}); "
+        "set another data.image_size or model.name."
+    ) from error
+
+
+@torch.no_grad()
+def _failure(model: nn.Module, channels: int, size: int) -> Exception | None:
+    try:
+        model(torch.zeros(2, channels, size, size))
+    except (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
+        return error
+    return None

@@ -1,0 +1,94 @@
+"""Changes to a torchvision classifier: its stem (the first convolution) and what its head is."""
+
+import math
+
+from torch import Tensor, nn
+
+# What a stem for small images is, by the first part of the model's name: the size and stride of
+# the first convolution, and the max-pool that goes. Families that stride their 3x3 stem keep its
+# filters and lose the stride; those that cut the image into patches of 4 cut it into patches of 2.
+_SMALL_STEMS: dict[str, tuple[int, int, str | None]] = {
+    "resnet": (3, 1, "maxpool"),
+    "resnext": (3, 1, "maxpool"),
+    "wide_resnet": (3, 1, "maxpool"),
+    "densenet": (3, 1, "features.pool0"),
+    "shufflenet": (3, 1, "maxpool"),
+    "mobilenet": (3, 1, None),
+    "mnasnet": (3, 1, None),
+    "efficientnet": (3, 1, None),
+    "regnet": (3, 1, None),
+    "swin": (2, 2, None),
+    "convnext": (2, 2, None),
+}
+
+
+def small_stem_families() -> list[str]:
+    """Names the families that have a stem for small images."""
+    return sorted(_SMALL_STEMS)
+
+
+def has_small_stem(name: str) -> bool:
+    """Says whether the model's family has a stem for small images."""
+    return name.startswith(tuple(_SMALL_STEMS))
+
+
+def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d]:
+    """Returns the path and the module of the convolution that sees the image."""
+    return next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
+
+
+def head_path(model: nn.Module) -> str:
+    """Returns the path of the layer that gives the logits (SqueezeNet's is a convolution)."""
+    paths = [path for path, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return str(paths[-1])
+
+
+def set_stem(model: nn.Module, name: str, *, channels: int, small: bool) -> None:
+    """Makes the first convolution fit the channel count and, where asked, small images.
+
+    A convolution that already fits is left alone; a new one starts from random filters.
+    """
+    path, old = first_convolution(model)
+    kernel, stride, padding = old.kernel_size[0], old.stride[0], int(old.padding[0])
+    if small:
+        kernel, stride, pool = next(stem for f, stem in _SMALL_STEMS.items() if name.startswith(f))
+        padding = kernel // 2 if stride == 1 else 0
+        if pool is not None:
+            model.set_submodule(pool, nn.Identity())
+    if (channels, kernel) == (old.in_channels, old.kernel_size[0]):
+        old.stride = (stride, stride)
+        return
+    bias = old.bias is not None
+    new = nn.Conv2d(channels, old.out_channels, kernel, stride=stride, padding=padding, bias=bias)
+    _initialise_like(new, old)
+    model.set_submodule(path, new)
+
+
+def _initialise_like(new: nn.Conv2d, old: nn.Conv2d) -> None:
+    """Draws filters whose responses vary as much as those of the family's own random filters."""
+    gain = math.sqrt(old.weight[0].numel() / new.weight[0].numel())
+    nn.init.normal_(new.weight, std=old.weight.std().item() * gain)
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
+
+
+def adapt_filters(filters: Tensor, channels: int) -> Tensor:
+    """Carries trained filters over to another number of input channels.
+
+    For one channel the filters are summed over theirs, so that a gray image gives the response of
+    its own replication. For other counts they are repeated in turn and scaled by ``old / new``, so
+    that an image with equal channels gives the same response wherever the counts divide.
+
+    Args:
+        filters: (out, old, k, k).
+        channels: The new number of input channels.
+
+    Returns:
+        (out, channels, k, k).
+    """
+    old = filters.shape[1]
+    if channels == old:
+        return filters
+    if channels == 1:
+        return filters.sum(dim=1, keepdim=True)
+    return filters[:, [c % old for c in range(channels)]] * (old / channels)

@@ -1,0 +1,131 @@
+"""Weights to start from: none, ImageNet's, or those of a file."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.errors import ModelError
+from src.models.fetch import imagenet_state
+from src.models.fitting import fit_state
+from src.models.spec import InputSpec
+from src.models.surgery import first_convolution
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Trained on pixels in [-1, 1]; torchvision rescales ImageNet-normalised images for the first two.
+_CENTRED = ("googlenet", "inception_v3", "efficientnet_v2_l")
+_STATE_KEYS = ("model_state_dict", "state_dict", "model")
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What was really loaded, and the normalisation that it expects (None for random weights)."""
+
+    weights: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load_weights(model: nn.Module, name: str, weights: str, *, small_stem: bool = False) -> LoadedWeights:
+    """Loads weights into a model that already has its own head and stem.
+
+    Args:
+        model: The model, with random values.
+        name: Its torchvision name.
+        weights: ``auto``, ``imagenet``, ``none``, or the path of a state dict.
+        small_stem: Whether the model has the stem for small images.
+
+    Returns:
+        What was loaded: "none", "imagenet" or the path; the normalisation; sentences for the user.
+
+    Raises:
+        ModelError: If weights asked for cannot be had, read or fitted to the model.
+    """
+    if weights == "none":
+        return LoadedWeights("none")
+    if weights in ("auto", "imagenet"):
+        return _load_imagenet(model, name, small_stem=small_stem, required=weights == "imagenet")
+    state, spec = read_state(Path(weights))
+    notes = fit_state(model, state, source=weights, small_stem=small_stem, keep_head=True)
+    channels = first_convolution(model)[1].in_channels
+    mean, std = normalization(name, channels)
+    if spec is not None and spec.channels == channels:
+        mean, std = spec.mean, spec.std
+    return LoadedWeights(weights, mean, std, tuple(notes))
+
+
+def _load_imagenet(model: nn.Module, name: str, *, small_stem: bool, required: bool) -> LoadedWeights:
+    try:
+        state = imagenet_state(name, patient=required)
+    except ModelError as error:
+        if required:
+            raise
+        return LoadedWeights("none", notes=(f"{error} Training starts from random initialisation.",))
+    notes = fit_state(model, state, source="ImageNet", small_stem=small_stem, keep_head=False)
+    mean, std = normalization(name, first_convolution(model)[1].in_channels)
+    return LoadedWeights("imagenet", mean, std, tuple(notes))
+
+
+def normalization(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and std per channel that torchvision's weights expect; averages unless RGB."""
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if name in _CENTRED else (IMAGENET_MEAN, IMAGENET_STD)
+    if channels == 3:
+        return mean, std
+    return (sum(mean) / 3,) * channels, (sum(std) / 3,) * channels
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], InputSpec | None]:
+    """Reads a state dict, or the one that a checkpoint holds; never executes anything in the file.
+
+    Args:
+        path: A file of ``torch.save``: a state dict, or a dict that holds one as
+            ``model_state_dict``, ``state_dict`` or ``model``, and may describe its ``input``.
+
+    Returns:
+        The state dict and the input that it was trained on, None where the file does not tell.
+
+    Raises:
+        ModelError: If the file is missing or holds no state dict of plain tensors.
+    """
+    loaded = _load_file(path.expanduser())
+    holder = loaded if isinstance(loaded, Mapping) else {}
+    state = next((holder[key] for key in _STATE_KEYS if isinstance(holder.get(key), Mapping)), holder)
+    if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise ModelError(
+            f"{path} holds no state dict; save one with torch.save(model.state_dict(), path), by itself or "
+            f"in a dict under one of the keys {', '.join(_STATE_KEYS)}."
+        )
+    return dict(state), _input_of(holder)
+
+
+def _load_file(path: Path) -> object:
+    if not path.is_file():
+        near = difflib.get_close_matches(str(path), ["auto", "imagenet", "none"], n=1)
+        what = "is a folder" if path.is_dir() else "does not exist"
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ModelError(
+            f"The weights file {path} {what}; model.weights takes auto, imagenet, none, or the path of a "
+            f"state dict file.{hint}"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file raises errors of a dozen kinds
+        raise ModelError(
+            f"The weights file {path} is not a file of torch.save with plain tensors, and nothing in it "
+            "was run; save the state dict again with torch.save(model.state_dict(), path)."
+        ) from error
+
+
+def _input_of(holder: Mapping[str, Any]) -> InputSpec | None:
+    """Reads the input that a checkpoint of this project describes; others may mean else by the key."""
+    try:
+        return InputSpec.from_dict(holder["input"])
+    except (KeyError, ModelError):
+        return None

@@ -1,0 +1,15 @@
+"""The names under which a run is found again: tags and artifacts."""
+
+MODEL = "model"
+MODALITY = "modality"
+DATA_FINGERPRINT = "data.fingerprint"
+SPLIT_FINGERPRINT = "split.fingerprint"
+CONFIG_SHA256 = "config.sha256"
+SEED = "seed"
+ERROR = "error"
+"""Why a run did not finish."""
+
+CHECKPOINTS = "checkpoints"
+PLOTS = "plots"
+PREDICTIONS = "predictions"
+LOGGED_MODEL = "model"

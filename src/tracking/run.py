@@ -1,0 +1,141 @@
+"""One MLflow run from start to its true end."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src.tracking.names import ERROR
+from src.tracking.store import artifact_folder, open_store
+from src.utils.io import atomic_link
+from src.utils.runtime import Stopped
+
+if TYPE_CHECKING:
+    from src.data.dataset import Dataset
+
+_MAX_TAG = 5000  # MLflow refuses longer tag values
+_CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
+
+
+class TrackedRun:
+    """The record of one run in MLflow; satisfies the trainer's `Tracker`."""
+
+    def __init__(self, run_id: str) -> None:
+        """Wraps the active run ``run_id``."""
+        import mlflow
+
+        self._client = mlflow.MlflowClient()
+        self.run_id = run_id
+        self.info = self._client.get_run(run_id).info
+
+    def log_tags(self, tags: Mapping[str, Any]) -> None:
+        """Sets tags, replacing those of the same name."""
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(
+            self.run_id, tags=[RunTag(key, str(value)[:_MAX_TAG]) for key, value in tags.items()]
+        )
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Records settings that the run does not hold yet; ``mlflow run`` has logged some by itself."""
+        from mlflow.entities import Param
+
+        there = self._client.get_run(self.run_id).data.params
+        new = [Param(key, str(value)) for key, value in params.items() if key not in there]
+        self._client.log_batch(self.run_id, params=new)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Records all metrics in one call."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(self.run_id, [Metric(key, value, now, step) for key, value in metrics.items()])
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keeps a file with the run: a hard link where the store is on the same file system, else a copy.
+
+        ``path`` must be a file that is only ever replaced, never written in place.
+        """
+        local = artifact_folder(self.info.artifact_uri)
+        if local is None:
+            self._client.log_artifact(self.run_id, str(path), folder)
+        else:
+            atomic_link(path, local / (folder or "") / path.name)
+
+    def log_dataset(self, dataset: "Dataset", name: str) -> None:
+        """Records which data went in, one input per split."""
+        import mlflow
+        from mlflow.data.http_dataset_source import HTTPDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+
+        # The only source class that takes a plain path without opening it.
+        source = HTTPDatasetSource(dataset.root.resolve().as_uri())
+        inputs: list[Any] = [
+            MetaDataset(source, name=f"{name}-{split}", digest=dataset.fingerprint[:36])  # type: ignore[abstract]
+            for split in dataset.splits
+        ]
+        mlflow.log_inputs(
+            datasets=inputs,
+            contexts=[_CONTEXTS[split] for split in dataset.splits],
+            tags_list=[{"images": str(len(split))} for split in dataset.splits.values()],
+        )
+
+    def rename(self, name: str) -> None:
+        """Gives the run the name that its folders have."""
+        self._client.update_run(self.run_id, name=name)
+
+    def finish(self, status: str, message: str | None = None) -> None:
+        """Ends the run; a message goes with it as a tag."""
+        import mlflow
+
+        if message is not None:
+            self.log_tags({ERROR: message})
+        mlflow.end_run(status)
+
+
+@contextmanager
+def tracked_run(tags: Mapping[str, str]) -> Iterator[TrackedRun]:
+    """Starts a run, or takes the one that ``mlflow run`` has made for this process.
+
+    The run ends FINISHED when the block ends, KILLED when a signal ended it, and FAILED on any
+    error, with the message as the tag ``error``.
+    """
+    import mlflow
+
+    # Set, this variable has the last word; the monitor is a thread that some machines forbid.
+    wanted = None if "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING" in os.environ else True
+    active = mlflow.start_run(tags=dict(tags), log_system_metrics=wanted)
+    run = TrackedRun(active.info.run_id)
+    try:
+        yield run
+    except Stopped as stopped:
+        _finish_anyway(run, "KILLED", str(stopped))
+        raise
+    except BaseException as error:
+        _finish_anyway(run, "FAILED", f"{type(error).__name__}: {error}")
+        raise
+    run.finish("FINISHED")
+
+
+def _finish_anyway(run: TrackedRun, status: str, message: str) -> None:
+    """Ends a run that goes wrong; a store that is gone as well must not hide what went wrong first."""
+    try:
+        run.finish(status, message)
+    except Exception as error:  # whatever the store raises
+        print(f"warning: the run could not be marked {status}: {error}", file=sys.stderr)
+
+
+def fail_project_run(message: str) -> None:
+    """Marks the run that ``mlflow run`` made for this process FAILED, where there is one."""
+    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+    if run_id is None:
+        return
+    import mlflow
+
+    open_store()
+    client = mlflow.MlflowClient()
+    client.set_tag(run_id, ERROR, message[:_MAX_TAG])
+    client.set_terminated(run_id, "FAILED")

@@ -1,0 +1,279 @@
+"""``python -m src.train``: one training, tracked as one MLflow run."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src.errors import UserError
+from src.utils.cli import run_command, warn
+
+if TYPE_CHECKING:
+    from src.data.dataset import Dataset
+    from src.tracking.run import TrackedRun
+    from src.training.checkpoint import TrainerState
+    from src.training.results import Results
+    from src.training.setup import Setup
+    from src.utils.config import Config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    args = _parser().parse_args(argv)
+    return run_command(lambda: _train(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m src.train", description=__doc__.partition(": ")[2])
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML with settings; config/default_config.yaml shows all"
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="any classification model of torchvision, such as resnet18"
+    )
+    parser.add_argument("--modality", metavar="TAG", help="which modality's images, such as A")
+    parser.add_argument("--data", metavar="PATH", help="demo, a folder of images, or a MedMNIST .npz")
+    parser.add_argument("--epochs", metavar="N", help="passes over the training split")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="any setting by its dotted key"
+    )
+    parser.add_argument("--overrides", metavar="LIST", default="", help="the same, comma-separated")
+    parser.add_argument(
+        "--rehash", action="store_true", help="read every image again, whatever the cache remembers"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show settings, split and store; start nothing"
+    )
+    return parser
+
+
+def _train(args: argparse.Namespace) -> None:
+    from src.tracking.run import fail_project_run
+
+    try:
+        config = _read_config(args)
+        _check_writable(Path(config.experiment.output_dir))
+        dataset = _load(config, rehash=args.rehash)
+        if args.dry_run:
+            return _show(config, dataset)
+        setup = _set_up(config, dataset)
+    except UserError as error:
+        fail_project_run(str(error))
+        raise
+    return _run(setup, dataset)
+
+
+def _read_config(args: argparse.Namespace) -> "Config":
+    """Settings by precedence: --set over named options over the file over defaults."""
+    from src.utils.config import Config, merge_dotted, parse_overrides, split_overrides
+    from src.utils.yaml_files import parse_yaml, read_yaml
+
+    values = read_yaml(Path(args.config)) if args.config else {}
+    named: dict[str, Any] = {"model.name": args.model, "data.root_dir": args.data}
+    named["data.modalities"] = args.modality.split("+") if args.modality else None
+    named["training.epochs"] = parse_yaml(args.epochs, "--epochs") if args.epochs else None
+    changes = {key: value for key, value in named.items() if value}
+    changes |= parse_overrides([*split_overrides(args.overrides), *args.set])
+    return Config.from_dict(merge_dotted(values, changes), args.config or "settings")
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuses an output folder that cannot be written before anything is computed for it."""
+    import tempfile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"experiment.output_dir: {folder} cannot be written: {error.strerror}") from None
+
+
+def _load(config: "Config", *, rehash: bool) -> "Dataset":
+    from src.data.dataset import load_dataset
+
+    cache_dir = config.data.cache_dir or Path(config.experiment.output_dir) / "cache"
+    dataset = load_dataset(config.data, Path(cache_dir).expanduser(), rehash=rehash)
+    for message in dataset.warnings:
+        warn(message)
+    return dataset
+
+
+def _show(config: "Config", dataset: "Dataset") -> None:
+    """The answer to --dry-run."""
+    from src.tracking.store import resolve_uri
+
+    print(config.to_yaml())
+    _print_split(dataset)
+    print(f"store: {resolve_uri()}")
+
+
+def _print_split(dataset: "Dataset") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("split", "class", "images", "patients")
+    for split, name, images, patients in dataset.table():
+        table.add_row(split, name, str(images), "unknown" if patients is None else str(patients))
+    Console().print(table)
+
+
+def _set_up(config: "Config", dataset: "Dataset") -> "Setup":
+    from src.tracking.store import open_store
+    from src.training.setup import set_up
+
+    setup = set_up(config, dataset)
+    for note in setup.notes:
+        warn(note)
+    open_store()
+    return setup
+
+
+def _run(setup: "Setup", dataset: "Dataset") -> None:
+    from src.tracking.run import tracked_run
+    from src.utils.runtime import determinism
+
+    settings = setup.config.training
+    with tracked_run(_tags(setup.config, dataset)) as run, determinism(settings.deterministic):
+        name = setup.config.experiment.name or _default_name(run.run_id)
+        folders = _Folders(Path(setup.config.experiment.output_dir), name)
+        _record_start(run, setup, dataset, folders)
+        try:
+            state = _fit(run, setup, dataset, folders)
+        finally:
+            _keep_files(run, folders)
+        results = _record_results(run, setup, dataset, state, folders)
+    _print_summary(run, state, results, folders)
+
+
+def _default_name(run_id: str) -> str:
+    return f"exp_{datetime.now():%Y%m%d_%H%M%S}_{run_id[:8]}"
+
+
+class _Folders:
+    """Where one run's files lie on disk, beside the store."""
+
+    def __init__(self, output: Path, name: str) -> None:
+        self.name = name
+        self.logs = output / "logs" / name
+        self.config = self.logs / "config.yaml"
+        self.history = self.logs / "training_history.csv"
+        self.results = output / name
+        self.checkpoints = self.results / "checkpoints"
+
+
+def _tags(config: "Config", dataset: "Dataset") -> dict[str, str]:
+    from src.tracking import names
+    from src.utils.io import sha256
+    from src.utils.runtime import environment
+
+    return {
+        names.MODEL: config.model.name,
+        names.MODALITY: config.modality,
+        names.DATA_FINGERPRINT: dataset.fingerprint,
+        names.SPLIT_FINGERPRINT: dataset.split_fingerprint,
+        names.CONFIG_SHA256: sha256(config.to_yaml().encode()),
+        names.SEED: str(config.training.seed),
+        **{f"data.{what}": str(count) for what, count in dataset.counts.items()},
+        **{f"env.{what}": str(value) for what, value in environment().items()},
+    }
+
+
+def _record_start(run: "TrackedRun", setup: "Setup", dataset: "Dataset", folders: _Folders) -> None:
+    """Everything that is known before the first epoch."""
+    from src.utils.io import atomic_write_text
+
+    atomic_write_text(folders.config, setup.config.to_yaml())
+    run.rename(folders.name)
+    run.log_params(setup.config.flat())
+    run.log_artifact(folders.config)
+    run.log_dataset(dataset, setup.config.modality)
+    print(f"run {run.run_id} ({folders.name}) on {setup.network.device}")
+
+
+def _fit(run: "TrackedRun", setup: "Setup", dataset: "Dataset", folders: _Folders) -> "TrainerState":
+    from src.training.checkpoint import CheckpointStore
+    from src.training.trainer import Trainer
+
+    trainer = Trainer(
+        setup.config,
+        dataset,
+        setup.network,
+        setup.optimization,
+        checkpoints=CheckpointStore(folders.checkpoints),
+        history_path=folders.history,
+        tracker=run,
+        extra={
+            "run_id": run.run_id,
+            "config": setup.config.to_dict(),
+            "classes": list(dataset.classes),
+            "input": setup.network.spec.to_dict(),
+            "data_fingerprint": dataset.fingerprint,
+        },
+    )
+    return trainer.fit()
+
+
+def _keep_files(run: "TrackedRun", folders: _Folders) -> None:
+    """Makes what is on disk part of the run, also when training ends early."""
+    from src.tracking.names import CHECKPOINTS
+
+    if folders.history.exists():
+        run.log_artifact(folders.history)
+    for checkpoint in sorted(folders.checkpoints.glob("*.pth")):
+        run.log_artifact(checkpoint, CHECKPOINTS)
+
+
+def _record_results(
+    run: "TrackedRun", setup: "Setup", dataset: "Dataset", state: "TrainerState", folders: _Folders
+) -> "Results":
+    """Scores the best weights, on test for the only time, and logs what they leave."""
+    from src.models.serving import ServingModel
+    from src.tracking.logged_model import log_model
+    from src.tracking.names import PLOTS, PREDICTIONS
+    from src.training.results import score_best, write_results
+
+    results = score_best(setup.network, dataset, setup.config)
+    tables, pictures = write_results(
+        results,
+        state,
+        dataset.classes,
+        predictions=folders.results / PREDICTIONS,
+        plots=folders.results / PLOTS,
+    )
+    for path, folder in [(p, PREDICTIONS) for p in tables] + [(p, PLOTS) for p in pictures]:
+        run.log_artifact(path, folder)
+    run.log_metrics(results.metrics(state), step=state.best_epoch)
+    log_model(
+        ServingModel(setup.network.model, setup.network.spec),
+        channels=dataset.channels,
+        size=dataset.size,
+        classes=dataset.classes,
+        step=state.best_epoch,
+        metadata={"threshold": results.threshold, "modality": setup.config.modality},
+    )
+    return results
+
+
+def _print_summary(run: "TrackedRun", state: "TrainerState", results: "Results", folders: _Folders) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("split", "AUC", "accuracy", "sensitivity", "specificity", "loss")
+    for name, scored in results.splits.items():
+        scores = scored.scores
+        numbers = (scores.auc, scores.acc, scores.sensitivity, scores.specificity, scores.loss)
+        table.add_row(name, *(f"{number:.4f}" for number in numbers))
+    Console().print(table)
+    print(
+        f"best val AUC {state.best_val_auc:.4f} (epoch {state.best_epoch}), threshold {results.threshold:.4f}"
+    )
+    print(f"run          {run.run_id}")
+    print(f"files        {folders.results} and {folders.logs}")
+    print(f"look at it   mlflow ui, then http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Optimizer and learning-rate schedule."""
+
+import math
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from src.utils.config import TrainingConfig
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
+    """The configured optimizer over parameter ``groups`` (as `src.models.build.parameter_groups` makes)."""
+    if config.optimizer == "sgd":
+        nesterov = config.momentum > 0
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.learning_rate)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, steps_per_epoch: int) -> LambdaLR:
+    """A schedule that is stepped after every optimizer step."""
+    return LambdaLR(optimizer, lambda step: rate_factor(step / steps_per_epoch, config, 1 / steps_per_epoch))
+
+
+def rate_factor(epochs_done: float, config: TrainingConfig, step: float = 0.0) -> float:
+    """The factor on the peak learning rate at a point of the run.
+
+    Linear warm-up over ``warmup_epochs``, then cosine to zero at the last epoch (Loshchilov and Hutter
+    2017, doi 10.48550/arXiv.1608.03983, without restarts), a cut at each milestone, or nothing.
+
+    Args:
+        epochs_done: Epochs that have passed, with fractions.
+        config: The training section.
+        step: One step in epochs; the first step of the warm-up has a rate above zero.
+    """
+    warmup = min(config.warmup_epochs, config.epochs - 1)
+    if epochs_done < warmup:
+        return min(1.0, (epochs_done + step) / warmup)
+    if config.schedule == "cosine":
+        progress = (epochs_done - warmup) / (config.epochs - warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if config.schedule == "multistep":
+        # A hair more than nothing: 50 epochs of steps may sum to 49.999...
+        return float(config.gamma ** sum(epochs_done + 1e-9 >= milestone for milestone in config.milestones))
+    return 1.0

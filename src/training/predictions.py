@@ -1,0 +1,119 @@
+"""Predictions as a table: one row per sample, every probability in full precision."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.errors import DataError
+from src.utils.io import atomic_write_text
+
+_FIXED = ["sample", "patient", "label"]
+_PREFIX = "p_"
+_REMEDY = "name a predictions/*.csv of a run."
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The predictions of one split.
+
+    Attributes:
+        samples: Hash of each sample's pixels, N.
+        patients: Index of each sample's patient, None where unknown, N.
+        labels: True class indices, (N,).
+        probabilities: Class probabilities, (N, K).
+        classes: Class names in index order, K.
+    """
+
+    samples: tuple[str, ...]
+    patients: tuple[int | None, ...]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    classes: tuple[str, ...]
+
+
+def write_predictions(
+    path: Path,
+    *,
+    samples: Sequence[str],
+    patients: Sequence[int | None],
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    classes: Sequence[str],
+) -> None:
+    """Write a CSV table with the columns ``sample, patient, label, p_{class}...`` in one step.
+
+    Args:
+        path: The file to make or to replace.
+        samples: Hash of each sample's pixels, N.
+        patients: Index of each sample's patient, None (an empty cell) where unknown, N.
+        labels: True class indices, (N,).
+        probabilities: Class probabilities, (N, K); each is written so that it reads back exactly.
+        classes: Class names in index order, K.
+
+    Raises:
+        ValueError: The lengths do not fit each other.
+    """
+    if probabilities.shape != (len(samples), len(classes)):
+        raise ValueError(
+            f"{probabilities.shape} probabilities, {len(samples)} samples, {len(classes)} classes"
+        )
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*_FIXED, *(_PREFIX + name for name in classes)])
+    for sample, patient, label, row in zip(samples, patients, labels, probabilities, strict=True):
+        shown = "" if patient is None else int(patient)
+        table.writerow([sample, shown, int(label), *(repr(float(p)) for p in row)])
+    atomic_write_text(path, text.getvalue())
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a table that `write_predictions` wrote.
+
+    Raises:
+        DataError: The file is missing or is not such a table; the message names the line.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: no predictions can be read here ({error}); {_REMEDY}") from error
+    classes = _classes(path, rows[0] if rows else [])
+    parsed = [_row(path, line, row, len(classes)) for line, row in enumerate(rows[1:], start=2)]
+    samples, patients, labels, probabilities = zip(*parsed, strict=True) if parsed else ((), (), (), ())
+    return Predictions(
+        samples=tuple(samples),
+        patients=tuple(patients),
+        labels=np.array(labels, dtype=np.int64),
+        probabilities=np.array(probabilities, dtype=np.float64).reshape(len(parsed), len(classes)),
+        classes=classes,
+    )
+
+
+def _classes(path: Path, header: list[str]) -> tuple[str, ...]:
+    """Return the class names that a header names."""
+    columns = header[len(_FIXED) :]
+    classes = tuple(column.removeprefix(_PREFIX) for column in columns)
+    named = all(column.startswith(_PREFIX) for column in columns)
+    if header[: len(_FIXED)] != _FIXED or not named or len(set(classes)) != len(classes) or len(classes) < 2:
+        raise DataError(
+            f"{path}: its first line is {','.join(header)[:200]!r} and a table of predictions starts with "
+            f"'{','.join(_FIXED)}' and one {_PREFIX}CLASS for each of two classes or more; {_REMEDY}"
+        )
+    return classes
+
+
+def _row(path: Path, line: int, cells: list[str], classes: int) -> tuple[str, int | None, int, list[float]]:
+    """Return the sample, patient, label and probabilities of one line."""
+    try:
+        sample, patient, label, *probabilities = cells
+        index = int(label)
+        if len(probabilities) != classes or not 0 <= index < classes:
+            raise ValueError(f"label {label} and {len(probabilities)} probabilities for {classes} classes")
+        return sample, int(patient) if patient else None, index, [float(p) for p in probabilities]
+    except ValueError as error:
+        raise DataError(f"{path}, row {line}: not a row of predictions ({error}); {_REMEDY}") from error

@@ -1,0 +1,96 @@
+"""From settings and data to a network that is ready to train."""
+
+from dataclasses import dataclass
+
+import torch
+
+from src.data.batches import training_batches
+from src.data.dataset import Dataset
+from src.data.demo import DEMO_NAME
+from src.models.build import build_model, parameter_groups
+from src.models.spec import InputSpec
+from src.training.evaluation import Network
+from src.training.optim import make_optimizer, make_schedule
+from src.training.trainer import Optimization
+from src.utils.config import Config
+from src.utils.runtime import pick_autocast, pick_device, seed_everything
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run that could start now.
+
+    Attributes:
+        config: The settings with every ``auto`` replaced by what it came to.
+        network: The model on its device.
+        optimization: Its optimizer, schedule and loss scaler.
+        notes: Sentences that the user should see.
+    """
+
+    config: Config
+    network: Network
+    optimization: Optimization
+    notes: tuple[str, ...]
+
+
+def set_up(config: Config, dataset: Dataset) -> Setup:
+    """Builds the model and everything that trains it.
+
+    Raises:
+        ModelError: The model or its weights cannot be had.
+        ConfigError: The device or the precision is not available, or a threshold rule meets more
+            than two classes.
+    """
+    device = pick_device(config.training.device)
+    autocast = pick_autocast(config.training.precision, device)
+    seed_everything(config.training.seed)
+    built = build_model(
+        config.model.name,
+        num_classes=len(dataset.classes),
+        channels=dataset.channels,
+        size=dataset.size,
+        stem=config.model.stem,
+        weights=_wanted_weights(config),
+    )
+    resolved = config.updated(
+        {
+            "data.image_size": dataset.size,
+            "data.channels": dataset.channels,
+            "model.weights": built.weights,
+            "model.stem": built.stem,
+            "training.precision": "float32" if autocast is None else str(autocast).removeprefix("torch."),
+        }
+    )
+    mean, std = (
+        dataset.channel_statistics if built.mean is None or built.std is None else (built.mean, built.std)
+    )
+    spec = InputSpec(dataset.channels, dataset.size, mean, std)
+    model = built.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = Network(model, spec, device, autocast)
+    return Setup(
+        resolved,
+        network,
+        _optimization(network, resolved, dataset),
+        (*built.notes, *_size_notes(config, dataset)),
+    )
+
+
+def _wanted_weights(config: Config) -> str:
+    # The demo's phantoms have nothing of a photograph, and a first run should need no network.
+    is_demo = config.data.root_dir == DEMO_NAME
+    return "none" if is_demo and config.model.weights == "auto" else config.model.weights
+
+
+def _optimization(network: Network, config: Config, dataset: Dataset) -> Optimization:
+    settings = config.training
+    steps = len(training_batches(len(dataset.splits["train"]), settings.batch_size, seed=0, epoch=1))
+    optimizer = make_optimizer(parameter_groups(network.model, settings.weight_decay), settings)
+    scaler = torch.amp.GradScaler(network.device.type, enabled=network.autocast == torch.float16)
+    return Optimization(optimizer, make_schedule(optimizer, settings, steps), scaler)
+
+
+def _size_notes(config: Config, dataset: Dataset) -> list[str]:
+    count, size = len(dataset.splits["train"]), config.training.batch_size
+    if size <= count:
+        return []
+    return [f"training.batch_size {size} is larger than the {count} training images: each epoch is one step"]

@@ -1,0 +1,206 @@
+"""The training loop."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from src.data.augment import augment
+from src.data.batches import training_batches
+from src.data.dataset import Dataset
+from src.errors import TrainingError
+from src.models.spec import unit_range
+from src.training.checkpoint import CheckpointStore, TrainerState, load_checkpoint
+from src.training.evaluation import Network, score_split
+from src.training.history import METRICS, write_history
+from src.utils.config import Config
+from src.utils.progress import bar
+from src.utils.runtime import derive_seed, seed_everything
+
+_AUGMENT, _DROPOUT = 2, 3  # streams of their own beside the one that shuffles
+
+
+class Tracker(Protocol):
+    """What the trainer needs from whatever keeps the record of a run."""
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Records settings; each key once."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Records all metrics of one epoch in one call."""
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keeps a file with the run."""
+
+    def finish(self, status: str, message: str | None = None) -> None:
+        """Ends the run as FINISHED, FAILED or KILLED."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """What turns gradients into new weights."""
+
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    scaler: torch.amp.GradScaler
+
+
+class Trainer:
+    """Trains a network on one data set and keeps its state on disk and in the tracker."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        network: Network,
+        optimization: Optimization,
+        *,
+        checkpoints: CheckpointStore,
+        history_path: Path,
+        tracker: Tracker,
+        extra: Mapping[str, Any],
+    ) -> None:
+        """Sets up a run.
+
+        Args:
+            config: The resolved settings.
+            dataset: The images.
+            network: The model on its device.
+            optimization: Optimizer, schedule and loss scaler of that model.
+            checkpoints: Where checkpoints go.
+            history_path: Where the table of epochs goes.
+            tracker: Keeps the record.
+            extra: Plain values that every checkpoint carries along (run id, classes, input, ...).
+        """
+        self.config = config
+        self.dataset = dataset
+        self.network = network
+        self.optimization = optimization
+        self.checkpoints = checkpoints
+        self.history_path = history_path
+        self.tracker = tracker
+        self.extra = dict(extra)
+        self.state = TrainerState()
+
+    def fit(self) -> TrainerState:
+        """Trains to the last epoch, or until early stopping; the model ends with the best weights.
+
+        Raises:
+            TrainingError: The loss is no number, or no epoch had a finite val AUC.
+            OSError: A checkpoint could not be written.
+        """
+        while self.state.epoch < self.config.training.epochs and not self._is_stale():
+            epoch, started = self.state.epoch + 1, time.perf_counter()
+            train_loss, rate = self._train(epoch)
+            row = self._validate(epoch, train_loss)
+            improved = self.state.record(row)
+            self._save(improved)
+            self._log(improved, {"epoch_seconds": time.perf_counter() - started, "images_per_second": rate})
+        self._load_best()
+        return self.state
+
+    def _is_stale(self) -> bool:
+        patience = self.config.training.early_stopping_patience
+        return patience is not None and self.state.epoch - self.state.best_epoch >= patience
+
+    def _train(self, epoch: int) -> tuple[float, float]:
+        """One pass over the training split; returns the mean loss and images per second."""
+        settings, labels = self.config.training, self.dataset.splits["train"].labels
+        batches = training_batches(len(labels), settings.batch_size, seed=settings.seed, epoch=epoch)
+        total, seen, started = torch.zeros((), device=self.network.device), 0, time.perf_counter()
+        self.network.model.train()
+        with bar(f"epoch {epoch}/{settings.epochs}", len(batches)) as advance:
+            for number, positions in enumerate(batches):
+                total += self._step(epoch, number, positions, labels[positions])
+                seen += len(positions)
+                # Reading the loss waits for the device, so it is read now and then only.
+                if number % 50 == 0 or number == len(batches) - 1:
+                    mean = self._check_finite(float(total) / seen, epoch)
+                    rate = seen / (time.perf_counter() - started)
+                    status = f"loss {mean:.4f}  {self._best_text()}  {rate:.0f} images/s"
+                advance(status)
+        return mean, rate
+
+    def _step(
+        self, epoch: int, number: int, positions: NDArray[np.int64], labels: NDArray[np.int64]
+    ) -> torch.Tensor:
+        """One optimizer step; returns the summed loss of the batch, on the device."""
+        seed = self.config.training.seed
+        # Every step has seeds of its own, so that a run can be continued from any step.
+        seed_everything(seed, epoch, number, _DROPOUT)
+        images = self._images(positions, derive_seed(seed, epoch, number, _AUGMENT))
+        targets = torch.from_numpy(labels).to(self.network.device, non_blocking=True)
+        optimizer, scaler = self.optimization.optimizer, self.optimization.scaler
+        with torch.autocast(images.device.type, self.network.autocast, self.network.autocast is not None):
+            loss = F.cross_entropy(self.network.model(images).float(), targets)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        self.optimization.schedule.step()
+        return loss.detach() * len(positions)
+
+    def _images(self, positions: NDArray[np.int64], seed: int) -> torch.Tensor:
+        pixels = self.dataset.batch("train", positions).to(self.network.device, non_blocking=True)
+        augmented = augment(unit_range(pixels), self.config.data.augment, seed)
+        return self.network.spec.normalize(augmented).contiguous(memory_format=torch.channels_last)
+
+    def _check_finite(self, loss: float, epoch: int) -> float:
+        if not math.isfinite(loss):
+            rate = self.config.training.learning_rate
+            raise TrainingError(
+                f"the training loss became {loss} in epoch {epoch} (learning rate {rate:g}); "
+                "lower training.learning_rate, or set training.precision=float32"
+            )
+        return loss
+
+    def _best_text(self) -> str:
+        best = self.state.best_val_auc
+        return "" if best is None else f"best val AUC {best:.4f}"
+
+    def _validate(self, epoch: int, train_loss: float) -> dict[str, float]:
+        """The epoch's row of the history."""
+        val = score_split(
+            self.network,
+            self.dataset,
+            "val",
+            self.config.evaluation.threshold,
+            self.config.training.batch_size,
+        )
+        return {"epoch": epoch, "train_loss": train_loss, **val.scores.named("val")}
+
+    def _checkpoint(self) -> dict[str, Any]:
+        return {
+            **self.state.state_dict(),
+            "model_state_dict": self.network.model.state_dict(),
+            "optimizer_state_dict": self.optimization.optimizer.state_dict(),
+            "scheduler_state_dict": self.optimization.schedule.state_dict(),
+            "scaler_state_dict": self.optimization.scaler.state_dict(),
+            **self.extra,
+        }
+
+    def _save(self, improved: bool) -> None:
+        self.checkpoints.save(self._checkpoint(), is_best=improved)
+        write_history(self.history_path, self.state.history)
+
+    def _log(self, improved: bool, speed: Mapping[str, float]) -> None:
+        row = self.state.history[-1]
+        metrics = {name: row[name] for name in METRICS} | dict(speed)
+        metrics["learning_rate"] = float(self.optimization.schedule.get_last_lr()[0])
+        if improved:
+            metrics["best_val_auc"] = row["val_auc"]
+        self.tracker.log_metrics(metrics, step=self.state.epoch)
+
+    def _load_best(self) -> None:
+        if self.state.best_epoch == 0:
+            raise TrainingError(
+                "no epoch gave a finite val AUC, so there is no best model; lower training.learning_rate"
+            )
+        self.network.model.load_state_dict(load_checkpoint(self.checkpoints.best)["model_state_dict"])

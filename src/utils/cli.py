@@ -1,0 +1,46 @@
+"""What every command does around its work: signals, messages, exit statuses."""
+
+import sys
+from collections.abc import Callable
+
+from src.errors import MlprojectError
+from src.utils.runtime import Stopped, stop_signals
+
+
+def run_command(work: Callable[[], None]) -> int:
+    """Runs a command's work and returns its exit status.
+
+    0; 2 for what the user can mend; 1 where the work failed; 130 or 143 after Ctrl-C or SIGTERM.
+    A message goes to stderr; only an error that nobody foresaw shows its traceback.
+    """
+    with stop_signals():
+        try:
+            work()
+        except MlprojectError as error:
+            return _fail(str(error), error.exit_code)
+        except Stopped as stopped:
+            return _fail(str(stopped), stopped.exit_code)
+        except MemoryError:
+            return _fail("out of memory; lower training.batch_size or data.image_size", 1)
+        except OSError as error:
+            return _fail(f"{error}; check the disk's free space and permissions", 1)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            return _fail(f"out of memory; lower training.batch_size or data.image_size ({error})", 1)
+    return 0
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # torch says it in words on a CPU, and with a class of its own on a GPU.
+    return type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
+
+
+def _fail(message: str, exit_code: int) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return exit_code
+
+
+def warn(message: str) -> None:
+    """Shows a warning on stderr."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,286 @@
+"""The settings of a run: frozen, documented, and refused at load when they are wrong."""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from src.errors import ConfigError
+from src.utils.yaml_files import parse_yaml, read_yaml
+
+RECORD_KEYS = ("best_metrics", "test_metrics", "updated_at", "mlflow")
+"""Top-level keys of ``config/best_hparams/*.yaml`` that record a result; no settings, so not read here."""
+
+TAG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""A modality or a run name: it becomes a folder and a tag, so neither separators nor a leading dot."""
+
+
+def _plain_name(name: str) -> str:
+    if not re.match(TAG_PATTERN, name) or ".." in name:
+        raise ValueError(f"{name!r} may hold letters, digits, '.', '_' and '-' only, and no '..'")
+    return name
+
+
+def _threshold(value: float | str) -> float | str:
+    if isinstance(value, str):
+        rule = re.fullmatch(r"(?:sensitivity|specificity)>=(0?\.\d+|1(?:\.0*)?)", value)
+        if value != "youden" and (rule is None or float(rule[1]) <= 0):
+            raise ValueError("use a number in (0, 1), youden, sensitivity>=0.90 or specificity>=0.90")
+    elif not 0 < value < 1:
+        raise ValueError(f"{value} is not between 0 and 1")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class AugmentConfig(_Section):
+    """Random changes of training images; batches are augmented as a whole on the training device."""
+
+    horizontal_flip: bool = Field(True, description="mirror left and right, half of the time")
+    vertical_flip: bool = Field(False, description="mirror top and bottom, half of the time")
+    rotation: float = Field(10.0, ge=0, le=180, description="up to this many degrees either way")
+    translation: float = Field(0.05, ge=0, le=0.5, description="up to this share of the side, each way")
+    scale: float = Field(0.1, ge=0, le=0.9, description="zoom by up to this share, in or out")
+    brightness: float = Field(0.1, ge=0, le=1, description="add up to this share of the full range")
+    contrast: float = Field(0.1, ge=0, le=1, description="stretch around the image's mean by this share")
+
+
+class DataConfig(_Section):
+    """Which images, how they are split, and how they reach the network."""
+
+    root_dir: str = Field("demo", min_length=1, description="demo, a folder of images, or a MedMNIST .npz")
+    modalities: tuple[Name, ...] = Field(
+        ("A",), min_length=1, description="the modality to train on, as a list"
+    )
+    image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=4096)] = Field(
+        "auto", description="side in pixels; auto: the images' own size, at most 224"
+    )
+    channels: Literal["auto", 1, 3] = Field("auto", description="1 gray, 3 RGB; auto: what the images have")
+    patient_regex: str | None = Field(
+        None, description="group 1 found in a file's name is its patient; null: each file is its own patient"
+    )
+    positive_class: str | None = Field(
+        None, description="the class that sensitivity is about (of two); null: the last by name"
+    )
+    val_fraction: float = Field(0.15, gt=0, lt=1, description="share of patients, where the split is ours")
+    test_fraction: float = Field(0.15, ge=0, lt=1, description="share of patients, where the split is ours")
+    split_seed: int = Field(0, ge=0, description="seed of the split, apart from training.seed")
+    on_leak: Literal["drop", "error", "allow"] = Field(
+        "drop", description="the same patient or image in two splits: drop it from training, error, or allow"
+    )
+    on_bad_image: Literal["error", "skip"] = Field("error", description="an image that cannot be read")
+    cache_dir: str | None = Field(None, description="decoded images; null: {experiment.output_dir}/cache")
+    augment: AugmentConfig = AugmentConfig()
+
+
+class ModelConfig(_Section):
+    """Which network, and what it starts from."""
+
+    name: str = Field("resnet18", min_length=1, description="any classification model of torchvision")
+    weights: str = Field(
+        "auto", min_length=1, description="auto (imagenet if at hand), imagenet, none, or a state dict's path"
+    )
+    stem: Literal["auto", "imagenet", "small"] = Field(
+        "auto", description="small: 3x3 first convolution without max-pool, for images up to 40 px"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_files(cls, values: Any) -> Any:  # noqa: ANN401 -- pydantic hands over raw input
+        if not (isinstance(values, dict) and "pretrained" in values):
+            return values
+        pretrained = values["pretrained"]
+        if not isinstance(pretrained, bool) or "weights" in values:
+            raise ValueError("model.pretrained is true or false, and excludes model.weights")
+        rest = {key: value for key, value in values.items() if key != "pretrained"}
+        return {**rest, "weights": "imagenet" if pretrained else "none"}
+
+
+class TrainingConfig(_Section):
+    """How the network is trained."""
+
+    epochs: int = Field(10, ge=1, description="passes over the training split")
+    batch_size: int = Field(32, ge=2, description="images per step; batch normalisation needs two or more")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="adamw, adam, sgd (Nesterov)")
+    weight_decay: float = Field(0.05, ge=0, description="of weights; biases and norms are left out")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    schedule: Literal["cosine", "multistep", "none"] = Field("cosine", description="after the warm-up")
+    warmup_epochs: int = Field(1, ge=0, description="epochs of linear warm-up")
+    milestones: tuple[int, ...] = Field((), description="multistep: epochs after which the rate is cut")
+    gamma: float = Field(0.1, gt=0, le=1, description="multistep: factor of each cut")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="stop after this many epochs without a better val AUC; null: never"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="mixed precision; auto asks the device"
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps"
+    )
+    seed: int = Field(0, ge=0, description="weights, order of images, augmentation, dropout")
+    deterministic: bool = Field(True, description="deterministic algorithms only: same seed, same bits")
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
+            raise ValueError("milestones are epochs from 1 upward, ascending")
+        if self.schedule == "multistep" and not self.milestones:
+            raise ValueError("schedule multistep needs milestones, such as [50, 75]")
+        return self
+
+
+class EvaluationConfig(_Section):
+    """How a probability becomes a decision."""
+
+    threshold: Annotated[float | str, AfterValidator(_threshold)] = Field(
+        0.5, description="a number, or chosen on validation: youden, sensitivity>=0.90, specificity>=0.90"
+    )
+
+
+class ExperimentConfig(_Section):
+    """Where results go on disk."""
+
+    name: Name | None = Field(None, description="folder and run name; null: exp_{date}_{time}_{run id}")
+    output_dir: str = Field("outputs", min_length=1, description="logs, checkpoints, plots and caches")
+
+
+class Config(_Section):
+    """All settings of one run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    experiment: ExperimentConfig = ExperimentConfig()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> Self:
+        """Checks ``values`` and makes a config of them; what is missing takes its default.
+
+        Args:
+            values: Nested mapping, section by section.
+            source: Where the values came from, for messages.
+
+        Raises:
+            ConfigError: A key is unknown, a type wrong or a value out of range; each with its dotted path.
+        """
+        settings = {key: value for key, value in values.items() if key not in RECORD_KEYS}
+        try:
+            # JSON mode is strict about types and yet reads a list as a tuple.
+            return cls.model_validate_json(json.dumps(settings, default=str))
+        except ValidationError as error:
+            # A tuple with a bad item is also reported as too short, which only confuses.
+            problems = [
+                problem for problem in error.errors() if problem["type"] != "too_short"
+            ] or error.errors()
+            raise ConfigError(f"{source}: {'; '.join(_explain(cls, dict(p)) for p in problems)}") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(f"{source}: {error}") from None
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Reads a YAML config, or a ``config/best_hparams`` record, which is one too.
+
+        Raises:
+            ConfigError: The file is missing, no YAML, or holds a wrong setting.
+        """
+        return cls.from_dict(read_yaml(Path(path)), source=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values; tuples become lists."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        return values
+
+    def to_yaml(self) -> str:
+        """The config as YAML text that `from_file` reads back to an equal config."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def flat(self) -> dict[str, Any]:
+        """One value per dotted key, such as ``training.learning_rate``."""
+        return _flatten(self.to_dict())
+
+    def updated(self, changes: Mapping[str, Any], source: str = "config") -> Self:
+        """A copy with the dotted keys in ``changes`` replaced, checked anew."""
+        return self.from_dict(merge_dotted(self.to_dict(), changes), source)
+
+    @property
+    def modality(self) -> str:
+        """The modality as one tag; several are joined by ``+`` in the configured order."""
+        return "+".join(self.data.modalities)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def merge_dotted(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` (nested) with the dotted keys of ``changes`` laid over them."""
+    merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    for dotted, value in changes.items():
+        head, _, rest = dotted.partition(".")
+        below = merged.get(head)
+        merged[head] = (
+            merge_dotted(below if isinstance(below, Mapping) else {}, {rest: value}) if rest else value
+        )
+    return merged
+
+
+def parse_overrides(items: list[str]) -> dict[str, Any]:
+    """Reads ``dotted.key=value`` items; values are YAML, so ``1e-4``, ``null`` and ``[A, P]`` work.
+
+    Raises:
+        ConfigError: An item has no ``=``, or its value is no YAML.
+    """
+    changes: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {item}: write it as dotted.key=value, such as training.epochs=5")
+        changes[key.strip()] = parse_yaml(text, source=f"--set {item}")
+    return changes
+
+
+def split_overrides(text: str) -> list[str]:
+    """Splits a comma-separated list of overrides; commas inside a value such as ``[A, P]`` stay."""
+    return [item for item in re.split(r",(?=\s*[a-z_]+(?:\.[a-z_]+)+=)", text) if item.strip()]
+
+
+def _explain(config: type[BaseModel], problem: dict[str, Any]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        return _unknown_key(config, path)
+    # Pydantic names the branch of a union in the path (``image_size.int``): only keys are ours.
+    known = [part for part in path if part.isdigit() or re.fullmatch(r"[a-z_]+", part)]
+    while known and known[-1] in {"int", "float", "str", "literal", "constrained"}:
+        known.pop()
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{'.'.join(known) or 'config'}: {message} (got {problem['input']!r})"
+
+
+def _unknown_key(config: type[BaseModel], path: list[str]) -> str:
+    section = config
+    for part in path[:-1]:
+        annotation = section.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
+    prefix = "".join(f"{part}." for part in path[:-1])
+    near = difflib.get_close_matches(path[-1], section.model_fields, n=1, cutoff=0.5)
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
+    return f"{'.'.join(path)}: unknown key; {hint}"

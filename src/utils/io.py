@@ -1,0 +1,100 @@
+"""Whatever is written is written here: whole or not at all."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock
+
+TEMP_PREFIX = ".tmp-"
+"""Names of files that were being written; one that is left over after a crash is safe to delete."""
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file that takes the place of ``path`` once the block ends without an error.
+
+    The temporary lies in the same folder, so that the last step is a rename and never a copy.
+
+    Args:
+        path: The file to write; its folder is made where it is missing.
+
+    Yields:
+        A binary file handle, open for writing.
+
+    Raises:
+        OSError: Nothing could be written; ``path`` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=path.suffix, dir=path.parent)
+    temp = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temp.chmod(0o666 & ~umask)  # mkstemp makes files private; a checkpoint is shared like any file
+        temp.replace(path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Writes ``data`` to ``path``, whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Writes ``text`` (UTF-8) to ``path``, whole or not at all."""
+    atomic_write_bytes(path, text.encode())
+
+
+def atomic_link(source: Path, target: Path) -> None:
+    """Makes ``target`` the same bytes as ``source``, as a hard link where the file system allows it.
+
+    An existing ``target`` is replaced in one step. ``source`` must be a file that is only ever
+    replaced, never written in place.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temp = target.parent / f"{TEMP_PREFIX}{os.getpid()}-{target.name}"
+    temp.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, temp)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, temp)
+        temp.replace(target)
+    finally:
+        temp.unlink(missing_ok=True)  # also left behind by a rename between two links to one file
+    _fsync_folder(target.parent)
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Holds the lock file ``path`` (made where missing) against other processes and threads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path):
+        yield
+
+
+def sha256(data: bytes) -> str:
+    """The SHA-256 of ``data`` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()

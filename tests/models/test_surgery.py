@@ -1,0 +1,36 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import conv2d
+
+from src.models.surgery import adapt_filters, set_stem
+
+
+def test_gray_image_gives_the_response_of_its_replication() -> None:
+    filters, gray = torch.randn(8, 3, 7, 7), torch.rand(2, 1, 16, 16)
+    want = conv2d(gray.expand(-1, 3, -1, -1), filters)
+    torch.testing.assert_close(conv2d(gray, adapt_filters(filters, 1)), want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("old", "new"), [(3, 6), (1, 3), (2, 4)])
+def test_replicated_filters_keep_the_response_to_equal_channels(old: int, new: int) -> None:
+    filters, gray = torch.randn(8, old, 3, 3), torch.rand(2, 1, 9, 9)
+    adapted = adapt_filters(filters, new)
+    assert adapted.shape == (8, new, 3, 3)
+    want = conv2d(gray.expand(-1, old, -1, -1), filters)
+    torch.testing.assert_close(conv2d(gray.expand(-1, new, -1, -1), adapted), want, atol=1e-5, rtol=1e-5)
+
+
+def test_two_channels_take_red_and_green_rescaled() -> None:
+    filters = torch.randn(8, 3, 3, 3)
+    torch.testing.assert_close(adapt_filters(filters, 2), filters[:, :2] * 1.5)
+
+
+def test_random_filters_for_gray_respond_as_strongly_as_those_for_rgb() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 7))
+    with torch.no_grad():
+        rgb = model(torch.randn(8, 3, 32, 32)).std()
+        set_stem(model, "resnet18", channels=1, small=False)
+        gray = model(torch.randn(8, 1, 32, 32)).std()
+    assert gray == pytest.approx(rgb.item(), rel=0.1)
