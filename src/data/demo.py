@@ -45,7 +45,8 @@ _NOISE_HU = 32.0
 
 Field = NDArray[np.float64]
 
-_Y, _X = np.mgrid[0:_SIZE, 0:_SIZE].astype(np.float64)
+_X = np.arange(_SIZE, dtype=np.float64)[None, :]
+_Y = _X.T
 _FREQUENCY_2 = np.fft.fftfreq(_SIZE)[:, None] ** 2 + np.fft.rfftfreq(_SIZE)[None, :] ** 2
 
 
@@ -78,8 +79,8 @@ class _Phase:
 
 
 _PHASES = (
-    _Phase("A", evidence=1.3, liver=75, wall=55, aorta=290, cava=70, vessels=88, spine=190),
-    _Phase("P", evidence=1.05, liver=108, wall=62, aorta=160, cava=140, vessels=155, spine=180),
+    _Phase("A", evidence=1.15, liver=75, wall=55, aorta=290, cava=70, vessels=88, spine=190),
+    _Phase("P", evidence=1.0, liver=108, wall=62, aorta=160, cava=140, vessels=155, spine=180),
 )
 
 
@@ -194,7 +195,7 @@ def _draw_shape(rng: np.random.Generator) -> _Shape:
         waves=rng.normal(size=(4, 4)),
         vessels=_branches(rng),
         lesion=np.array([*centre, rng.uniform(5.0, 8.5), rng.uniform(0.8, 1.25)]),
-        front=rng.uniform(0.3, 0.6),
+        front=rng.uniform(0.15, 0.5),
     )
 
 
@@ -219,7 +220,7 @@ def _slice(rng: np.random.Generator, shape: _Shape) -> _Slice:
     liver = _cover(np.maximum(_ellipse(right, waves[0]), _ellipse(left, waves[1])))
     dx, dy = _X - x, (_Y - y) * aspect
     angle = np.arctan2(dy, dx)
-    rho = np.hypot(dx, dy) / (radius * _ripple(angle, waves[2]))
+    rho = np.sqrt(dx * dx + dy * dy) / (radius * _ripple(angle, waves[2]))
     cover = {
         "skin": _cover(_ellipse(body)),
         "wall": _cover(_ellipse(body - (0.0, 0.0, 4.0, 4.0))),
@@ -246,7 +247,7 @@ def _ellipse(row: Field, waves: Field | None = None) -> Field:
     """Distance inwards of an ellipse's edge, in pixels, roughly; ``waves`` (4,) ripple the edge."""
     x, y = (_X - row[0]) / row[2], (_Y - row[1]) / row[3]
     edge = 1.0 if waves is None else _ripple(np.arctan2(y, x), waves)
-    inwards: Field = (edge - np.hypot(x, y)) * min(row[2], row[3])
+    inwards: Field = (edge - np.sqrt(x * x + y * y)) * min(row[2], row[3])
     return inwards
 
 
@@ -316,7 +317,7 @@ def _hcc(phase: _Phase, scene: _Slice) -> Field:
     inside = scene.cover["lesion"]
     if phase.name == "A":  # lights up, unevenly
         return inside * (55.0 + 16.0 * scene.mosaic)
-    return inside * (-32.0 + 10.0 * scene.mosaic) + 38.0 * _ring(scene, 1.05, 0.14)  # washout, capsule
+    return inside * (-44.0 + 10.0 * scene.mosaic) + 44.0 * _ring(scene, 1.05, 0.14)  # washout, capsule
 
 
 def _haemangioma(phase: _Phase, scene: _Slice) -> Field:
@@ -325,4 +326,4 @@ def _haemangioma(phase: _Phase, scene: _Slice) -> Field:
     if phase.name == "A":  # dark, with nodules along the rim
         return inside * (-25.0 + 120.0 * scene.nodules * _ring(scene, 0.85, 0.22))
     filled = 1.0 / (1.0 + np.exp((scene.front - scene.rho) / 0.08))
-    return inside * (-22.0 + (51.0 + 14.0 * scene.nodules) * filled)
+    return inside * (-22.0 + (66.0 + 14.0 * scene.nodules) * filled)

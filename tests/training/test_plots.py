@@ -110,20 +110,19 @@ def test_threads_draw_the_same_pictures_at_once(tmp_path: Path) -> None:
 
 
 def test_roc_names_the_area_and_marks_the_threshold_on_the_curve() -> None:
-    labels = np.array([0, 0, 1, 1, 1])
-    scores = np.array([0.1, 0.6, 0.4, 0.7, 0.9])
-    figure = plot_scores.curves(
-        "roc", {"val": (labels, np.column_stack([1 - scores, scores]))}, ["a", "b"], 0.5
-    )
-    assert "val: AUC 0.833 (n = 5)" in texts(figure)
-    assert "val at threshold 0.5: sensitivity 0.667, specificity 0.500" in texts(figure)
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    scores = np.array([0.1, 0.2, 0.6, 0.4, 0.7, 0.9])
+    splits = {"val": (labels, np.column_stack([1 - scores, scores]))}
+    figure = plot_scores.curves("roc", splits, ["a", "b"], 0.3)
+    assert "val: AUC 0.889 (n = 6)" in texts(figure)
+    assert "val at threshold 0.3: sensitivity 1.000, specificity 0.667" in texts(figure)
     (axes,) = figure.axes
     point = line(axes, "val at threshold")
-    np.testing.assert_allclose(point, [[0.5, 2 / 3]])
+    np.testing.assert_allclose(point, [[1 / 3, 1]])
     curve = line(axes, "val: AUC")
-    on_curve = [height for x, height in curve if x == 0.5]
-    assert min(on_curve) <= point[0, 1] <= max(on_curve)
-    assert np.trapezoid(curve[:, 1], curve[:, 0]) == pytest.approx(5 / 6)
+    on_curve = curve[np.isclose(curve[:, 0], 1 / 3), 1]
+    assert on_curve.min() <= point[0, 1] <= on_curve.max()
+    assert np.trapezoid(curve[:, 1], curve[:, 0]) == pytest.approx(8 / 9)
 
 
 def test_precision_recall_names_average_precision_and_prevalence() -> None:
@@ -201,6 +200,8 @@ def test_calibration_bins_suit_the_number_of_samples(samples: int, bins: int) ->
 def test_equal_predictions_share_one_bin() -> None:
     found = plot_scores.calibration_bins(np.full(100, 0.5), np.arange(100) < 30)
     np.testing.assert_allclose(found, [[0.5, 0.3, 100]])
+    saturated = plot_scores.calibration_bins(np.repeat([0.0, 1.0], [5, 25]), np.arange(30) >= 10)
+    np.testing.assert_allclose(saturated, [[0, 0, 5], [1, 0.8, 25]])
     assert plot_scores.calibration_bins(np.empty(0), np.empty(0, dtype=bool)).shape == (0, 3)
 
 
