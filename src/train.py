@@ -71,10 +71,16 @@ def _read_config(args: argparse.Namespace) -> "Config":
     from src.utils.yaml_files import parse_yaml, read_yaml
 
     values = read_yaml(Path(args.config)) if args.config else {}
-    named: dict[str, Any] = {"model.name": args.model, "data.root_dir": args.data}
-    named["data.modalities"] = args.modality.split("+") if args.modality else None
-    named["training.epochs"] = parse_yaml(args.epochs, "--epochs") if args.epochs else None
-    changes = {key: value for key, value in named.items() if value}
+    # An option that is empty says nothing: `mlflow run` passes all of them.
+    changes: dict[str, Any] = {}
+    if args.model:
+        changes["model.name"] = args.model
+    if args.modality:
+        changes["data.modalities"] = args.modality.split("+")
+    if args.data:
+        changes["data.root_dir"] = args.data
+    if args.epochs:
+        changes["training.epochs"] = parse_yaml(args.epochs, "--epochs")
     changes |= parse_overrides([*split_overrides(args.overrides), *args.set])
     return Config.from_dict(merge_dotted(values, changes), args.config or "settings")
 

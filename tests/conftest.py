@@ -14,7 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
-torch.set_num_threads(2)  # a fixed number: sums over threads round differently
+torch.set_num_threads(1)  # a fixed number: sums over threads round differently
 
 
 def clean_environment(torch_home: Path) -> dict[str, str]:
@@ -27,7 +27,7 @@ def clean_environment(torch_home: Path) -> dict[str, str]:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "TORCH_HOME": str(torch_home),
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1",
     }
 
 

@@ -80,7 +80,7 @@ class _Phase:
 
 _PHASES = (
     _Phase("A", evidence=1.15, liver=75, wall=55, aorta=290, cava=70, vessels=88, spine=190),
-    _Phase("P", evidence=1.0, liver=108, wall=62, aorta=160, cava=140, vessels=155, spine=180),
+    _Phase("P", evidence=1.25, liver=108, wall=62, aorta=160, cava=130, vessels=138, spine=180),
 )
 
 
@@ -195,7 +195,7 @@ def _draw_shape(rng: np.random.Generator) -> _Shape:
         waves=rng.normal(size=(4, 4)),
         vessels=_branches(rng),
         lesion=np.array([*centre, rng.uniform(5.0, 8.5), rng.uniform(0.8, 1.25)]),
-        front=rng.uniform(0.15, 0.5),
+        front=rng.uniform(0.1, 0.45),
     )
 
 
@@ -317,7 +317,7 @@ def _hcc(phase: _Phase, scene: _Slice) -> Field:
     inside = scene.cover["lesion"]
     if phase.name == "A":  # lights up, unevenly
         return inside * (55.0 + 16.0 * scene.mosaic)
-    return inside * (-44.0 + 10.0 * scene.mosaic) + 44.0 * _ring(scene, 1.05, 0.14)  # washout, capsule
+    return inside * (-58.0 + 10.0 * scene.mosaic) + 34.0 * _ring(scene, 1.05, 0.14)  # washout, capsule
 
 
 def _haemangioma(phase: _Phase, scene: _Slice) -> Field:
@@ -326,4 +326,4 @@ def _haemangioma(phase: _Phase, scene: _Slice) -> Field:
     if phase.name == "A":  # dark, with nodules along the rim
         return inside * (-25.0 + 120.0 * scene.nodules * _ring(scene, 0.85, 0.22))
     filled = 1.0 / (1.0 + np.exp((scene.front - scene.rho) / 0.08))
-    return inside * (-22.0 + (66.0 + 14.0 * scene.nodules) * filled)
+    return inside * (-15.0 + (70.0 + 14.0 * scene.nodules) * filled)

@@ -1,6 +1,7 @@
 """MedMNIST ``.npz`` files: ``{split}_images`` and ``{split}_labels``, never a pickled object."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,10 +20,10 @@ def list_npz(path: Path, positive_class: str | None) -> Listing:
         DataError: It is no ``.npz``, lacks train or val, or holds something else than uint8 images
             and whole-number labels.
     """
-    archive = _load(path)
-    splits = [split for split in SPLITS if f"{split}_images" in archive or split != "test"]
-    images = {split: _images(archive, path, split) for split in splits}
-    labels = {split: _labels(archive, path, split, len(images[split])) for split in splits}
+    arrays = _read(path)
+    splits = [split for split in SPLITS if f"{split}_images" in arrays or split != "test"]
+    images = {split: _images(arrays, path, split) for split in splits}
+    labels = {split: _labels(arrays, path, split, len(images[split])) for split in splits}
     names = [str(label) for label in sorted({int(label) for values in labels.values() for label in values})]
     classes = order_classes(names, positive_class)
     if classes is None or len(names) < 2:
@@ -46,28 +47,30 @@ def list_npz(path: Path, positive_class: str | None) -> Listing:
     return Listing(path, classes, samples, header, read)
 
 
-def _load(path: Path) -> Mapping[str, NDArray[np.generic]]:
+def _read(path: Path) -> dict[str, NDArray[np.generic]]:
+    """All arrays of the file; one that holds Python objects is refused, not unpickled."""
     try:
-        archive = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{path}: neither a folder nor an .npz file that can be read: {error}") from None
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise DataError(f"{path}: a single array; an .npz with train_images, train_labels, ... is needed")
-    return archive
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise DataError(
+                    f"{path}: a single array; an .npz with train_images, train_labels, ... is needed"
+                )
+            return {name: archive[name] for name in archive}
+    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError, MemoryError) as error:
+        raise DataError(f"{path}: neither a folder of images nor an .npz that can be read: {error}") from None
 
 
-def _array(archive: Mapping[str, NDArray[np.generic]], path: Path, name: str) -> NDArray[np.generic]:
-    try:
-        return archive[name]
-    except KeyError:
-        there = ", ".join(archive) or "none"
-        raise DataError(f"{path}: no array {name} (as MedMNIST files have); there are: {there}") from None
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, MemoryError) as error:
-        raise DataError(f"{path}: the array {name} is refused: {error}") from None
+def _array(arrays: Mapping[str, NDArray[np.generic]], path: Path, name: str) -> NDArray[np.generic]:
+    if name not in arrays:
+        raise DataError(
+            f"{path}: no array {name} (as MedMNIST files have); there are: {', '.join(arrays) or 'none'}"
+        )
+    return arrays[name]
 
 
-def _images(archive: Mapping[str, NDArray[np.generic]], path: Path, split: str) -> Pixels:
-    images = _array(archive, path, f"{split}_images")
+def _images(arrays: Mapping[str, NDArray[np.generic]], path: Path, split: str) -> Pixels:
+    images = _array(arrays, path, f"{split}_images")
     is_gray, is_rgb = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
     if images.dtype != np.uint8 or not (is_gray or is_rgb) or not images.size:
         raise DataError(
@@ -78,9 +81,9 @@ def _images(archive: Mapping[str, NDArray[np.generic]], path: Path, split: str) 
 
 
 def _labels(
-    archive: Mapping[str, NDArray[np.generic]], path: Path, split: str, count: int
+    arrays: Mapping[str, NDArray[np.generic]], path: Path, split: str, count: int
 ) -> NDArray[np.int64]:
-    labels = _array(archive, path, f"{split}_labels")
+    labels = _array(arrays, path, f"{split}_labels")
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape not in ((count,), (count, 1)):
         raise DataError(
             f"{path}: {split}_labels has shape {labels.shape} and type {labels.dtype}; "

@@ -40,7 +40,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             patch.setenv(key, value)
         assert main(["--model", "resnet18", "--modality", "P", "--data", "small.npz", *PARTS]) == 0
         (run,) = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_runs(["0"])
-        artifacts = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, tracking_uri=uri(folder)))
+        artifacts = Path(
+            mlflow.artifacts.download_artifacts(run_id=run.info.run_id, tracking_uri=uri(folder))
+        )
     return Trained(folder, run, artifacts)
 
 
@@ -73,13 +75,17 @@ def test_status_tags_and_params(trained: Trained) -> None:
     assert data.tags["data.leaked_images"] == "0"
 
 
-def test_one_value_per_metric_and_epoch_equal_to_the_csv(trained: Trained, client: mlflow.MlflowClient) -> None:
+def test_one_value_per_metric_and_epoch_equal_to_the_csv(
+    trained: Trained, client: mlflow.MlflowClient
+) -> None:
     rows = history(trained)
     assert list(rows[0]) == ["epoch", *COLUMNS]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     for name in COLUMNS:
         points = client.get_metric_history(trained.run.info.run_id, name)
-        assert [(p.step, p.value) for p in points] == [(i + 1, float(row[name])) for i, row in enumerate(rows)]
+        assert [(p.step, p.value) for p in points] == [
+            (i + 1, float(row[name])) for i, row in enumerate(rows)
+        ]
 
 
 def test_best_metrics_are_those_of_the_best_epoch(trained: Trained) -> None:
@@ -99,7 +105,12 @@ def test_artifacts_and_files_on_disk(trained: Trained) -> None:
     logs, results = trained.folder / "outputs/logs" / name, trained.folder / "outputs" / name
     for path in ("config.yaml", "training_history.csv"):
         assert (trained.artifacts / path).read_bytes() == (logs / path).read_bytes()
-    for path in ("checkpoints/latest.pth", "checkpoints/best_model.pth", "predictions/val.csv", "plots/roc.png"):
+    for path in (
+        "checkpoints/latest.pth",
+        "checkpoints/best_model.pth",
+        "predictions/val.csv",
+        "plots/roc.png",
+    ):
         assert (trained.artifacts / path).read_bytes() == (results / path).read_bytes()
 
 

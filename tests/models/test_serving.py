@@ -1,36 +1,35 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.export import Dim
 
 from src.models.build import build_model
 from src.models.forward import predict_logits
 from src.models.serving import ServingModel
 from src.models.spec import InputSpec
+from src.utils.torchvision_import import torchvision
 
 
-@pytest.mark.parametrize(
-    ("name", "channels", "size"),
-    [
-        ("resnet18", 1, 28),
-        ("swin_t", 3, 32),
-        ("densenet121", 1, 32),
-        pytest.param("resnet50", 3, 64, marks=pytest.mark.slow),
-        pytest.param("convnext_tiny", 3, 64, marks=pytest.mark.slow),
-        pytest.param("efficientnet_b0", 3, 64, marks=pytest.mark.slow),
-    ],
-)
-def test_exported_model_gives_the_probabilities_of_the_forward_pass(
-    tmp_path: Path, name: str, channels: int, size: int
-) -> None:
-    torch.manual_seed(0)
-    model = build_model(name, num_classes=3, channels=channels, size=size).model
+def settle(model: nn.Module, channels: int, size: int) -> None:
+    """Gives the norms the statistics of one batch: without, random deep networks answer a constant."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(4, channels, size, size) * 1.5)
+
+
+def check_export(model: nn.Module, channels: int, size: int, path: Path) -> None:
+    """Exports the model, loads it again, and compares it with the forward pass of training."""
     spec = InputSpec(channels, size, (0.4,) * channels, (0.2,) * channels)
+    settle(model, channels, size)
     example = torch.zeros(2, channels, size, size, dtype=torch.uint8)
     program = torch.export.export(ServingModel(model, spec), (example,), dynamic_shapes=({0: Dim("batch")},))
-    torch.export.save(program, tmp_path / "model.pt2")
-    served = torch.export.load(tmp_path / "model.pt2").module()
+    torch.export.save(program, path)
+    served = torch.export.load(path).module()
     pixels = torch.randint(0, 256, (3, channels, size, size), dtype=torch.uint8)
     want = predict_logits(model, spec, [pixels], device=torch.device("cpu")).softmax(dim=1)
     assert want.std(dim=0).max() > 1e-4  # else any constant would pass
@@ -40,8 +39,48 @@ def test_exported_model_gives_the_probabilities_of_the_forward_pass(
         torch.testing.assert_close(got, want[:count], atol=1e-5, rtol=0)
 
 
+def shallow_swin() -> nn.Module:
+    model: nn.Module = torchvision.models.SwinTransformer(
+        [4, 4], 24, depths=[2, 2], num_heads=[2, 4], window_size=[7, 7], num_classes=3
+    )
+    return model
+
+
+def shallow_densenet() -> nn.Module:
+    model: nn.Module = torchvision.models.DenseNet(block_config=(2, 2, 2, 2), num_classes=3)
+    return model
+
+
+# Tracing takes as long as the network is deep, so the models themselves are among the slow tests.
+@pytest.mark.parametrize("make", [shallow_swin, shallow_densenet])
+def test_exported_architecture_gives_the_probabilities_of_the_forward_pass(
+    tmp_path: Path, make: Callable[[], nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    check_export(make(), 3, 32, tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "size"),
+    [
+        ("resnet18", 1, 28),
+        *[
+            pytest.param(name, channels, size, marks=pytest.mark.slow)
+            for name in ("resnet50", "swin_t", "convnext_tiny", "efficientnet_b0", "densenet121")
+            for channels, size in ((1, 32), (3, 64))
+        ],
+    ],
+)
+def test_exported_model_gives_the_probabilities_of_the_forward_pass(
+    tmp_path: Path, name: str, channels: int, size: int
+) -> None:
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=3, channels=channels, size=size).model
+    check_export(model, channels, size, tmp_path / "model.pt2")
+
+
 def test_serving_puts_the_network_into_eval_mode() -> None:
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(4, 2))
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 2))
     serving = ServingModel(network, InputSpec(1, 2, (0.5,), (0.5,)))
     pixels = torch.full((1, 1, 2, 2), 200, dtype=torch.uint8)
     assert torch.equal(serving(pixels), serving(pixels))

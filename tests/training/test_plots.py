@@ -201,7 +201,7 @@ def test_equal_predictions_share_one_bin() -> None:
     found = plot_scores.calibration_bins(np.full(100, 0.5), np.arange(100) < 30)
     np.testing.assert_allclose(found, [[0.5, 0.3, 100]])
     saturated = plot_scores.calibration_bins(np.repeat([0.0, 1.0], [5, 25]), np.arange(30) >= 10)
-    np.testing.assert_allclose(saturated, [[0, 0, 5], [1, 0.8, 25]])
+    np.testing.assert_allclose(saturated, [[0.0, 0.0, 5.0], [1.0, 0.8, 25.0]])
     assert plot_scores.calibration_bins(np.empty(0), np.empty(0, dtype=bool)).shape == (0, 3)
 
 

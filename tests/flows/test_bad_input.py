@@ -1,0 +1,201 @@
+"""Whatever a user can get wrong before training: exit 2, one message, no traceback, no run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from src.train import main
+from tests.conftest import make_images, write_folder, write_npz
+
+Prepare = Callable[[Path], list[str]]
+
+FAST = ["--epochs", "1", "--set", "model.weights=none"]
+
+
+def config_file(folder: Path, text: str) -> list[str]:
+    (folder / "my.yaml").write_text(text)
+    return ["--config", "my.yaml"]
+
+
+def only_one_class(folder: Path) -> list[str]:
+    write_folder(folder / "d", counts={"": 8})
+    for file in (folder / "d/A/neg").iterdir():
+        file.unlink()
+    return ["--data", "d"]
+
+
+def no_class_in_val(folder: Path) -> list[str]:
+    write_folder(folder / "d", counts={"train": 8, "val": 8})
+    for file in (folder / "d/A/val/pos").iterdir():
+        file.unlink()
+    return ["--data", "d"]
+
+
+def corrupt_image(folder: Path) -> list[str]:
+    write_folder(folder / "d", counts={"train": 8, "val": 8})
+    file = folder / "d/A/train/pos/p000_1.png"
+    file.write_bytes(file.read_bytes()[:60])
+    return ["--data", "d"]
+
+
+def text_named_png(folder: Path) -> list[str]:
+    write_folder(folder / "d", counts={"train": 8, "val": 8})
+    (folder / "d/A/train/pos/notes.png").write_text("see the other folder")
+    return ["--data", "d"]
+
+
+def too_few_to_split(folder: Path) -> list[str]:
+    write_folder(folder / "d", counts={"": 4})
+    return ["--data", "d"]
+
+
+def empty_folder(folder: Path) -> list[str]:
+    (folder / "d").mkdir()
+    return ["--data", "d"]
+
+
+def no_images(folder: Path) -> list[str]:
+    (folder / "d/A/neg").mkdir(parents=True)
+    return ["--data", "d"]
+
+
+def other_modality(folder: Path) -> list[str]:
+    write_folder(folder / "d", counts={"": 8}, modality="P")
+    write_folder(folder / "d", counts={"": 8}, modality="V")
+    return ["--data", "d", "--modality", "X"]
+
+
+def npz_that_is_none(folder: Path) -> list[str]:
+    (folder / "d.npz").write_bytes(b"PK\x03\x04 nonsense")
+    return ["--data", "d.npz"]
+
+
+def npz_of_objects(folder: Path) -> list[str]:
+    images, labels = make_images(8, 16, 0)
+    harmful = np.array([print] * 8, dtype=object)
+    np.savez(
+        folder / "d.npz", train_images=harmful, train_labels=labels, val_images=images, val_labels=labels
+    )
+    return ["--data", "d.npz"]
+
+
+def npz_without_val(folder: Path) -> list[str]:
+    images, labels = make_images(8, 16, 0)
+    np.savez(folder / "d.npz", train_images=images, train_labels=labels)
+    return ["--data", "d.npz"]
+
+
+def tiny(folder: Path) -> list[str]:
+    write_npz(folder / "d.npz")
+    return ["--data", "d.npz"]
+
+
+def output_is_no_folder(folder: Path) -> list[str]:
+    (folder / "out").write_text("a file")
+    return [*tiny(folder), "--set", "experiment.output_dir=out/below"]
+
+
+CASES: dict[str, tuple[Prepare, list[str]]] = {
+    "missing folder": (
+        lambda _: ["--data", "nowhere"],
+        ["nowhere: no such folder or file", "--data takes demo"],
+    ),
+    "empty folder": (empty_folder, ["no modality 'A'", "no folders"]),
+    "folder without images": (no_images, ["no images"]),
+    "one class": (only_one_class, ["only", "'pos'", "two classes or more"]),
+    "a class missing in val": (no_class_in_val, ["val has no image of class pos", "val neg: 4, val pos: 0"]),
+    "too few to split": (too_few_to_split, ["2 patients, too few"]),
+    "corrupt image": (corrupt_image, ["p000_1.png: damaged", "data.on_bad_image=skip"]),
+    "text named png": (text_named_png, ["notes.png: not an image"]),
+    "unknown model": (lambda f: [*tiny(f), "--model", "resnet19"], ["resnet19", "resnet18"]),
+    "unknown modality": (other_modality, ["no modality 'X'", "P, V"]),
+    "bad YAML": (lambda f: config_file(f, "training: ["), ["my.yaml: not valid YAML", "line 1"]),
+    "python in YAML": (
+        lambda f: config_file(f, "data: !!python/object/apply:os.mkdir [owned]"),
+        ["my.yaml: only plain YAML", "python/object"],
+    ),
+    "missing config": (lambda _: ["--config", "none.yaml"], ["none.yaml: no such config"]),
+    "unknown key": (
+        lambda f: config_file(f, "training: {learning_rat: 1}"),
+        ["my.yaml: training.learning_rat: unknown key", "training.learning_rate?"],
+    ),
+    "unknown section": (lambda _: ["--set", "trainin.epochs=3"], ["trainin: unknown key", "training?"]),
+    "negative learning rate": (
+        lambda _: ["--set", "training.learning_rate=-1"],
+        ["training.learning_rate", "-1"],
+    ),
+    "NaN learning rate": (
+        lambda _: ["--set", "training.learning_rate=.nan"],
+        ["training.learning_rate", "nan"],
+    ),
+    "learning rate of letters": (lambda _: ["--set", "training.learning_rate=fast"], ["'fast'", "number"]),
+    "0 epochs": (lambda _: ["--epochs", "0"], ["training.epochs", "greater than or equal to 1"]),
+    "override without value": (lambda _: ["--set", "training.epochs"], ["dotted.key=value"]),
+    "modality with a slash": (lambda _: ["--modality", "A/B"], ["data.modalities", "'A/B'"]),
+    "modality with dots": (lambda _: ["--modality", "../A"], ["data.modalities", "'../A'"]),
+    "npz that is none": (npz_that_is_none, ["d.npz: neither a folder of images nor an .npz"]),
+    "npz of objects": (npz_of_objects, ["d.npz", "allow_pickle=False"]),
+    "npz without val": (npz_without_val, ["no array val_images", "train_images"]),
+    "missing weights": (lambda f: [*tiny(f), "--set", "model.weights=w.pth"], ["w.pth"]),
+    "output in a file": (output_is_no_folder, ["experiment.output_dir", "cannot be written"]),
+    "image too small": (
+        lambda f: [*tiny(f), "--model", "densenet121", "--set", "model.stem=imagenet"],
+        ["densenet121", "data.image_size"],
+    ),
+    "no such device": (
+        lambda f: [*tiny(f), "--set", "training.device=cuda:7"],
+        ["cuda:7 is not available", "cpu"],
+    ),
+    "threshold rule": (lambda _: ["--set", "evaluation.threshold=best"], ["evaluation.threshold", "youden"]),
+    "store in nowhere": (tiny, ["the tracking store cannot be opened", "MLFLOW_TRACKING_URI"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refused(
+    name: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, expected = CASES[name]
+    arguments = prepare(folder)
+    if name == "store in nowhere":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/nowhere/mlflow.db")
+    overrides = FAST if "--epochs" not in arguments else FAST[2:]
+    if "model.weights=w.pth" in arguments:
+        overrides = FAST[:2]
+    assert main([*overrides, *arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.count("error:") == 1
+    for part in expected:
+        assert part in message
+    assert "Traceback" not in message
+    assert not list(folder.glob("outputs/*/checkpoints"))
+    assert not (folder / "owned").exists()
+    if (folder / "mlflow.db").exists():
+        assert mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_runs(["0"]) == []
+
+
+def test_a_bad_image_may_be_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*text_named_png(folder), "--set", "data.on_bad_image=skip", "--dry-run"]
+    assert main(arguments) == 0
+    assert "1 images are skipped" in capsys.readouterr().err
+    # The second start knows it from the index.
+    assert main(arguments) == 0
+    assert "notes.png" in capsys.readouterr().err
+
+
+def test_dry_run_shows_and_starts_nothing(
+    npz: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--data", str(npz), "--dry-run", "--epochs", "7", "--set", "training.epochs=9"]) == 0
+    shown = capsys.readouterr().out
+    assert "epochs: 9" in shown
+    assert f"store: sqlite:///{folder}/mlflow.db" in shown
+    assert [line.split()[1::2] for line in shown.splitlines() if "train" in line and "│" in line] == [
+        ["train", "0", "16", "unknown"],
+        ["train", "1", "16", "unknown"],
+    ]
+    assert not (folder / "mlflow.db").exists()
+    assert not (folder / "outputs/logs").exists()
