@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ def clean_environment(torch_home: Path) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of the test."""
     for key in [key for key in os.environ if key.startswith("MLFLOW_")]:
         monkeypatch.delenv(key)
@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         if os.environ.get(key) != value:
             monkeypatch.setenv(key, value)
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    return tmp_path
 
 
 def make_images(count: int, size: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -64,7 +64,7 @@ def write_npz(path: Path, *, size: int = 16, train: int = 32, val: int = 16, tes
 
 
 def write_folder(root: Path, *, counts: dict[str, int], modality: str = "A", size: int = 16) -> Path:
-    """PNG files ``root/{modality}/{split}/{neg,pos}/*.png``; the empty split makes ``root/{modality}/{class}``."""
+    """PNG files ``root/{modality}/{split}/{neg,pos}/*.png``; the split "" leaves that level out."""
     for seed, (split, count) in enumerate(counts.items()):
         images, labels = make_images(count, size, seed)
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):

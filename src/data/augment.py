@@ -51,8 +51,7 @@ def _move(images: Tensor, config: AugmentConfig, draws: Tensor) -> Tensor:
     ]
     theta = torch.stack(rows, 1).to(images.device, images.dtype)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    return moved
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def _relight(images: Tensor, config: AugmentConfig, draws: Tensor) -> Tensor:

@@ -73,7 +73,13 @@ class CheckpointStore:
             OSError: Nothing could be written; both files are as they were.
         """
         with atomic_file(self.latest) as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                # On a full disk torch's zip writer trips over the failed write and hides it.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
         if is_best:
             atomic_link(self.latest, self.best)
 

@@ -50,8 +50,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         os.umask(umask)
         temp.chmod(0o666 & ~umask)  # mkstemp makes files private; a checkpoint is shared like any file
         temp.replace(path)
-    except BaseException:
+    except BaseException as error:
         temp.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            # A failed write, such as on a full disk, does not know its file; the user needs to.
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     _fsync_folder(path.parent)
 

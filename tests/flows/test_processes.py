@@ -112,10 +112,11 @@ def test_a_disk_that_takes_no_checkpoint_fails_the_run(folder: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),  # noqa: PLW1509
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert process.returncode == 1
     assert "File too large" in process.stderr
+    assert "latest.pth" in process.stderr
     assert "Traceback" not in process.stderr
     run = only_run(folder)
     assert run.info.status == "FAILED"

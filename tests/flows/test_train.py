@@ -127,7 +127,9 @@ def test_checkpoint_is_plain_and_loads_by_hand(trained: Trained) -> None:
     assert best["epoch"] == trained.run.data.metrics["best_epoch"]
 
 
-def test_logged_model_equals_the_predictions(trained: Trained, client: mlflow.MlflowClient) -> None:
+@pytest.mark.usefixtures("client")
+def test_logged_model_equals_the_predictions(trained: Trained) -> None:
+    assert trained.run.outputs is not None
     (output,) = trained.run.outputs.model_outputs
     model = mlflow.pytorch.load_model(f"models:/{output.model_id}")
     data = np.load(trained.folder / "small.npz")
@@ -151,6 +153,7 @@ def test_threshold_is_chosen_on_val_and_applied_to_test(trained: Trained) -> Non
 
 
 def test_dataset_inputs(trained: Trained) -> None:
+    assert trained.run.inputs is not None
     inputs = trained.run.inputs.dataset_inputs
     contexts = {tag.value for entry in inputs for tag in entry.tags if tag.key == "mlflow.data.context"}
     assert contexts == {"training", "validation", "testing"}

@@ -1,0 +1,230 @@
+"""From files to splits: fingerprints, cache, leaks."""
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.data.dataset import Dataset, load_dataset
+from src.errors import DataError
+from src.utils.config import DataConfig
+from tests.conftest import make_images, write_folder, write_npz
+
+
+def load(root: Path, cache: Path, **settings: object) -> Dataset:
+    config = DataConfig.model_validate({"root_dir": str(root), **settings})
+    return load_dataset(config, cache)
+
+
+def test_npz_pixels_and_labels_arrive_where_they_belong(folder: Path) -> None:
+    dataset = load(write_npz(folder / "d.npz"), folder / "cache")
+    original = np.load(folder / "d.npz")
+    for split in ("train", "val", "test"):
+        images, labels = original[f"{split}_images"], original[f"{split}_labels"].ravel()
+        pairs = {(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
+        got = dataset.batch(split, np.arange(len(dataset.splits[split]))).numpy()
+        assert got.shape == (len(images), 1, 16, 16)
+        assert {
+            (image.tobytes(), int(label))
+            for image, label in zip(got, dataset.splits[split].labels, strict=True)
+        } == pairs
+    assert dataset.classes == ("0", "1")
+
+
+def test_positive_class_goes_last(folder: Path) -> None:
+    dataset = load(
+        write_folder(folder / "d", counts={"train": 8, "val": 8}), folder / "c", positive_class="neg"
+    )
+    assert dataset.classes == ("pos", "neg")
+
+
+def test_fingerprint_sees_one_pixel_a_label_a_patient_and_the_split(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    before = load(root, folder / "c")
+    assert load(root, folder / "other").fingerprint == before.fingerprint
+    by_patient = load(root, folder / "c", patient_regex=r"_(\d+)", on_leak="allow")
+    assert by_patient.fingerprint != before.fingerprint
+    assert by_patient.split_fingerprint == before.split_fingerprint
+
+    file = root / "A/train/neg/p000_0.png"
+    pixels = np.array(Image.open(file))
+    pixels[3, 4] ^= 1
+    Image.fromarray(pixels).save(file)
+    flipped = load(root, folder / "c")
+    assert flipped.fingerprint != before.fingerprint
+
+    file.rename(root / "A/train/pos/p000_0.png")
+    relabelled = load(root, folder / "c")
+    assert relabelled.fingerprint != flipped.fingerprint
+    assert relabelled.split_fingerprint == flipped.split_fingerprint
+
+    (root / "A/train/pos/p000_0.png").rename(root / "A/val/pos/p000_0.png")
+    assert load(root, folder / "c").split_fingerprint != relabelled.split_fingerprint
+
+
+def test_names_and_format_of_files_do_not_matter(folder: Path) -> None:
+    first = load(write_folder(folder / "d", counts={"train": 8, "val": 8}), folder / "c")
+    for number, file in enumerate(sorted((folder / "d").rglob("*.png"), reverse=True)):
+        Image.open(file).save(file.with_name(f"z{number}.bmp"))
+        file.unlink()
+    second = load(folder / "d", folder / "c")
+    assert second.fingerprint == first.fingerprint
+    order = np.arange(8)
+    assert (second.batch("train", order) == first.batch("train", order)).all()
+
+
+def test_a_second_start_opens_no_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    first = load(root, folder / "c")
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an image was opened"))
+    assert load(root, folder / "c").fingerprint == first.fingerprint
+
+
+def test_rehash_does_not_trust_the_index(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    first = load(root, folder / "c")
+    file = next((root / "A/train/neg").iterdir())
+    state, size = file.stat(), file.stat().st_size
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(file)
+    file.write_bytes(file.read_bytes().ljust(size, b"\0"))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    config = DataConfig(root_dir=str(root))
+    assert load_dataset(config, folder / "c").fingerprint == first.fingerprint
+    assert load_dataset(config, folder / "c", rehash=True).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", json.dumps({"x": [1]}).encode()])
+def test_a_damaged_index_is_computed_again(folder: Path, damage: bytes) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    first = load(root, folder / "c")
+    (index,) = (folder / "c/index").glob("*.json")
+    index.write_bytes(damage)
+    assert load(root, folder / "c").fingerprint == first.fingerprint
+
+
+def _load_fingerprint(root: str) -> str:
+    return load(Path(root) / "d", Path(root) / "c").fingerprint
+
+
+def test_several_processes_build_the_cache_at_once(folder: Path) -> None:
+    write_folder(folder / "d", counts={"train": 64, "val": 16})
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        found = pool.map(_load_fingerprint, [str(folder)] * 3)
+    assert len(set(found)) == 1
+    assert len(list((folder / "c/packs").iterdir())) == 1
+
+
+def test_resizing_and_channels(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8}, size=20)
+    assert load(root, folder / "c").size == 20
+    dataset = load(root, folder / "c", image_size=10, channels=3)
+    assert dataset.pixels.shape[1:] == (3, 10, 10)
+    assert (dataset.pixels[:, 0] == dataset.pixels[:, 2]).all()
+    means, spreads = dataset.channel_statistics
+    pixels = dataset.pixels[dataset.splits["train"].rows] / 255
+    assert means == pytest.approx(pixels.mean((0, 2, 3)))
+    assert spreads == pytest.approx(pixels.std((0, 2, 3)))
+
+
+def test_sixteen_bits_and_colour(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    Image.fromarray(np.full((16, 16), 65535, np.uint16)).save(root / "A/train/neg/deep.png")
+    Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(root / "A/train/neg/colour.jpg")
+    dataset = load(root, folder / "c")
+    assert dataset.channels == 3
+    assert any((image == 255).all() for image in dataset.pixels)
+
+
+def leaky(folder: Path) -> Path:
+    """One training image is also in val, under another name."""
+    root = write_folder(folder / "d", counts={"train": 12, "val": 8})
+    image = next((root / "A/val/neg").iterdir())
+    (root / "A/train/pos/copy.png").write_bytes(image.read_bytes())
+    return root
+
+
+def test_a_leaked_image_is_dropped_from_train(folder: Path) -> None:
+    dataset = load(leaky(folder), folder / "c")
+    assert dataset.counts == {"bad_images": 0, "leaked_images": 1}
+    assert len(dataset.splits["train"]) == 12
+    assert len(dataset.splits["val"]) == 8
+    assert not set(dataset.splits["train"].hashes) & set(dataset.splits["val"].hashes)
+    assert "1 image in train and val" in dataset.warnings[0]
+
+
+def test_a_leak_may_be_an_error_or_allowed(folder: Path) -> None:
+    with pytest.raises(DataError, match="1 image in train and val"):
+        load(leaky(folder), folder / "c", on_leak="error")
+    dataset = load(leaky(folder), folder / "c", on_leak="allow")
+    assert len(dataset.splits["train"]) == 13
+    assert "allowed" in dataset.warnings[0]
+
+
+def test_a_patient_in_two_splits_is_dropped_from_train(folder: Path) -> None:
+    # Patients are numbered from p000 in each split, so val's are all in train as well.
+    root = write_folder(folder / "d", counts={"train": 16, "val": 8})
+    dataset = load(root, folder / "c", patient_regex=r"^(p\d+)_")
+    assert dataset.counts["leaked_images"] == 8
+    assert not set(dataset.splits["train"].patients) & set(dataset.splits["val"].patients)
+    assert dataset.table() == [
+        ("train", "neg", 4, 4),
+        ("train", "pos", 4, 4),
+        ("val", "neg", 4, 4),
+        ("val", "pos", 4, 4),
+    ]
+    assert "p000" not in " ".join(dataset.warnings)
+
+
+def test_our_split_keeps_patients_and_copies_together(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"": 60})
+    for number, file in enumerate(sorted((root / "A/neg").iterdir())[:10]):
+        (root / f"A/neg/copy{number}.png").write_bytes(file.read_bytes())
+    dataset = load(root, folder / "c")
+    assert dataset.counts["leaked_images"] == 0
+    places = [
+        {split for split, s in dataset.splits.items() if sha in s.hashes}
+        for sha in dataset.splits["val"].hashes
+    ]
+    assert places == [{"val"}] * len(places)
+    assert {len(dataset.splits["val"]), len(dataset.splits["test"])} <= {8, 9, 10, 11, 12}
+
+
+def test_a_file_without_patient_is_named(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"": 20})
+    with pytest.raises(DataError, match=r"does not match data\.patient_regex"):
+        load(root, folder / "c", patient_regex=r"^case(\d+)")
+
+
+def test_an_image_bomb_is_refused(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    Image.new("1", (20_000, 20_000)).save(root / "A/train/neg/bomb.png")
+    with pytest.raises(DataError, match=r"bomb\.png: refused as too large"):
+        load(root, folder / "c")
+
+
+def test_demo_reaches_the_loader(folder: Path) -> None:
+    dataset = load_dataset(DataConfig(), folder / "c")
+    assert dataset.classes == ("benign", "malignant")
+    assert dataset.size == 64
+    patients = [set(split.patients) for split in dataset.splits.values()]
+    assert None not in patients[0]
+    assert not patients[0] & patients[1]
+    assert not patients[0] & patients[2]
+
+
+def test_labels_of_any_integers(folder: Path) -> None:
+    images, _ = make_images(9, 8, 0)
+    labels = np.array([5, -1, 7] * 3)
+    np.savez(
+        folder / "d.npz",
+        train_images=images,
+        train_labels=labels,
+        val_images=images[::-1],
+        val_labels=labels[::-1],
+    )
+    dataset = load(folder / "d.npz", folder / "c", on_leak="allow")
+    assert dataset.classes == ("-1", "5", "7")

@@ -1,0 +1,85 @@
+"""Rules of the project that no tool checks."""
+
+import ast
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from src.train import _parser
+from src.utils.config import Config
+from tests.conftest import ROOT
+
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+LAYERS = {"errors": 0, "utils": 1, "data": 2, "models": 2, "training": 3, "tracking": 3}
+COMMAND = 4
+
+
+def layer(parts: tuple[str, ...]) -> int:
+    return LAYERS.get(parts[1].removesuffix(".py"), COMMAND)
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append(node.module)
+            found += [f"{node.module}.{alias.name}" for alias in node.names if node.module == "src"]
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_layer_imports_only_layers_below(path: Path) -> None:
+    here = path.relative_to(ROOT).parts
+    for name in imports(path):
+        parts = tuple(name.split("."))
+        if parts[0] == "src" and len(parts) > 1 and parts[1] != here[1]:
+            assert layer(parts) < layer(here), f"{path.name} imports {name}"
+        if parts[0] == "mlflow":
+            assert here[1] == "tracking", f"{path.name} imports mlflow"
+        if parts[0] == "torchvision":
+            assert here[-1] == "torchvision_import.py"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_functions_and_files_stay_short(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 320
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+
+
+def test_the_same_pins_everywhere() -> None:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all("==" in pin for pin in pins)
+    assert yaml.safe_load((ROOT / "python_env.yaml").read_text())["dependencies"] == pins
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    assert conda[-1]["pip"] == pins
+    assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text()
+
+
+def test_every_entry_point_parses_with_all_parameters_empty_and_set() -> None:
+    project = yaml.safe_load((ROOT / "MLproject").read_text())
+    assert (ROOT / project["python_env"]).exists()
+    (command,) = [entry["command"] for entry in project["entry_points"].values()]
+    names = list(project["entry_points"]["main"]["parameters"])
+    assert names == ["model", "modality", "data", "epochs", "config", "overrides"]
+    for values in (dict.fromkeys(names, ""), dict.fromkeys(names, "x")):
+        filled = shlex.split(command.format(**{key: shlex.quote(value) for key, value in values.items()}))
+        assert filled[:3] == ["python", "-m", "src.train"]
+        args = _parser().parse_args(filled[3:])
+        assert {getattr(args, name) for name in names} == set(values.values())
+
+
+def test_params_do_not_clash_with_those_that_mlflow_run_logs() -> None:
+    names = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]["main"]["parameters"]
+    assert not set(names) & set(Config().flat())
+
+
+def test_no_folder_is_named_like_the_project_file() -> None:
+    assert [path.name for path in ROOT.iterdir() if path.name.lower() == "mlproject"] == ["MLproject"]

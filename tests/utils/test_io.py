@@ -1,0 +1,61 @@
+"""The atomic writer."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from src.utils.io import atomic_file, atomic_link, atomic_write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_half(path: Path) -> None:
+    with atomic_file(path) as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+
+
+def test_replaces_whole(folder: Path) -> None:
+    path = folder / "new/deep/a.txt"
+    atomic_write_text(path, "one")
+    atomic_write_text(path, "two")
+    assert path.read_text() == "two"
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_an_error_leaves_the_old_file_and_no_temp(folder: Path) -> None:
+    path = folder / "a.bin"
+    atomic_write_text(path, "old")
+    with pytest.raises(ZeroDivisionError):
+        write_half(path)
+    assert path.read_text() == "old"
+    assert names(folder) == ["a.bin"]
+
+
+def test_files_are_as_readable_as_others(folder: Path) -> None:
+    (folder / "plain").write_text("")
+    atomic_write_text(folder / "ours", "")
+    assert stat.S_IMODE((folder / "ours").stat().st_mode) == stat.S_IMODE((folder / "plain").stat().st_mode)
+
+
+def test_a_failed_write_names_the_file(folder: Path) -> None:
+    path = folder / "a.bin"
+    with pytest.raises(OSError, match=r"a\.bin"), atomic_file(path):
+        raise OSError(28, "No space left on device")
+
+
+def test_link_shares_the_bytes_and_survives_the_next_write(folder: Path) -> None:
+    source, target = folder / "latest", folder / "best/best"
+    atomic_write_text(source, "1")
+    atomic_link(source, target)
+    assert source.stat().st_ino == target.stat().st_ino
+    atomic_link(source, target)  # again: a rename between two links of one file does nothing by itself
+    atomic_write_text(source, "2")
+    assert (source.read_text(), target.read_text()) == ("2", "1")
+    atomic_link(source, target)
+    assert target.read_text() == "2"
+    assert names(folder) == ["best", "latest"]
+    assert names(folder / "best") == ["best"]
