@@ -1,0 +1,218 @@
+"""The loop itself, with a tracker that only remembers."""
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from src.data.dataset import Dataset, load_dataset
+from src.errors import DataError, TrainingError
+from src.training.checkpoint import CheckpointStore, TrainerState, load_checkpoint
+from src.training.history import COLUMNS
+from src.training.optim import rate_factor
+from src.training.setup import set_up
+from src.training.trainer import Tracker, Trainer
+from src.utils.config import Config, TrainingConfig
+from tests.conftest import write_npz
+
+
+class Memory:
+    """A tracker that keeps everything in lists."""
+
+    def __init__(self) -> None:
+        self.metrics: list[tuple[int, dict[str, float]]] = []
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        raise AssertionError(params)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.metrics.append((step, dict(metrics)))
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        raise AssertionError(path, folder)
+
+    def finish(self, status: str, message: str | None = None) -> None:
+        raise AssertionError(status, message)
+
+
+def make_config(**changes: Any) -> Config:
+    base: dict[str, Any] = {
+        "training.epochs": 2,
+        "training.batch_size": 8,
+        "model.weights": "none",
+        "training.device": "cpu",
+    }
+    base["model.name"] = "shufflenet_v2_x0_5"  # the smallest there is
+    return Config().updated(base | {key.replace("__", "."): value for key, value in changes.items()})
+
+
+@pytest.fixture
+def dataset(folder: Path) -> Dataset:
+    return load_dataset(
+        Config().data.model_copy(update={"root_dir": str(write_npz(folder / "d.npz"))}), folder / "c"
+    )
+
+
+def make_trainer(config: Config, dataset: Dataset, folder: Path, tracker: Tracker) -> Trainer:
+    setup = set_up(config, dataset)
+    return Trainer(
+        setup.config,
+        dataset,
+        setup.network,
+        setup.optimization,
+        checkpoints=CheckpointStore(folder / "checkpoints"),
+        history_path=folder / "training_history.csv",
+        tracker=tracker,
+        extra={"run_id": "r"},
+    )
+
+
+def test_one_call_per_epoch_and_the_improvements(dataset: Dataset, folder: Path) -> None:
+    memory = Memory()
+    state = make_trainer(make_config(training__epochs=3), dataset, folder, memory).fit()
+    assert [step for step, _ in memory.metrics] == [1, 2, 3]
+    with (folder / "training_history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for (step, metrics), row in zip(memory.metrics, rows, strict=True):
+        assert {name: float(row[name]) for name in COLUMNS[1:]} == {
+            name: metrics[name] for name in COLUMNS[1:]
+        }
+        assert metrics["images_per_second"] > 0
+        best_so_far = max(m["val_auc"] for s, m in memory.metrics if s <= step)
+        earlier = [m["val_auc"] for s, m in memory.metrics if s < step]
+        improved = not earlier or best_so_far > max(earlier)
+        assert metrics.get("best_val_auc") == (best_so_far if improved else None)
+    assert state.best_val_auc == max(m["val_auc"] for _, m in memory.metrics)
+
+
+def test_same_seed_same_weights_another_seed_others(dataset: Dataset, folder: Path) -> None:
+    def weights(name: str, seed: int) -> dict[str, torch.Tensor]:
+        make_trainer(make_config(training__seed=seed), dataset, folder / name, Memory()).fit()
+        found: dict[str, torch.Tensor] = load_checkpoint(folder / name / "checkpoints/latest.pth")[
+            "model_state_dict"
+        ]
+        return found
+
+    one, two, three = weights("a", 1), weights("b", 1), weights("c", 2)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not torch.equal(one["fc.weight"], three["fc.weight"])
+
+
+def test_the_model_ends_with_the_best_weights(dataset: Dataset, folder: Path) -> None:
+    trainer = make_trainer(make_config(training__epochs=4), dataset, folder, Memory())
+    state = trainer.fit()
+    best = load_checkpoint(folder / "checkpoints/best_model.pth")
+    assert best["epoch"] == state.best_epoch
+    now = trainer.network.model.state_dict()
+    assert all(torch.equal(now[key], value) for key, value in best["model_state_dict"].items())
+
+
+def test_early_stopping_counts_from_the_best_epoch(dataset: Dataset, folder: Path) -> None:
+    # A rate this small leaves the ranking as it is, so epoch 1 stays the best or nearly so.
+    config = make_config(
+        training__epochs=50, training__learning_rate=1e-12, training__early_stopping_patience=2
+    )
+    state = make_trainer(config, dataset, folder, Memory()).fit()
+    assert state.epoch == state.best_epoch + 2 < 50
+
+
+def test_a_loss_that_is_no_number_ends_training(dataset: Dataset, folder: Path) -> None:
+    trainer = make_trainer(make_config(training__learning_rate=1e30), dataset, folder, Memory())
+    with pytest.raises(TrainingError, match=r"in epoch \d+ \(learning rate 1e\+30\)"):
+        trainer.fit()
+
+
+def test_nan_never_becomes_best_and_never_sticks() -> None:
+    state = TrainerState()
+    values = [math.nan, 0.6, math.nan, 0.6, 0.7, math.inf]
+    assert [state.record({"epoch": i, "val_auc": value}) for i, value in enumerate(values, 1)] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert (state.best_epoch, state.best_val_auc, state.epoch) == (5, 0.7, 6)
+
+
+def test_best_shares_its_bytes_with_latest_until_the_next_epoch(folder: Path) -> None:
+    store = CheckpointStore(folder)
+    store.save({"model_state_dict": {}, "epoch": 1}, is_best=True)
+    assert store.latest.stat().st_ino == store.best.stat().st_ino
+    store.save({"model_state_dict": {}, "epoch": 2}, is_best=False)
+    assert load_checkpoint(store.best)["epoch"] == 1
+    assert load_checkpoint(store.latest)["epoch"] == 2
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("owned"),))
+
+
+def test_a_checkpoint_executes_nothing(folder: Path) -> None:
+    torch.save({"model_state_dict": Bomb()}, folder / "bomb.pth")
+    with pytest.raises(DataError, match=r"bomb\.pth: not a checkpoint"):
+        load_checkpoint(folder / "bomb.pth")
+    assert not (folder / "owned").exists()
+    (folder / "text.pth").write_text("hello")
+    with pytest.raises(DataError, match=r"text\.pth"):
+        load_checkpoint(folder / "text.pth")
+
+
+def settings(**changes: Any) -> TrainingConfig:
+    return TrainingConfig.model_validate({"epochs": 10, "warmup_epochs": 2} | changes)
+
+
+def test_cosine_after_warmup() -> None:
+    config = settings()
+    assert [rate_factor(step / 4, config, 1 / 4) for step in range(4)] == [0.125, 0.25, 0.375, 0.5]
+    assert rate_factor(2, config) == 1
+    assert rate_factor(6, config) == pytest.approx(0.5)
+    assert rate_factor(10, config) == pytest.approx(0)
+
+
+def test_multistep_cuts_after_the_milestones() -> None:
+    config = settings(schedule="multistep", milestones=(3, 5), warmup_epochs=0)
+    factors = [rate_factor(epoch, config) for epoch in (0, 2.99, 3, 4.9, 5, 9)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_one_epoch_is_not_all_warmup() -> None:
+    assert rate_factor(0, settings(epochs=1)) == 1
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_every_optimizer_trains(optimizer: str, dataset: Dataset, folder: Path) -> None:
+    config = make_config(training__optimizer=optimizer, training__epochs=1, training__learning_rate=1e-2)
+    trainer = make_trainer(config, dataset, folder, Memory())
+    before = trainer.network.model.state_dict()["conv1.0.weight"].clone()
+    trainer.fit()
+    assert not torch.equal(before, trainer.network.model.state_dict()["conv1.0.weight"])
+
+
+def test_a_batch_larger_than_the_split_is_one_batch_said_once(dataset: Dataset) -> None:
+    notes = set_up(make_config(training__batch_size=100), dataset).notes
+    assert [note for note in notes if "100 is larger than the 32 training images" in note] == list(notes)
+
+
+def test_rgb_model_on_four_classes(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 255, (2, 16, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(16) % 4
+    np.savez(
+        folder / "four.npz",
+        train_images=images[0],
+        train_labels=labels,
+        val_images=images[1],
+        val_labels=labels,
+    )
+    config = make_config(data__root_dir=str(folder / "four.npz"))
+    state = make_trainer(config, load_dataset(config.data, folder / "c"), folder, Memory()).fit()
+    assert 0 <= state.history[0]["val_auc"] <= 1
+    assert "best_val_auc" in state.state_dict()
