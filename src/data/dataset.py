@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from src.data.cache import DecodedImages, decode_listing
-from src.data.samples import SPLITS, Sample
+from src.data.samples import SPLITS, Listing, Sample
 from src.data.sources import list_samples
 from src.data.split import describe_leaks, find_leaks, split_by_group
 from src.errors import DataError
@@ -140,7 +140,7 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
     listing = list_samples(config, cache_dir)
     decoded = decode_listing(listing, cache_dir, config.image_size, config.channels, rehash=rehash)
     warnings = _check_bad(decoded, config)
-    records = _split(decoded, config, listing.is_split)
+    records = _split(decoded, config, listing)
     kept, leak_warnings = _check_leaks(records, config)
     ordered = kept.take(sorted(range(len(kept.rows)), key=lambda i: _sort_key(kept, i)))
     patients = _patient_indices(ordered)
@@ -169,16 +169,16 @@ def _check_bad(decoded: DecodedImages, config: DataConfig) -> list[str]:
     return [f"{len(decoded.bad)} images are skipped: {named}"]
 
 
-def _split(decoded: DecodedImages, config: DataConfig, is_split: bool) -> _Records:
+def _split(decoded: DecodedImages, config: DataConfig, listing: Listing) -> _Records:
     samples, hashes = decoded.samples, decoded.hashes
-    if is_split:
+    if listing.is_split:
         splits = [sample.split or "" for sample in samples]
     else:
         # Without patients, equal pixels are one group: a copy under another name must not leak.
         groups = [sample.patient or sha for sample, sha in zip(samples, hashes, strict=True)]
         splits = split_by_group(
             groups,
-            [sample.label for sample in samples],
+            [listing.classes[sample.label] for sample in samples],
             val_fraction=config.val_fraction,
             test_fraction=config.test_fraction,
             seed=config.split_seed,

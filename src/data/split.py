@@ -1,6 +1,6 @@
 """A split by patient: stratified by class, seeded, the same whatever the order of files on disk."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +10,7 @@ from src.errors import DataError
 
 
 def split_by_group(
-    groups: Sequence[str], labels: Sequence[int], *, val_fraction: float, test_fraction: float, seed: int
+    groups: Sequence[str], classes: Sequence[str], *, val_fraction: float, test_fraction: float, seed: int
 ) -> list[str]:
     """Assigns every sample to train, val or test; samples of one group stay together.
 
@@ -19,7 +19,7 @@ def split_by_group(
 
     Args:
         groups: Group (patient) of each sample.
-        labels: Class index of each sample.
+        classes: Class of each sample.
         val_fraction: Share of a class's groups that go to val, at least one.
         test_fraction: Share that goes to test; 0 makes no test split.
         seed: Seed of the shuffle.
@@ -37,27 +37,27 @@ def split_by_group(
     shares = {"val": val_fraction, "test": test_fraction}
     sides = {name: share for name, share in shares.items() if share > 0}
     assigned: dict[str, str] = {}
-    for label, members in sorted(_groups_by_class(groups, labels).items()):
+    for number, (name, members) in enumerate(sorted(_groups_by_class(groups, classes).items())):
         counts = {side: max(1, round(share * len(members))) for side, share in sides.items()}
         if sum(counts.values()) >= len(members):
             raise DataError(
-                f"class {label} has {len(members)} patients, too few for train and {' and '.join(sides)}: "
+                f"class {name} has {len(members)} patients, too few for train, {' and '.join(sides)}: "
                 f"{len(sides) + 1} at least; add patients, or set data.test_fraction=0"
             )
-        shuffled = np.random.default_rng([seed, label]).permutation(sorted(members))
+        shuffled = np.random.default_rng([seed, number]).permutation(sorted(members))
         order = [side for side, count in counts.items() for _ in range(count)]
         assigned.update(zip(shuffled, order + ["train"] * (len(members) - len(order)), strict=True))
     return [assigned[group] for group in groups]
 
 
-def _groups_by_class(groups: Sequence[str], labels: Sequence[int]) -> dict[int, list[str]]:
-    frequency = np.bincount(labels)
-    classes: dict[str, set[int]] = defaultdict(set)
-    for group, label in zip(groups, labels, strict=True):
-        classes[group].add(label)
-    members: dict[int, list[str]] = defaultdict(list)
-    for group, found in classes.items():
-        members[min(found, key=lambda label: (frequency[label], label))].append(group)
+def _groups_by_class(groups: Sequence[str], classes: Sequence[str]) -> dict[str, list[str]]:
+    frequency = Counter(classes)
+    found: dict[str, set[str]] = defaultdict(set)
+    for group, name in zip(groups, classes, strict=True):
+        found[group].add(name)
+    members: dict[str, list[str]] = defaultdict(list)
+    for group, names in found.items():
+        members[min(names, key=lambda name: (frequency[name], name))].append(group)
     return members
 
 

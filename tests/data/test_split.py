@@ -13,7 +13,9 @@ from src.errors import DataError
 def split(
     groups: list[str], labels: list[int], seed: int = 0, val: float = 0.2, test: float = 0.2
 ) -> list[str]:
-    return split_by_group(groups, labels, val_fraction=val, test_fraction=test, seed=seed)
+    return split_by_group(
+        groups, [str(label) for label in labels], val_fraction=val, test_fraction=test, seed=seed
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -57,7 +59,7 @@ def test_no_test_split_where_none_is_wanted() -> None:
 
 def test_too_few_patients_are_refused_with_the_numbers() -> None:
     with pytest.raises(
-        DataError, match="class 1 has 2 patients, too few for train and val and test: 3 at least"
+        DataError, match="class 1 has 2 patients, too few for train, val and test: 3 at least"
     ):
         split(["a", "b", "c", "d", "e"], [0, 0, 0, 1, 1])
     with pytest.raises(DataError, match="leave nothing to train on"):
