@@ -84,7 +84,7 @@ class TrackedRun:
         )
 
     def rename(self, name: str) -> None:
-        """Gives the run the name that its folders have."""
+        """Gives the run a name that says what it is."""
         self._client.update_run(self.run_id, name=name)
 
     def finish(self, status: str, message: str | None = None) -> None:

@@ -99,9 +99,9 @@ def test_best_metrics_are_those_of_the_best_epoch(trained: Trained) -> None:
 
 
 def test_artifacts_and_files_on_disk(trained: Trained) -> None:
-    name = trained.run.info.run_name
-    assert name is not None
+    name = trained.run.data.params["experiment.name"]
     assert name.startswith("exp_")
+    assert trained.run.info.run_name == name.replace("exp", "resnet18_P")
     assert name.endswith(trained.run.info.run_id[:8])
     logs, results = trained.folder / "outputs/logs" / name, trained.folder / "outputs" / name
     for path in ("config.yaml", "training_history.csv"):
