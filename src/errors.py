@@ -33,5 +33,9 @@ class StoreError(UserError):
     """The tracking store or the output folder cannot be used."""
 
 
+class TrackingError(MlprojectError):
+    """The tracking store failed while a run was under way (exit status 1)."""
+
+
 class TrainingError(MlprojectError):
     """Training started and could not go on (exit status 1)."""

@@ -194,7 +194,9 @@ def _record_start(run: "TrackedRun", setup: "Setup", dataset: "Dataset", folders
     atomic_write_text(folders.config, setup.config.to_yaml())
     chosen = setup.config.experiment.name
     # A name that says what was trained, unless the user has a better one.
-    run.rename(chosen or f"{setup.config.model.name}_{setup.config.modality}_{folders.name.removeprefix('exp_')}")
+    run.rename(
+        chosen or f"{setup.config.model.name}_{setup.config.modality}_{folders.name.removeprefix('exp_')}"
+    )
     run.log_params(setup.config.flat() | {"experiment.name": folders.name})
     run.log_artifact(folders.config)
     run.log_dataset(dataset, setup.config.modality)

@@ -1,15 +1,16 @@
 """One MLflow run from start to its true end."""
 
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src.errors import MlprojectError, StoreError, TrackingError
 from src.tracking.names import ERROR
-from src.tracking.store import artifact_folder, open_store
+from src.tracking.store import artifact_folder, open_store, reason, resolve_uri
+from src.utils.cli import warn
 from src.utils.io import atomic_link
 from src.utils.runtime import Stopped
 
@@ -102,22 +103,46 @@ def tracked_run(tags: Mapping[str, str]) -> Iterator[TrackedRun]:
 
     The run ends FINISHED when the block ends, KILLED when a signal ended it, and FAILED on any
     error, with the message as the tag ``error``.
-    """
-    import mlflow
 
-    # Set, this variable has the last word; the monitor is a thread that some machines forbid.
-    wanted = None if "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING" in os.environ else True
-    active = mlflow.start_run(tags=dict(tags), log_system_metrics=wanted)
-    run = TrackedRun(active.info.run_id)
+    Raises:
+        StoreError: No run can be started.
+        TrackingError: The store failed while the run was under way.
+    """
+    from mlflow import MlflowException
+
+    run = _start(tags)
     try:
         yield run
+        run.finish("FINISHED")
     except Stopped as stopped:
         _finish_anyway(run, "KILLED", str(stopped))
         raise
     except BaseException as error:
-        _finish_anyway(run, "FAILED", f"{type(error).__name__}: {error}")
+        message = _message(error)
+        _finish_anyway(run, "FAILED", message)
+        if isinstance(error, MlflowException):
+            raise TrackingError(message) from None
         raise
-    run.finish("FINISHED")
+
+
+def _start(tags: Mapping[str, str]) -> TrackedRun:
+    import mlflow
+
+    # Set, this variable has the last word; the monitor is a thread that some machines forbid.
+    wanted = None if "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING" in os.environ else True
+    try:
+        active = mlflow.start_run(tags=dict(tags), log_system_metrics=wanted)
+    except mlflow.MlflowException as error:
+        raise StoreError(f"{resolve_uri()}: no run can be started: {reason(error)}") from None
+    return TrackedRun(active.info.run_id)
+
+
+def _message(error: BaseException) -> str:
+    from mlflow import MlflowException
+
+    if isinstance(error, MlflowException):
+        return f"the tracking store {resolve_uri()} failed: {reason(error)}; what is on disk is whole"
+    return str(error) if isinstance(error, MlprojectError) else f"{type(error).__name__}: {error}"
 
 
 def _finish_anyway(run: TrackedRun, status: str, message: str) -> None:
@@ -125,7 +150,7 @@ def _finish_anyway(run: TrackedRun, status: str, message: str) -> None:
     try:
         run.finish(status, message)
     except Exception as error:  # whatever the store raises
-        print(f"warning: the run could not be marked {status}: {error}", file=sys.stderr)
+        warn(f"the run could not be marked {status}: {reason(error)}")
 
 
 def fail_project_run(message: str) -> None:

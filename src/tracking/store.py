@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -31,10 +32,9 @@ def open_store() -> str:
             with file_lock(path.parent / f".{path.name}.lock"):
                 _touch()
     except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
-        reason = str(error).strip().splitlines()[0]
         raise StoreError(
-            f"{uri}: the tracking store cannot be opened: {reason}. Check MLFLOW_TRACKING_URI and the "
-            "permissions there"
+            f"{uri}: the tracking store cannot be opened: {reason(error)}. Check MLFLOW_TRACKING_URI, the "
+            "permissions and the free space there"
         ) from None
     return uri
 
@@ -44,9 +44,17 @@ def resolve_uri() -> str:
     # MLflow tells of every migration step and thread; a person waits for training.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It prints the traceback of every error that it raises as well.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     import mlflow
 
     return str(mlflow.get_tracking_uri())
+
+
+def reason(error: Exception) -> str:
+    """What a store's error comes down to, in one line: SQLAlchemy wraps it in statements and links."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line for line in lines if re.match(r"\(\w+\.\w*Error\) ", line)), lines[0])
 
 
 def _touch() -> None:
