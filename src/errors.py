@@ -6,9 +6,18 @@ stderr and end with the error's ``exit_code``; no traceback is shown.
 
 
 class MlprojectError(Exception):
-    """Base of all errors that the project raises on purpose."""
+    """Base of all errors that the project raises on purpose.
+
+    Attributes:
+        public: The message as a store may keep it: it names no image, for names of images can hold
+            patients' identifiers.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, public: str | None = None) -> None:
+        super().__init__(message)
+        self.public = public or message
 
 
 class UserError(MlprojectError):

@@ -2,18 +2,20 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.errors import UserError
-from src.utils.cli import run_command, warn
+from src.utils.cli import CommandParser, run_command, warn
 
 if TYPE_CHECKING:
     from src.data.dataset import Dataset
     from src.tracking.run import TrackedRun
     from src.training.checkpoint import TrainerState
+    from src.training.folders import RunFolders
     from src.training.results import Results
     from src.training.setup import Setup
     from src.utils.config import Config
@@ -21,12 +23,11 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    args = _parser().parse_args(argv)
-    return run_command(lambda: _train(args))
+    return run_command(lambda: _train(argv))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m src.train", description=__doc__.partition(": ")[2])
+def _parser() -> CommandParser:
+    parser = CommandParser("python -m src.train", __doc__.partition(": ")[2])
     parser.add_argument(
         "--config", metavar="FILE", help="YAML with settings; config/default_config.yaml shows all"
     )
@@ -49,28 +50,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(args: argparse.Namespace) -> None:
-    from src.tracking.run import fail_project_run
+def _train(argv: Sequence[str] | None) -> None:
+    from src.tracking.run import project_run_told
 
-    try:
+    with project_run_told():
+        args = _parser().parse_args(argv)
         config = _read_config(args)
-        _check_writable(Path(config.experiment.output_dir))
+        _check_writable(_output(config))
         dataset = _load(config, rehash=args.rehash)
         if args.dry_run:
             return _show(config, dataset)
         setup = _set_up(config, dataset)
-    except UserError as error:
-        fail_project_run(str(error))
-        raise
-    return _run(setup, dataset)
+        folders = _claim_named(config)
+    return _run(setup, dataset, folders)
 
 
 def _read_config(args: argparse.Namespace) -> "Config":
     """Settings by precedence: --set over named options over the file over defaults."""
-    from src.utils.config import Config, merge_dotted, parse_overrides, split_overrides
+    from src.utils.config import Config, merge_dotted, modernized, parse_overrides, split_overrides
     from src.utils.yaml_files import parse_yaml, read_yaml
 
-    values = read_yaml(Path(args.config)) if args.config else {}
+    values = modernized(read_yaml(Path(args.config)), args.config) if args.config else {}
     # An option that is empty says nothing: `mlflow run` passes all of them.
     changes: dict[str, Any] = {}
     if args.model:
@@ -100,7 +100,7 @@ def _check_writable(folder: Path) -> None:
 def _load(config: "Config", *, rehash: bool) -> "Dataset":
     from src.data.dataset import load_dataset
 
-    cache_dir = config.data.cache_dir or Path(config.experiment.output_dir) / "cache"
+    cache_dir = config.data.cache_dir or _output(config) / "cache"
     dataset = load_dataset(config.data, Path(cache_dir).expanduser(), rehash=rehash)
     for message in dataset.warnings:
         warn(message)
@@ -137,37 +137,35 @@ def _set_up(config: "Config", dataset: "Dataset") -> "Setup":
     return setup
 
 
-def _run(setup: "Setup", dataset: "Dataset") -> None:
+def _claim_named(config: "Config") -> "RunFolders | None":
+    """The folders of a run that the user has named; other names hold the run's id, so they come later."""
+    from src.training.folders import RunFolders
+
+    name = config.experiment.name
+    return RunFolders(_output(config), name).claim() if name else None
+
+
+def _output(config: "Config") -> Path:
+    return Path(config.experiment.output_dir).expanduser()
+
+
+def _run(setup: "Setup", dataset: "Dataset", folders: "RunFolders | None") -> None:
     from src.tracking.run import tracked_run
+    from src.training.folders import RunFolders
     from src.utils.runtime import determinism
 
     settings = setup.config.training
     with tracked_run(_tags(setup.config, dataset)) as run, determinism(settings.deterministic):
-        name = setup.config.experiment.name or _default_name(run.run_id)
-        folders = _Folders(Path(setup.config.experiment.output_dir), name)
+        folders = folders or RunFolders(_output(setup.config), _default_name(run.run_id)).claim()
         _record_start(run, setup, dataset, folders)
-        try:
+        with _files_kept(run, folders):
             state = _fit(run, setup, dataset, folders)
-        finally:
-            _keep_files(run, folders)
         results = _record_results(run, setup, dataset, state, folders)
     _print_summary(run, state, results, folders)
 
 
 def _default_name(run_id: str) -> str:
     return f"exp_{datetime.now():%Y%m%d_%H%M%S}_{run_id[:8]}"
-
-
-class _Folders:
-    """Where one run's files lie on disk, beside the store."""
-
-    def __init__(self, output: Path, name: str) -> None:
-        self.name = name
-        self.logs = output / "logs" / name
-        self.config = self.logs / "config.yaml"
-        self.history = self.logs / "training_history.csv"
-        self.results = output / name
-        self.checkpoints = self.results / "checkpoints"
 
 
 def _tags(config: "Config", dataset: "Dataset") -> dict[str, str]:
@@ -187,7 +185,7 @@ def _tags(config: "Config", dataset: "Dataset") -> dict[str, str]:
     }
 
 
-def _record_start(run: "TrackedRun", setup: "Setup", dataset: "Dataset", folders: _Folders) -> None:
+def _record_start(run: "TrackedRun", setup: "Setup", dataset: "Dataset", folders: "RunFolders") -> None:
     """Everything that is known before the first epoch."""
     from src.utils.io import atomic_write_text
 
@@ -203,7 +201,7 @@ def _record_start(run: "TrackedRun", setup: "Setup", dataset: "Dataset", folders
     print(f"run {run.run_id} ({folders.name}) on {setup.network.device}")
 
 
-def _fit(run: "TrackedRun", setup: "Setup", dataset: "Dataset", folders: _Folders) -> "TrainerState":
+def _fit(run: "TrackedRun", setup: "Setup", dataset: "Dataset", folders: "RunFolders") -> "TrainerState":
     from src.training.checkpoint import CheckpointStore
     from src.training.trainer import Trainer
 
@@ -226,8 +224,21 @@ def _fit(run: "TrackedRun", setup: "Setup", dataset: "Dataset", folders: _Folder
     return trainer.fit()
 
 
-def _keep_files(run: "TrackedRun", folders: _Folders) -> None:
-    """Makes what is on disk part of the run, also when training ends early."""
+@contextmanager
+def _files_kept(run: "TrackedRun", folders: "RunFolders") -> Iterator[None]:
+    """Makes what is on disk part of the run, also when the block ends early; its error has the word then."""
+    try:
+        yield
+    except BaseException:
+        try:
+            _keep_files(run, folders)
+        except Exception as error:  # the store or the disk may be what is wrong
+            warn(f"not all files were kept with the run; they are in {folders.results}: {error}")
+        raise
+    _keep_files(run, folders)
+
+
+def _keep_files(run: "TrackedRun", folders: "RunFolders") -> None:
     from src.tracking.names import CHECKPOINTS
 
     if folders.history.exists():
@@ -237,7 +248,7 @@ def _keep_files(run: "TrackedRun", folders: _Folders) -> None:
 
 
 def _record_results(
-    run: "TrackedRun", setup: "Setup", dataset: "Dataset", state: "TrainerState", folders: _Folders
+    run: "TrackedRun", setup: "Setup", dataset: "Dataset", state: "TrainerState", folders: "RunFolders"
 ) -> "Results":
     """Scores the best weights, on test for the only time, and logs what they leave."""
     from src.models.serving import ServingModel
@@ -267,9 +278,13 @@ def _record_results(
     return results
 
 
-def _print_summary(run: "TrackedRun", state: "TrainerState", results: "Results", folders: _Folders) -> None:
+def _print_summary(
+    run: "TrackedRun", state: "TrainerState", results: "Results", folders: "RunFolders"
+) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from src.tracking.store import how_to_look
 
     table = Table("split", "AUC", "accuracy", "sensitivity", "specificity", "loss")
     for name, scored in results.splits.items():
@@ -282,7 +297,7 @@ def _print_summary(run: "TrackedRun", state: "TrainerState", results: "Results",
     )
     print(f"run          {run.run_id}")
     print(f"files        {folders.results} and {folders.logs}")
-    print(f"look at it   mlflow ui, then http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs")
+    print(f"look at it   {how_to_look(run.info.experiment_id)}")
 
 
 if __name__ == "__main__":

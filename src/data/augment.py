@@ -46,7 +46,7 @@ def _move(images: Tensor, config: AugmentConfig, draws: Tensor) -> Tensor:
     # Normalised coordinates run from -1 to 1, so a share of the side is twice that share.
     shift_x, shift_y = (2 * config.translation * _signed(draws[i]) for i in (2, 3))
     rows = [
-        torch.stack([cos * flip_x, -sin, shift_x], 1),
+        torch.stack([cos * flip_x, -sin * flip_y, shift_x], 1),
         torch.stack([sin * flip_x, cos * flip_y, shift_y], 1),
     ]
     theta = torch.stack(rows, 1).to(images.device, images.dtype)

@@ -10,14 +10,14 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.images import BadImage, Header, Pixels, resize
+from src.data.images import BadImage, Pixels, resize
 from src.data.samples import Listing, Sample
 from src.errors import DataError
 from src.utils.io import TEMP_PREFIX, atomic_write_text, file_lock, sha256
@@ -27,6 +27,8 @@ FORMAT = 1
 """Part of every name in the cache: raise it when decoding, hashing or resizing changes."""
 
 AUTO_SIZE_LIMIT = 224
+
+_UNKNOWN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,10 @@ def decode_listing(
     index_path = cache_dir / "index" / f"{root}-v{FORMAT}.json"
     try:
         with file_lock(index_path.with_suffix(".lock")):
-            index = {} if rehash else _read_index(index_path)
+            index = _read_index(index_path)
+            if rehash:
+                ours = {sample.key for sample in listing.samples}
+                index = {key: entry for key, entry in index.items() if key not in ours}
             return _decode(listing, index, index_path, cache_dir / "packs", (image_size, channels))
     except BadImage:
         raise
@@ -138,15 +143,20 @@ def _entry_before_decoding(listing: Listing, sample: Sample, index: dict[str, En
     try:
         state = sample.file.stat()
     except OSError as gone:
-        return Entry(0, 0, 0, 0, 0, error=f"{sample.file}: {gone.strerror}")
+        return Entry(_UNKNOWN, 0, 0, 0, 0, error=f"{sample.file}: {gone.strerror}")
     known = index.get(sample.key)
     if known is not None and (known.size, known.mtime_ns) == (state.st_size, state.st_mtime_ns):
         return known
+    fresh = Entry(state.st_size, state.st_mtime_ns, 0, 0, 0)
     try:
-        header, error = listing.header(sample), ""
+        return replace(fresh, **listing.header(sample)._asdict())
     except BadImage as bad:
-        header, error = Header(0, 0, 0), str(bad)
-    return Entry(state.st_size, state.st_mtime_ns, *header, error=error)
+        return _with_error(fresh, bad)
+
+
+def _with_error(entry: Entry, bad: BadImage) -> Entry:
+    # What may be readable next time gets a size that no file has, so that the index does not match.
+    return replace(entry, size=entry.size if bad.lasting else _UNKNOWN, sha="", error=str(bad))
 
 
 def _resolve_shape(entries: Sequence[Entry], image_size: int | str, channels: int | str) -> tuple[int, int]:
@@ -211,7 +221,7 @@ def _decode_all(
         try:
             return _decode_one(listing.read, sample, entry, size, channels)
         except BadImage as bad:
-            return Entry(**{**asdict(entry), "sha": "", "error": str(bad)}), None
+            return _with_error(entry, bad), None
 
     pairs = zip(listing.samples, entries, strict=True)
     # Pillow and hashlib release the interpreter lock, so threads use all cores.
@@ -226,4 +236,4 @@ def _decode_one(
 ) -> tuple[Entry, Pixels]:
     pixels = np.ascontiguousarray(read(sample))
     sha = sha256(f"{pixels.shape}".encode() + pixels.tobytes())
-    return Entry(**{**asdict(entry), "sha": sha}), resize(pixels, size, channels)
+    return replace(entry, sha=sha), resize(pixels, size, channels)

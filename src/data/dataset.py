@@ -165,7 +165,10 @@ def _check_bad(decoded: DecodedImages, config: DataConfig) -> list[str]:
     more = f"; and {len(decoded.bad) - _SHOWN} more" if len(decoded.bad) > _SHOWN else ""
     named = "; ".join(decoded.bad[:_SHOWN]) + more
     if config.on_bad_image == "error":
-        raise DataError(f"{named}. Mend or remove what is named, or leave it out with data.on_bad_image=skip")
+        raise DataError(
+            f"{named}. Mend or remove what is named, or leave it out with data.on_bad_image=skip",
+            public=f"{len(decoded.bad)} of the images cannot be read; stderr names them",
+        )
     return [f"{len(decoded.bad)} images are skipped: {named}"]
 
 
@@ -205,7 +208,9 @@ def _check_leaks(records: _Records, config: DataConfig) -> tuple[_Records, list[
         if split != "train" or (sha not in images and sample.patient not in patients)
     ]
     dropped = len(records.rows) - len(kept)
-    return records.take(kept), [f"leak between splits: {found}; {dropped} images are dropped from train"]
+    return records.take(kept), [
+        f"leak between splits: {found}; {dropped} images are dropped from train, val and test stay"
+    ]
 
 
 def _sort_key(records: _Records, i: int) -> tuple[str, int, str, str, str]:

@@ -21,8 +21,20 @@ _GRAY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N"})
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 
 
+# An image of more pixels is refused below; Pillow's own warning would only repeat it.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
 class BadImage(DataError):  # noqa: N818 -- reads as what it is
-    """One image cannot be used; the message names its file."""
+    """One image cannot be used; the message names its file.
+
+    Attributes:
+        lasting: Whether it is the content that is bad, so that trying again is of no use.
+    """
+
+    def __init__(self, message: str, *, lasting: bool = True) -> None:
+        super().__init__(message, public="an image cannot be read")
+        self.lasting = lasting
 
 
 class Header(NamedTuple):
@@ -37,16 +49,18 @@ class Header(NamedTuple):
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The opened image, with every way in which a file can be bad turned into `BadImage`."""
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of an image that would take gigabytes; here that is refused.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                yield image
+        with Image.open(path) as image:
+            yield image
+    except (BadImage, MemoryError):
+        raise
     except UnidentifiedImageError:
         raise BadImage(f"{path}: not an image that can be read (is it a text file, or empty?)") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise BadImage(f"{path}: refused as too large: {error}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+    except OSError as error:
+        # With a number it is the file system that failed, not the picture.
+        raise BadImage(f"{path}: damaged or unreadable: {error}", lasting=error.errno is None) from None
+    except Exception as error:  # Pillow's parsers raise a dozen kinds on damaged files
         raise BadImage(f"{path}: damaged or unreadable: {error}") from None
 
 
@@ -57,6 +71,8 @@ def read_header(path: Path) -> Header:
         BadImage: It is no image, has several pages, or pixels of a kind that is not read.
     """
     with _opened(path) as image:
+        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
+            raise BadImage(f"{path}: refused as too large: {image.width} x {image.height} pixels")
         pages = getattr(image, "n_frames", 1)
         if pages > 1:
             raise BadImage(f"{path}: holds {pages} pages; export each slice as a file of its own")

@@ -81,7 +81,8 @@ def _folders(path: Path) -> list[str]:
             entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")
         )
     except OSError as error:
-        raise DataError(f"{path}: cannot be listed: {error.strerror}") from None
+        _refuse(error)
+        raise
 
 
 def _files_by_class(base: Path, splits: list[str | None]) -> dict[tuple[str | None, str], list[Path]]:
@@ -96,12 +97,22 @@ def _files_by_class(base: Path, splits: list[str | None]) -> dict[tuple[str | No
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return [
-        Path(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-    ]
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
+        # Hidden folders hold copies, such as those of notebooks.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(parent, name)
+            for name in names
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+        ]
+    return found
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(
+        f"{error.filename}: cannot be listed: {error.strerror}", public="a folder cannot be listed"
+    )
 
 
 def _classes(names: list[str], positive: str | None, base: Path) -> tuple[str, ...]:
@@ -127,7 +138,10 @@ def _sample(root: Path, file: Path, label: int, split: str | None, pattern: re.P
     if pattern is not None:
         match = pattern.search(file.name)
         if match is None or not match[1]:
-            raise DataError(f"{file}: its name does not match data.patient_regex {pattern.pattern!r}")
+            raise DataError(
+                f"{file}: its name does not match data.patient_regex {pattern.pattern!r}",
+                public=f"a file's name does not match data.patient_regex {pattern.pattern!r}",
+            )
         patient = match[1]
     return Sample(file, file.relative_to(root).as_posix(), label, patient, split)
 

@@ -19,7 +19,7 @@ from src.utils.torchvision_import import torchvision
 
 _ANSWER_SECONDS = 4.0
 _PROBE_BYTES = 1 << 20
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 8.0
 
 
 def imagenet_state(name: str, *, patient: bool) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def imagenet_state(name: str, *, patient: bool) -> dict[str, Any]:
 
     Args:
         name: The name of a torchvision model.
-        patient: Whether to wait for a download that takes longer than half a minute.
+        patient: Whether to wait for a download that takes longer than a few seconds.
 
     Returns:
         The state dict.

@@ -2,14 +2,15 @@
 
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.errors import MlprojectError, StoreError, TrackingError
+from src.errors import MlprojectError, StoreError, TrackingError, UserError
 from src.tracking.names import ERROR
-from src.tracking.store import artifact_folder, open_store, reason, resolve_uri
+from src.tracking.store import local_folder, open_store, reason, resolve_uri
 from src.utils.cli import warn
 from src.utils.io import atomic_link
 from src.utils.runtime import Stopped
@@ -60,7 +61,7 @@ class TrackedRun:
 
         ``path`` must be a file that is only ever replaced, never written in place.
         """
-        local = artifact_folder(self.info.artifact_uri)
+        local = local_folder(self.info.artifact_uri)
         if local is None:
             self._client.log_artifact(self.run_id, str(path), folder)
         else:
@@ -69,11 +70,13 @@ class TrackedRun:
     def log_dataset(self, dataset: "Dataset", name: str) -> None:
         """Records which data went in, one input per split."""
         import mlflow
-        from mlflow.data.http_dataset_source import HTTPDatasetSource
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.data.meta_dataset import MetaDataset
 
-        # The only source class that takes a plain path without opening it.
-        source = HTTPDatasetSource(dataset.root.resolve().as_uri())
+        with warnings.catch_warnings():
+            # It registers one class of source twice and warns that it must choose.
+            warnings.simplefilter("ignore")
+            source = resolve_dataset_source(str(dataset.root))
         inputs: list[Any] = [
             MetaDataset(source, name=f"{name}-{split}", digest=dataset.fingerprint[:36])  # type: ignore[abstract]
             for split in dataset.splits
@@ -94,6 +97,8 @@ class TrackedRun:
 
         if message is not None:
             self.log_tags({ERROR: message})
+        # First the fact, then MLflow's own book-keeping, which a second signal may cut short.
+        self._client.set_terminated(self.run_id, status)
         mlflow.end_run(status)
 
 
@@ -110,8 +115,9 @@ def tracked_run(tags: Mapping[str, str]) -> Iterator[TrackedRun]:
     """
     from mlflow import MlflowException
 
-    run = _start(tags)
+    run: TrackedRun | None = None
     try:
+        run = _start(tags)
         yield run
         run.finish("FINISHED")
     except Stopped as stopped:
@@ -120,7 +126,8 @@ def tracked_run(tags: Mapping[str, str]) -> Iterator[TrackedRun]:
     except BaseException as error:
         message = _message(error)
         _finish_anyway(run, "FAILED", message)
-        if isinstance(error, MlflowException):
+        if run is not None and isinstance(error, MlflowException | UserError):
+            # Whatever it is, it is no longer something to mend before training.
             raise TrackingError(message) from None
         raise
 
@@ -142,25 +149,48 @@ def _message(error: BaseException) -> str:
 
     if isinstance(error, MlflowException):
         return f"the tracking store {resolve_uri()} failed: {reason(error)}; what is on disk is whole"
-    return str(error) if isinstance(error, MlprojectError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, MlprojectError):
+        return error.public
+    return str(error) if isinstance(error, Stopped) else f"{type(error).__name__}: {error}"
 
 
-def _finish_anyway(run: TrackedRun, status: str, message: str) -> None:
+def _finish_anyway(run: TrackedRun | None, status: str, message: str) -> None:
     """Ends a run that goes wrong; a store that is gone as well must not hide what went wrong first."""
+    import mlflow
+
+    if run is None and (active := mlflow.active_run()) is not None:
+        run = TrackedRun(active.info.run_id)
+    if run is None:
+        return
     try:
         run.finish(status, message)
     except Exception as error:  # whatever the store raises
         warn(f"the run could not be marked {status}: {reason(error)}")
 
 
-def fail_project_run(message: str) -> None:
-    """Marks the run that ``mlflow run`` made for this process FAILED, where there is one."""
-    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+@contextmanager
+def project_run_told() -> Iterator[None]:
+    """Where ``mlflow run`` made a run for this process: tells it why the block ended before training."""
+    try:
+        yield
+    except Stopped as stopped:
+        _end_project_run("KILLED", stopped)
+        raise
+    except BaseException as error:
+        _end_project_run("FAILED", error)
+        raise
+
+
+def _end_project_run(status: str, why: BaseException) -> None:
+    run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id is None:
         return
     import mlflow
 
-    open_store()
-    client = mlflow.MlflowClient()
-    client.set_tag(run_id, ERROR, message[:_MAX_TAG])
-    client.set_terminated(run_id, "FAILED")
+    try:
+        open_store()
+        client = mlflow.MlflowClient()
+        client.set_tag(run_id, ERROR, _message(why)[:_MAX_TAG])
+        client.set_terminated(run_id, status)
+    except Exception as error:  # the store may be what is wrong
+        warn(f"the run {run_id} could not be marked {status}: {reason(error)}")

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote
 
 from src.errors import StoreError
 from src.utils.io import file_lock
@@ -58,23 +58,41 @@ def reason(error: Exception) -> str:
 
 
 def _touch() -> None:
-    """Any read makes the schema and the default experiment where they are missing."""
+    """Makes the schema, the default experiment and the one that is asked for, where they are missing."""
     import mlflow
 
-    mlflow.MlflowClient().search_experiments(max_results=1)
+    client = mlflow.MlflowClient()
+    client.search_experiments(max_results=1)
+    wanted = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    # Inside the lock: a file store lets two processes make the same experiment twice.
+    if wanted and client.get_experiment_by_name(wanted) is None:
+        client.create_experiment(wanted)
 
 
 def local_path(uri: str) -> Path | None:
     """The database file or folder of a local store, None for a server or another database."""
     if uri.startswith(_SQLITE):
         return Path(unquote(uri.removeprefix(_SQLITE)).split("?")[0]).absolute()
-    parsed = urlparse(uri)
-    if parsed.scheme in {"", "file"}:
-        return Path(unquote(parsed.path)).absolute()
-    return None
+    return local_folder(uri)
 
 
-def artifact_folder(artifact_uri: str) -> Path | None:
-    """Where a run's artifacts lie, if that is a folder of this machine."""
-    parsed = urlparse(artifact_uri)
-    return Path(unquote(parsed.path)).absolute() if parsed.scheme in {"", "file"} else None
+def local_folder(uri: str) -> Path | None:
+    """The folder that a plain path or ``file:`` URI names, None for any other."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    from mlflow.utils.uri import is_local_uri
+
+    return Path(local_file_uri_to_path(uri)).absolute() if is_local_uri(uri) else None
+
+
+def how_to_look(experiment_id: str) -> str:
+    """What to type, and where to go, to see the runs of an experiment."""
+    uri = resolve_uri()
+    page = f"#/experiments/{experiment_id}/runs"
+    if uri.startswith(("http://", "https://")):
+        return f"{uri}/{page}"
+    store = (
+        f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {uri}"
+        if local_folder(uri)
+        else "mlflow ui"
+    )
+    return f"{store}, then http://127.0.0.1:5000/{page}"

@@ -16,7 +16,7 @@ from src.training.metrics import Scores, evaluate, softmax
 
 @dataclass(frozen=True)
 class Network:
-    """A model, what it expects, and where and how it computes."""
+    """A model, what it expects, where it computes, and in which mixed precision it trains."""
 
     model: nn.Module
     spec: InputSpec
@@ -47,7 +47,6 @@ def score_split(
     """
     split = dataset.splits[name]
     batches = (dataset.batch(name, positions) for positions in in_order(np.arange(len(split)), batch_size))
-    logits = predict_logits(
-        network.model, network.spec, batches, device=network.device, autocast=network.autocast
-    )
+    # In float32 whatever training does: scores and threshold must hold for the model as it is served.
+    logits = predict_logits(network.model, network.spec, batches, device=network.device)
     return SplitScores(split, softmax(logits), evaluate(split.labels, logits, threshold))

@@ -7,6 +7,7 @@ import torch
 from src.data.batches import training_batches
 from src.data.dataset import Dataset
 from src.data.demo import DEMO_NAME
+from src.errors import ConfigError
 from src.models.build import build_model, parameter_groups
 from src.models.spec import InputSpec
 from src.training.evaluation import Network
@@ -21,7 +22,7 @@ class Setup:
     """A run that could start now.
 
     Attributes:
-        config: The settings with every ``auto`` replaced by what it came to.
+        config: The settings with ``auto`` replaced by what it came to; the device stays, to run elsewhere.
         network: The model on its device.
         optimization: Its optimizer, schedule and loss scaler.
         notes: Sentences that the user should see.
@@ -41,6 +42,7 @@ def set_up(config: Config, dataset: Dataset) -> Setup:
         ConfigError: The device or the precision is not available, or a threshold rule meets more
             than two classes.
     """
+    _check_threshold(config, dataset)
     device = pick_device(config.training.device)
     autocast = pick_autocast(config.training.precision, device)
     seed_everything(config.training.seed)
@@ -73,6 +75,14 @@ def set_up(config: Config, dataset: Dataset) -> Setup:
         _optimization(network, resolved, dataset),
         (*built.notes, *_size_notes(config, dataset)),
     )
+
+
+def _check_threshold(config: Config, dataset: Dataset) -> None:
+    rule = config.evaluation.threshold
+    if isinstance(rule, str) and len(dataset.classes) > 2:
+        raise ConfigError(
+            f"evaluation.threshold: {rule} needs two classes, and there are {len(dataset.classes)}; use 0.5"
+        )
 
 
 def _wanted_weights(config: Config) -> str:

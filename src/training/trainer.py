@@ -98,11 +98,13 @@ class Trainer:
         """
         while self.state.epoch < self.config.training.epochs and not self._is_stale():
             epoch, started = self.state.epoch + 1, time.perf_counter()
+            speed = {"learning_rate": float(self.optimization.schedule.get_last_lr()[0])}
             train_loss, rate = self._train(epoch)
             row = self._validate(epoch, train_loss)
             improved = self.state.record(row)
             self._save(improved)
-            self._log(improved, {"epoch_seconds": time.perf_counter() - started, "images_per_second": rate})
+            speed |= {"epoch_seconds": time.perf_counter() - started, "images_per_second": rate}
+            self._log(improved, speed)
         self._load_best()
         return self.state
 
@@ -193,7 +195,6 @@ class Trainer:
     def _log(self, improved: bool, speed: Mapping[str, float]) -> None:
         row = self.state.history[-1]
         metrics = {name: row[name] for name in METRICS} | dict(speed)
-        metrics["learning_rate"] = float(self.optimization.schedule.get_last_lr()[0])
         if improved:
             metrics["best_val_auc"] = row["val_auc"]
         self.tracker.log_metrics(metrics, step=self.state.epoch)

@@ -1,10 +1,23 @@
 """What every command does around its work: signals, messages, exit statuses."""
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-from src.errors import MlprojectError
+from src.errors import ConfigError, MlprojectError
 from src.utils.runtime import Stopped, stop_signals
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Arguments of a command; a mistake is an error like any other, and options are spelled in full."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what `run_command` turns into a message and exit status 2."""
+        raise ConfigError(f"{message}; {self.prog} --help lists the options")
 
 
 def run_command(work: Callable[[], None]) -> int:
@@ -33,7 +46,7 @@ def run_command(work: Callable[[], None]) -> int:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     # torch says it in words on a CPU, and with a class of its own on a GPU.
-    return type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -16,12 +16,12 @@ from src.utils.yaml_files import parse_yaml, read_yaml
 RECORD_KEYS = ("best_metrics", "test_metrics", "updated_at", "mlflow")
 """Top-level keys of ``config/best_hparams/*.yaml`` that record a result; no settings, so not read here."""
 
-TAG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+TAG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """A modality or a run name: it becomes a folder and a tag, so neither separators nor a leading dot."""
 
 
 def _plain_name(name: str) -> str:
-    if not re.match(TAG_PATTERN, name) or ".." in name:
+    if not re.fullmatch(TAG_PATTERN, name) or ".." in name:
         raise ValueError(f"{name!r} may hold letters, digits, '.', '_' and '-' only, and no '..'")
     return name
 
@@ -36,7 +36,14 @@ def _threshold(value: float | str) -> float | str:
     return value
 
 
+def _free_name(name: str) -> str:
+    if name in {"logs", "cache"}:
+        raise ValueError(f"{name!r} is a folder that all runs share; choose another name")
+    return name
+
+
 Name = Annotated[str, AfterValidator(_plain_name)]
+RunName = Annotated[Name, AfterValidator(_free_name)]
 
 
 class _Section(BaseModel):
@@ -94,17 +101,6 @@ class ModelConfig(_Section):
         "auto", description="small: 3x3 first convolution without max-pool, for images up to 40 px"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_older_files(cls, values: Any) -> Any:  # noqa: ANN401 -- pydantic hands over raw input
-        if not (isinstance(values, dict) and "pretrained" in values):
-            return values
-        pretrained = values["pretrained"]
-        if not isinstance(pretrained, bool) or "weights" in values:
-            raise ValueError("model.pretrained is true or false, and excludes model.weights")
-        rest = {key: value for key, value in values.items() if key != "pretrained"}
-        return {**rest, "weights": "imagenet" if pretrained else "none"}
-
 
 class TrainingConfig(_Section):
     """How the network is trained."""
@@ -151,7 +147,7 @@ class EvaluationConfig(_Section):
 class ExperimentConfig(_Section):
     """Where results go on disk."""
 
-    name: Name | None = Field(None, description="folder and run name; null: exp_{date}_{time}_{run id}")
+    name: RunName | None = Field(None, description="folder and run name; null: exp_{date}_{time}_{run id}")
     output_dir: str = Field("outputs", min_length=1, description="logs, checkpoints, plots and caches")
 
 
@@ -175,7 +171,7 @@ class Config(_Section):
         Raises:
             ConfigError: A key is unknown, a type wrong or a value out of range; each with its dotted path.
         """
-        settings = {key: value for key, value in values.items() if key not in RECORD_KEYS}
+        settings = {key: value for key, value in modernized(values, source).items() if key not in RECORD_KEYS}
         try:
             # JSON mode is strict about types and yet reads a list as a tuple.
             return cls.model_validate_json(json.dumps(settings, default=str))
@@ -220,6 +216,22 @@ class Config(_Section):
         return "+".join(self.data.modalities)
 
 
+def modernized(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """``values`` with ``model.pretrained: true | false`` of older files as ``model.weights``.
+
+    Raises:
+        ConfigError: ``model.pretrained`` is neither, or stands beside ``model.weights``.
+    """
+    model = values.get("model")
+    if not (isinstance(model, Mapping) and "pretrained" in model):
+        return dict(values)
+    pretrained = model["pretrained"]
+    if not isinstance(pretrained, bool) or "weights" in model:
+        raise ConfigError(f"{source}: model.pretrained is true or false, and excludes model.weights")
+    rest = {key: value for key, value in model.items() if key != "pretrained"}
+    return {**values, "model": {**rest, "weights": "imagenet" if pretrained else "none"}}
+
+
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
@@ -231,11 +243,17 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def merge_dotted(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` (nested) with the dotted keys of ``changes`` laid over them."""
+    """``values`` (nested) with the dotted keys of ``changes`` laid over them.
+
+    Raises:
+        ConfigError: A key leads below something that is no section.
+    """
     merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
     for dotted, value in changes.items():
         head, _, rest = dotted.partition(".")
         below = merged.get(head)
+        if rest and not (below is None or isinstance(below, Mapping)):
+            raise ConfigError(f"{head}: settings such as {dotted} belong below it (got {below!r})")
         merged[head] = (
             merge_dotted(below if isinstance(below, Mapping) else {}, {rest: value}) if rest else value
         )

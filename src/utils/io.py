@@ -84,6 +84,8 @@ def atomic_link(source: Path, target: Path) -> None:
             os.link(source, temp)
         except OSError:  # another file system, or one without links
             shutil.copyfile(source, temp)
+            with temp.open("rb") as file:
+                os.fsync(file.fileno())
         temp.replace(target)
     finally:
         temp.unlink(missing_ok=True)  # also left behind by a rename between two links to one file

@@ -31,11 +31,12 @@ class Stopped(BaseException):
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Within the block the first Ctrl-C or SIGTERM raises `Stopped`; a second one ends at once."""
+    """Within the block the first Ctrl-C or SIGTERM raises `Stopped`; a second Ctrl-C ends at once."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        for other in watched:
-            signal.signal(other, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # `mlflow run` answers Ctrl-C with a SIGTERM to its child, which is busy ending its run by then.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Stopped(number)
 
     watched = (signal.SIGINT, signal.SIGTERM)
@@ -76,7 +77,8 @@ def pick_device(name: str) -> "torch.device":
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(device for device in ("cuda", "mps", "cpu") if available[device])
-    if not available[name.split(":")[0]]:
+    kind, _, index = name.partition(":")
+    if not available[kind] or (index and int(index) >= torch.cuda.device_count()):
         there = ", ".join(device for device, is_there in available.items() if is_there)
         raise ConfigError(f"training.device: {name} is not available here; use auto or one of: {there}")
     return torch.device(name)

@@ -49,6 +49,19 @@ def test_a_flip_mirrors_some_images_exactly() -> None:
     assert any(unchanged)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_flips_and_rotation_together_keep_distances(seed: int) -> None:
+    """Two points of every image stay as far from each other as they were: no shear, no stretch."""
+    points = torch.zeros(8, 2, 41, 41)
+    points[:, 0, 20, 28] = points[:, 1, 12, 20] = 1
+    config = OFF | {"horizontal_flip": True, "vertical_flip": True, "rotation": 90}
+    moved = augment(points, AugmentConfig.model_validate(config), seed)
+    axis = torch.arange(41.0)
+    x, y = ((moved.sum(dim) * axis).sum(-1) / moved.sum((2, 3)) for dim in (2, 3))
+    distances = ((x[:, 0] - x[:, 1]) ** 2 + (y[:, 0] - y[:, 1]) ** 2).sqrt()
+    assert distances.tolist() == pytest.approx([8 * 2**0.5] * 8, abs=0.5)
+
+
 def test_translation_moves_by_a_share_of_the_side() -> None:
     square = torch.zeros(64, 1, 20, 20)
     square[:, :, 10, 10] = 1

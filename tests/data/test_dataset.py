@@ -199,6 +199,34 @@ def test_a_file_without_patient_is_named(folder: Path) -> None:
         load(root, folder / "c", patient_regex=r"^case(\d+)")
 
 
+def test_hidden_folders_are_left_alone(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    copy = root / "A/train/neg/.ipynb_checkpoints/x-checkpoint.png"
+    copy.parent.mkdir()
+    copy.write_bytes((root / "A/train/neg/p000_0.png").read_bytes())
+    assert len(load(root, folder / "c").splits["train"]) == 8
+
+
+def test_what_could_not_be_opened_is_tried_again(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    link = root / "A/train/neg/elsewhere.png"
+    link.symlink_to(folder / "later.png")
+    assert load(root, folder / "c", on_bad_image="skip").counts["bad_images"] == 1
+    Image.fromarray(np.full((16, 16), 7, np.uint8)).save(folder / "later.png")
+    assert load(root, folder / "c").counts["bad_images"] == 0
+
+
+def test_rehash_keeps_what_is_known_of_other_modalities(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    write_folder(root, counts={"train": 6, "val": 6}, modality="P")
+    load(root, folder / "c", modalities=("P",))
+    load_dataset(DataConfig(root_dir=str(root)), folder / "c", rehash=True)
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an image was opened"))
+    assert len(load(root, folder / "c", modalities=("P",)).splits["train"]) == 6
+
+
 def test_an_image_bomb_is_refused(folder: Path) -> None:
     root = write_folder(folder / "d", counts={"train": 8, "val": 8})
     Image.new("1", (20_000, 20_000)).save(root / "A/train/neg/bomb.png")

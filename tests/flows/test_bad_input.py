@@ -98,6 +98,19 @@ def output_is_no_folder(folder: Path) -> list[str]:
     return [*tiny(folder), "--set", "experiment.output_dir=out/below"]
 
 
+def three_classes(folder: Path) -> list[str]:
+    images, _ = make_images(9, 16, 0)
+    labels = np.arange(9) % 3
+    other = images[::-1] // 2
+    np.savez(folder / "d.npz", train_images=images, train_labels=labels, val_images=other, val_labels=labels)
+    return ["--data", "d.npz", "--set", "evaluation.threshold=youden"]
+
+
+def folder_in_use(folder: Path) -> list[str]:
+    (folder / "outputs/mine").mkdir(parents=True)
+    return [*tiny(folder), "--set", "experiment.name=mine"]
+
+
 CASES: dict[str, tuple[Prepare, list[str]]] = {
     "missing folder": (
         lambda _: ["--data", "nowhere"],
@@ -150,6 +163,16 @@ CASES: dict[str, tuple[Prepare, list[str]]] = {
         ["cuda:7 is not available", "cpu"],
     ),
     "threshold rule": (lambda _: ["--set", "evaluation.threshold=best"], ["evaluation.threshold", "youden"]),
+    "threshold rule for three classes": (three_classes, ["evaluation.threshold: youden needs two classes"]),
+    "folder of another run": (folder_in_use, ["outputs/mine belongs to another run"]),
+    "a value for a section": (
+        lambda f: [*config_file(f, "data: small.npz"), "--modality", "A"],
+        ["data: settings such as data.modalities belong below it"],
+    ),
+    "unknown option": (
+        lambda _: ["--learning-rate", "1"],
+        ["unrecognized arguments: --learning-rate 1", "--help"],
+    ),
     "store in nowhere": (tiny, ["the tracking store cannot be opened", "MLFLOW_TRACKING_URI"]),
 }
 

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from mlflow.entities import Run as MlflowRun
 
-from tests.conftest import ROOT, Run, clean_environment
+from tests.conftest import ROOT, Run, clean_environment, write_folder
 
 # The smallest model: these tests are about processes, not about what is learnt.
 TINY = ["--data", "small.npz", "--model", "shufflenet_v2_x0_5", "--epochs", "1"]
@@ -32,7 +33,7 @@ def runs(folder: Path, store: str = "") -> list[MlflowRun]:
     return list(client.search_runs(["0"]))
 
 
-def start(folder: Path, *args: str, **env: str) -> "subprocess.Popen[str]":
+def start(folder: Path, *args: str, group: bool = False, **env: str) -> "subprocess.Popen[str]":
     environment = clean_environment(folder / "torch") | env
     return subprocess.Popen(
         [sys.executable, *args],
@@ -41,13 +42,14 @@ def start(folder: Path, *args: str, **env: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=group,
     )
 
 
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.usefixtures("npz")
 def test_two_at_once_in_a_fresh_folder(folder: Path, store: str) -> None:
-    env = {"MLFLOW_TRACKING_URI": STORES[store]} if STORES[store] else {}
+    env: dict[str, Any] = {"MLFLOW_TRACKING_URI": STORES[store]} if STORES[store] else {}
     both = [start(folder, "-m", "src.train", *TINY, **env) for _ in range(2)]
     outputs = [process.communicate(timeout=240) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
@@ -133,6 +135,30 @@ def test_mlflow_run_uses_the_run_it_made(folder: Path, npz: Path, run_python: Ru
     assert run.data.params["training.epochs"] == "2"
     assert run.data.tags["modality"] == "P"
     assert run.data.tags["mlflow.source.type"] == "PROJECT"
+
+
+def test_ctrl_c_under_mlflow_run_is_told_by_the_run(folder: Path, npz: Path) -> None:
+    out = f"experiment.output_dir={folder}/outputs,training.batch_size=8,model.weights=none"
+    pairs = {"model": "shufflenet_v2_x0_5", "data": str(npz), "epochs": "5000", "overrides": out}
+    params = [item for key, value in pairs.items() for item in ("-P", f"{key}={value}")]
+    command = ["-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *params]
+    process = start(folder, *command, group=True)
+    wait_for_epoch(folder, process)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to everyone in the foreground
+    process.communicate(timeout=60)
+    run = only_run(folder)
+    # We write KILLED; then MLflow's own process writes FAILED over whatever is there (3.17.2).
+    assert run.info.status in {"KILLED", "FAILED"}
+    assert run.data.tags["error"] == "stopped by SIGINT"
+
+
+def test_no_name_of_an_image_reaches_the_store(folder: Path, run_python: Run) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    (root / "A/train/pos/CANARY-77.png").write_text("no image")
+    done = mlflow_run(run_python, data=str(root), overrides=f"experiment.output_dir={folder}/outputs")
+    assert done.returncode != 0
+    assert "CANARY-77.png: not an image" in done.stderr
+    assert only_run(folder).data.tags["error"] == "1 of the images cannot be read; stderr names them"
 
 
 def test_mlflow_run_with_a_mistake_ends_failed_and_says_why(folder: Path, npz: Path, run_python: Run) -> None:

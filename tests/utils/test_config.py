@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from src.errors import ConfigError
-from src.utils.config import Config, merge_dotted, parse_overrides, split_overrides
+from src.utils.config import Config, merge_dotted, modernized, parse_overrides, split_overrides
 from tests.conftest import ROOT
 
 
@@ -69,6 +69,11 @@ def test_older_files_say_pretrained(pretrained: bool, weights: str) -> None:
     assert Config.from_dict({"model": {"pretrained": pretrained}}).model.weights == weights
 
 
+def test_an_option_wins_over_the_pretrained_of_an_older_file() -> None:
+    merged = merge_dotted(modernized({"model": {"pretrained": True}}, "old.yaml"), {"model.weights": "none"})
+    assert Config.from_dict(merged).model.weights == "none"
+
+
 def test_result_records_are_configs_too() -> None:
     record = Config().to_dict() | {"best_metrics": {"val_auc": 0.9}, "mlflow": None, "updated_at": "now"}
     assert Config.from_dict(record) == Config()
@@ -90,6 +95,8 @@ def test_result_records_are_configs_too() -> None:
         ({"evaluation": {"threshold": 1.5}}, "between 0 and 1"),
         ({"evaluation": {"threshold": "sensitivity>=1.2"}}, "youden"),
         ({"experiment": {"name": "../x"}}, "experiment.name"),
+        ({"experiment": {"name": "cache"}}, "all runs share"),
+        ({"data": {"modalities": ["A\n"]}}, "data.modalities"),
         ({"model": {"pretrained": True, "weights": "none"}}, "model.pretrained"),
         ({"training": None}, "training"),
         ({"trainin": {}}, "did you mean training?"),

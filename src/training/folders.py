@@ -1,0 +1,60 @@
+"""Where one run's files lie on disk, beside the store."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolders:
+    """The paths of one run.
+
+    Attributes:
+        output: The folder of all runs.
+        name: The run's name there.
+    """
+
+    output: Path
+    name: str
+
+    @property
+    def logs(self) -> Path:
+        """Small text: the config and the table of epochs."""
+        return self.output / "logs" / self.name
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings, written before the first epoch."""
+        return self.logs / "config.yaml"
+
+    @property
+    def history(self) -> Path:
+        """The table of epochs."""
+        return self.logs / "training_history.csv"
+
+    @property
+    def results(self) -> Path:
+        """Checkpoints, predictions and plots."""
+        return self.output / self.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """``latest.pth`` and ``best_model.pth``."""
+        return self.results / "checkpoints"
+
+    def claim(self) -> "RunFolders":
+        """Makes the folders, for this run alone; of two that start at once, one gets them.
+
+        Raises:
+            UserError: They are another run's.
+        """
+        for folder in (self.logs, self.results):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                raise UserError(
+                    f"experiment.name: {folder} belongs to another run; choose another name, or move it away"
+                ) from None
+        return self
