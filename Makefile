@@ -13,6 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 run: $(VENV)/.installed
 	mlflow run . --env-manager local -P model=resnet18 -P modality=A
+	@echo "             (commands of this environment: source .venv/bin/activate)"
 
 test: $(VENV)/.installed-dev lint
 	python -m pytest

@@ -40,9 +40,8 @@ def main(paths: list[str]) -> None:
     if len(values) > 1:
         half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
         mean = float(np.mean(values))
-        print(
-            f"mean of {len(values)}: {mean:.4f}, 95 % interval over runs {mean - half:.3f} to {mean + half:.3f}"
-        )
+        low, high = mean - half, mean + half
+        print(f"mean of {len(values)}: {mean:.4f}, 95 % interval over runs {low:.3f} to {high:.3f}")
 
 
 if __name__ == "__main__":
