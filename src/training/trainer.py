@@ -24,6 +24,7 @@ from src.utils.config import Config
 from src.utils.progress import bar
 from src.utils.runtime import derive_seed, seed_everything
 
+_REFRESH_SECONDS = 0.5
 _AUGMENT, _DROPOUT = 2, 3  # streams of their own beside the one that shuffles
 
 
@@ -116,16 +117,21 @@ class Trainer:
         """One pass over the training split; returns the mean loss and images per second."""
         settings, labels = self.config.training, self.dataset.splits["train"].labels
         batches = training_batches(len(labels), settings.batch_size, seed=settings.seed, epoch=epoch)
-        total, seen, started = torch.zeros((), device=self.network.device), 0, time.perf_counter()
+        total, seen = torch.zeros((), device=self.network.device), 0
+        started = shown = time.perf_counter()
         self.network.model.train()
         with bar(f"epoch {epoch}/{settings.epochs}", len(batches)) as advance:
             for number, positions in enumerate(batches):
                 total += self._step(epoch, number, positions, labels[positions])
                 seen += len(positions)
+                now = time.perf_counter()
                 # Reading the loss waits for the device, so it is read now and then only.
-                if number % 50 == 0 or number == len(batches) - 1:
-                    mean = self._check_finite(float(total) / seen, epoch)
-                    rate = seen / (time.perf_counter() - started)
+                if number == 0 or now - shown > _REFRESH_SECONDS or number == len(batches) - 1:
+                    mean, rate, shown = (
+                        self._check_finite(float(total) / seen, epoch),
+                        seen / (now - started),
+                        now,
+                    )
                     status = f"loss {mean:.4f}  {self._best_text()}  {rate:.0f} images/s"
                 advance(status)
         return mean, rate
