@@ -52,15 +52,17 @@ def _parser() -> CommandParser:
 
 def _train(argv: Sequence[str] | None) -> None:
     from src.tracking.run import project_run_told
+    from src.tracking.store import open_store
 
     with project_run_told():
         args = _parser().parse_args(argv)
         config = _read_config(args)
         _check_writable(_output(config))
         dataset = _load(config, rehash=args.rehash)
-        if args.dry_run:
-            return _show(config, dataset)
         setup = _set_up(config, dataset)
+        if args.dry_run:
+            return _show(setup.config, dataset)
+        open_store()
         folders = _claim_named(config)
     return _run(setup, dataset, folders)
 
@@ -127,13 +129,11 @@ def _print_split(dataset: "Dataset") -> None:
 
 
 def _set_up(config: "Config", dataset: "Dataset") -> "Setup":
-    from src.tracking.store import open_store
     from src.training.setup import set_up
 
     setup = set_up(config, dataset)
     for note in setup.notes:
         warn(note)
-    open_store()
     return setup
 
 

@@ -127,11 +127,8 @@ class Trainer:
                 now = time.perf_counter()
                 # Reading the loss waits for the device, so it is read now and then only.
                 if number == 0 or now - shown > _REFRESH_SECONDS or number == len(batches) - 1:
-                    mean, rate, shown = (
-                        self._check_finite(float(total) / seen, epoch),
-                        seen / (now - started),
-                        now,
-                    )
+                    mean, rate = self._check_finite(float(total) / seen, epoch), seen / (now - started)
+                    shown = now
                     status = f"loss {mean:.4f}  {self._best_text()}  {rate:.0f} images/s"
                 advance(status)
         return mean, rate

@@ -201,7 +201,7 @@ def test_refused(
 
 
 def test_a_bad_image_may_be_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*text_named_png(folder), "--set", "data.on_bad_image=skip", "--dry-run"]
+    arguments = [*text_named_png(folder), "--set", "data.on_bad_image=skip", "--dry-run", *FAST]
     assert main(arguments) == 0
     assert "1 images are skipped" in capsys.readouterr().err
     # The second start knows it from the index.
@@ -212,9 +212,12 @@ def test_a_bad_image_may_be_skipped(folder: Path, capsys: pytest.CaptureFixture[
 def test_dry_run_shows_and_starts_nothing(
     npz: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--data", str(npz), "--dry-run", "--epochs", "7", "--set", "training.epochs=9"]) == 0
+    options = ["--epochs", "7", "--set", "training.epochs=9", "--set", "model.weights=none"]
+    assert main(["--data", str(npz), "--dry-run", *options]) == 0
     shown = capsys.readouterr().out
     assert "epochs: 9" in shown
+    assert "image_size: 16" in shown
+    assert "stem: small" in shown
     assert f"store: sqlite:///{folder}/mlflow.db" in shown
     assert [line.split()[1::2] for line in shown.splitlines() if "train" in line and "│" in line] == [
         ["train", "0", "16", "unknown"],
