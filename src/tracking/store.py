@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from src.errors import StoreError
-from src.utils.io import file_lock
+from src.utils.io import TEMP_PREFIX, file_lock
 
 _SQLITE = "sqlite:///"
 
@@ -30,6 +30,8 @@ def open_store() -> str:
             _touch()
         else:
             with file_lock(path.parent / f".{path.name}.lock"):
+                if uri.startswith(_SQLITE) and not path.exists():
+                    _make_schema(uri, path)
                 _touch()
     except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
         raise StoreError(
@@ -55,6 +57,20 @@ def reason(error: Exception) -> str:
     """What a store's error comes down to, in one line: SQLAlchemy wraps it in statements and links."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return next((line for line in lines if re.match(r"\(\w+\.\w*Error\) ", line)), lines[0])
+
+
+def _make_schema(uri: str, path: Path) -> None:
+    """Makes a new database beside ``path`` and renames it once it is whole.
+
+    A process killed among the migrations leaves a file that no later start can mend.
+    """
+    import mlflow
+
+    temp = path.with_name(f"{TEMP_PREFIX}{path.name}")
+    for left in path.parent.glob(f"{temp.name}*"):
+        left.unlink()
+    mlflow.MlflowClient(f"{uri.rpartition('/')[0]}/{temp.name}").search_experiments(max_results=1)
+    temp.replace(path)
 
 
 def _touch() -> None:

@@ -85,6 +85,24 @@ def wait_for_epoch(folder: Path, process: "subprocess.Popen[str]") -> None:
 
 
 @pytest.mark.usefixtures("npz")
+def test_killed_while_the_store_is_made(folder: Path, run_python: Run) -> None:
+    process = start(folder, "-m", "src.train", *TINY)
+    deadline = time.monotonic() + 120
+    while not (folder / ".tmp-mlflow.db").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.kill()
+    process.communicate()
+    assert not (folder / "mlflow.db").exists()
+    done = run_python("-m", "src.train", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert only_run(folder).info.status == "FINISHED"
+    assert not list(folder.glob(".tmp-*"))
+
+
+@pytest.mark.usefixtures("npz")
 def test_a_diverging_loss_fails_the_run(folder: Path, run_python: Run) -> None:
     done = run_python("-m", "src.train", *TINY, "--set", "training.learning_rate=1e30", "--epochs", "4")
     assert done.returncode == 1
