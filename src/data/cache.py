@@ -90,8 +90,6 @@ def decode_listing(
                 ours = {sample.key for sample in listing.samples}
                 index = {key: entry for key, entry in index.items() if key not in ours}
             return _decode(listing, index, index_path, cache_dir / "packs", (image_size, channels))
-    except BadImage:
-        raise
     except OSError as error:
         raise DataError(f"{cache_dir}: the cache of decoded images cannot be written: {error}") from None
 

@@ -12,8 +12,8 @@ from src.utils.io import TEMP_PREFIX, file_lock
 _SQLITE = "sqlite:///"
 
 
-def open_store() -> str:
-    """Makes MLflow's store ready for use and returns its URI.
+def open_store() -> None:
+    """Makes MLflow's store ready for use.
 
     A file store is allowed where, and only where, the URI is a path. A local store is opened under
     a lock, because processes that make the schema of a new one at the same moment break it.
@@ -38,7 +38,6 @@ def open_store() -> str:
             f"{uri}: the tracking store cannot be opened: {reason(error)}. Check MLFLOW_TRACKING_URI, the "
             "permissions and the free space there"
         ) from None
-    return uri
 
 
 def resolve_uri() -> str:
