@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from src.training.metrics import auc
+from src.training.auc import auc
 from src.training.predictions import Predictions, read_predictions
 
 RESAMPLES = 2000

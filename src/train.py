@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.errors import UserError
-from src.utils.cli import CommandParser, run_command, warn
+from src.errors import MlprojectError, UserError
+from src.utils.cli import CommandParser, add_flag, run_command, warn
 
 if TYPE_CHECKING:
     from src.data.dataset import Dataset
@@ -47,6 +47,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="show settings, split and store; start nothing"
     )
+    add_flag(parser, "--promote", "afterwards, promote the best run of this model and modality")
     return parser
 
 
@@ -61,10 +62,13 @@ def _train(argv: Sequence[str] | None) -> None:
         dataset = _load(config, rehash=args.rehash)
         setup = _set_up(config, dataset)
         if args.dry_run:
-            return _show(setup.config, dataset)
+            _show(setup.config, dataset)
+            return
         open_store()
         folders = _claim_named(config)
-    return _run(setup, dataset, folders)
+    _run(setup, dataset, folders)
+    if args.promote:
+        _promote(setup.config)
 
 
 def _read_config(args: argparse.Namespace) -> "Config":
@@ -89,12 +93,10 @@ def _read_config(args: argparse.Namespace) -> "Config":
 
 def _check_writable(folder: Path) -> None:
     """Refuses an output folder that cannot be written before anything is computed for it."""
-    import tempfile
+    from src.utils.io import check_writable
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        check_writable(folder)
     except OSError as error:
         raise UserError(f"experiment.output_dir: {folder} cannot be written: {error.strerror}") from None
 
@@ -102,8 +104,7 @@ def _check_writable(folder: Path) -> None:
 def _load(config: "Config", *, rehash: bool) -> "Dataset":
     from src.data.dataset import load_dataset
 
-    cache_dir = config.data.cache_dir or _output(config) / "cache"
-    dataset = load_dataset(config.data, Path(cache_dir).expanduser(), rehash=rehash)
+    dataset = load_dataset(config.data, config.cache_dir, rehash=rehash)
     for message in dataset.warnings:
         warn(message)
     return dataset
@@ -162,6 +163,21 @@ def _run(setup: "Setup", dataset: "Dataset", folders: "RunFolders | None") -> No
             state = _fit(run, setup, dataset, folders)
         results = _record_results(run, setup, dataset, state, folders)
     _print_summary(run, state, results, folders)
+
+
+def _promote(config: "Config") -> None:
+    """After the end of the run, which is FINISHED whatever comes of this."""
+    from src.promotion.decide import Request
+    from src.promotion.show import promote_and_show
+    from src.tracking.run import is_project_run
+
+    try:
+        promote_and_show(Request(model=config.model.name, modality=config.modality))
+    except MlprojectError as error:
+        if not is_project_run():
+            raise
+        # An exit status would make `mlflow run` mark the finished training FAILED.
+        warn(f"trained, and not promoted: {error}")
 
 
 def _default_name(run_id: str) -> str:

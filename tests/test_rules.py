@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.train import _parser
+from src import promote, train
 from src.utils.config import Config
 from tests.conftest import ROOT
 
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-LAYERS = {"errors": 0, "utils": 1, "data": 2, "models": 2, "training": 3, "tracking": 3}
-COMMAND = 4
+LAYERS = {"errors": 0, "utils": 1, "data": 2, "models": 2, "training": 3, "tracking": 3, "promotion": 4}
+COMMAND = 5
 
 
 def layer(parts: tuple[str, ...]) -> int:
@@ -63,22 +63,27 @@ def test_the_same_pins_everywhere() -> None:
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text()
 
 
-def test_every_entry_point_parses_with_all_parameters_empty_and_set() -> None:
-    project = yaml.safe_load((ROOT / "MLproject").read_text())
-    assert (ROOT / project["python_env"]).exists()
-    (command,) = [entry["command"] for entry in project["entry_points"].values()]
-    names = list(project["entry_points"]["main"]["parameters"])
-    assert names == ["model", "modality", "data", "epochs", "config", "overrides"]
-    for values in (dict.fromkeys(names, ""), dict.fromkeys(names, "x")):
-        filled = shlex.split(command.format(**{key: shlex.quote(value) for key, value in values.items()}))
-        assert filled[:3] == ["python", "-m", "src.train"]
-        args = _parser().parse_args(filled[3:])
-        assert {getattr(args, name) for name in names} == set(values.values())
+PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
+
+
+@pytest.mark.parametrize("name", PROJECT["entry_points"])
+def test_every_entry_point_parses_with_all_parameters_empty_and_set(name: str) -> None:
+    assert (ROOT / PROJECT["python_env"]).exists()
+    entry = PROJECT["entry_points"][name]
+    parser = {"main": train._parser, "promote": promote._parser}[name]()
+    flags = {action.dest for action in parser._actions if action.const is True and action.nargs == "?"}
+    names = list(entry["parameters"])
+    assert set(names) <= {action.dest for action in parser._actions}
+    for value, flag in (("", False), ("x", True)):
+        given = {key: shlex.quote("true" if value and key in flags else value) for key in names}
+        filled = shlex.split(entry["command"].format(**given))
+        assert filled[:3] == ["python", "-m", f"src.{'train' if name == 'main' else name}"]
+        args = parser.parse_args(filled[3:])
+        assert {key: getattr(args, key) for key in names} == {k: flag if k in flags else value for k in names}
 
 
 def test_params_do_not_clash_with_those_that_mlflow_run_logs() -> None:
-    names = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]["main"]["parameters"]
-    assert not set(names) & set(Config().flat())
+    assert not set(PROJECT["entry_points"]["main"]["parameters"]) & set(Config().flat())
 
 
 def test_no_folder_is_named_like_the_project_file() -> None:

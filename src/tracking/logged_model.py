@@ -3,13 +3,17 @@
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from src.errors import TrackingError
 from src.tracking.names import LOGGED_MODEL
+from src.tracking.store import local_folder, reason
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,6 +65,58 @@ def log_model(
             step=step,
         )
     return str(info.model_id)
+
+
+def load_model(source: str, folder: Path) -> "nn.Module":
+    """Loads a logged model for the CPU, and executes nothing that came with it.
+
+    Args:
+        source: Where it is, such as ``models:/m-...``.
+        folder: Where to copy it from a store that is no local folder.
+
+    Raises:
+        TrackingError: It is gone, damaged, or in a format that would have to be unpickled.
+    """
+    import mlflow.pytorch
+    from mlflow.models import Model
+
+    try:
+        path = _fetch(source, folder)
+        flavor = Model.load(str(path)).flavors.get("pytorch", {})
+    except Exception as error:  # whatever the store or YAML raises
+        raise TrackingError(f"the logged model {source} cannot be read: {reason(error)}") from None
+    data = path / str(flavor.get("model_data", "data"))
+    # MLflow imports what a pickled model names before it looks at its own setting.
+    if flavor.get("code") or (data / "model.pth").exists() or not (data / "model.pt2").is_file():
+        raise TrackingError(f"the logged model {source} is not in pt2 format; nothing else is loaded here")
+    with _silenced(), _without_pickle():
+        try:
+            module: nn.Module = mlflow.pytorch.load_model(str(path))
+        except Exception as error:  # torch, zipfile and MLflow raise many kinds for a damaged file
+            raise TrackingError(f"the logged model {source} cannot be loaded: {reason(error)}") from None
+    return module
+
+
+def _fetch(source: str, folder: Path) -> Path:
+    import mlflow
+
+    logged = mlflow.MlflowClient().get_logged_model(source.removeprefix("models:/"))
+    local = local_folder(logged.artifact_location)
+    return local or Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder)))
+
+
+@contextlib.contextmanager
+def _without_pickle() -> Iterator[None]:
+    """``torch.export.load`` unpickles weights freely unless MLflow is told to look at them first."""
+    name = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
-"""The names under which a run is found again: tags and artifacts."""
+"""The names under which things are found again: tags, metrics, artifacts, aliases."""
 
 MODEL = "model"
 MODALITY = "modality"
+ROLE = "role"
+"""What a run is that trains no candidate: ``promote``, ..."""
 DATA_FINGERPRINT = "data.fingerprint"
 SPLIT_FINGERPRINT = "split.fingerprint"
 CONFIG_SHA256 = "config.sha256"
@@ -9,7 +11,14 @@ SEED = "seed"
 ERROR = "error"
 """Why a run did not finish."""
 
+BEST_VAL_AUC = "best_val_auc"
+"""What promotion ranks by."""
+
+CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 PLOTS = "plots"
 PREDICTIONS = "predictions"
 LOGGED_MODEL = "model"
+
+CHAMPION = "champion"
+PREVIOUS = "previous"

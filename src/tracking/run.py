@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.errors import MlprojectError, StoreError, TrackingError, UserError
-from src.tracking.names import ERROR
+from src.tracking.names import ERROR, ROLE
 from src.tracking.store import local_folder, open_store, reason, resolve_uri
 from src.utils.cli import warn
 from src.utils.io import atomic_link
@@ -166,6 +166,19 @@ def _finish_anyway(run: TrackedRun | None, status: str, message: str) -> None:
         run.finish(status, message)
     except Exception as error:  # whatever the store raises
         warn(f"the run could not be marked {status}: {reason(error)}")
+
+
+def is_project_run() -> bool:
+    """Whether ``mlflow run`` started this process and made a run for it."""
+    return "MLFLOW_RUN_ID" in os.environ
+
+
+def mark_project_run(role: str) -> None:
+    """Says on the run that ``mlflow run`` made, where there is one, that it trains nothing."""
+    if is_project_run():
+        import mlflow
+
+        mlflow.MlflowClient().set_tag(os.environ["MLFLOW_RUN_ID"], ROLE, role)
 
 
 @contextmanager

@@ -3,7 +3,10 @@
 import logging
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from src.errors import StoreError
@@ -12,11 +15,14 @@ from src.utils.io import TEMP_PREFIX, file_lock
 _SQLITE = "sqlite:///"
 
 
-def open_store() -> None:
+def open_store(*, must_exist: bool = False) -> None:
     """Makes MLflow's store ready for use.
 
     A file store is allowed where, and only where, the URI is a path. A local store is opened under
     a lock, because processes that make the schema of a new one at the same moment break it.
+
+    Args:
+        must_exist: Look only: make nothing, and refuse a local store that is not there.
 
     Raises:
         StoreError: The store cannot be reached or written.
@@ -27,12 +33,17 @@ def open_store() -> None:
         os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     try:
         if path is None:
-            _touch()
+            with _impatient():
+                _touch(make=not must_exist)
+        elif must_exist:
+            if not path.exists():
+                raise FileNotFoundError("there is none yet, so it holds no run")
+            _touch(make=False)
         else:
             with file_lock(path.parent / f".{path.name}.lock"):
                 if uri.startswith(_SQLITE) and not path.exists():
                     _make_schema(uri, path)
-                _touch()
+                _touch(make=True)
     except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
         raise StoreError(
             f"{uri}: the tracking store cannot be opened: {reason(error)}. Check MLFLOW_TRACKING_URI, the "
@@ -50,6 +61,12 @@ def resolve_uri() -> str:
     import mlflow
 
     return str(mlflow.get_tracking_uri())
+
+
+def promotion_lock() -> Path | None:
+    """The file that promoters of a local store lock; None for a store that several hosts share."""
+    path = local_path(resolve_uri())
+    return None if path is None else path.parent / f".{path.name}.promote.lock"
 
 
 def reason(error: Exception) -> str:
@@ -72,16 +89,51 @@ def _make_schema(uri: str, path: Path) -> None:
     temp.replace(path)
 
 
-def _touch() -> None:
-    """Makes the schema, the default experiment and the one that is asked for, where they are missing."""
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """A server that is down is told within seconds; MLflow's own patience, minutes, serves runs under way."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "2")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+
+
+def _touch(*, make: bool) -> None:
+    """Reads an experiment; with ``make``, makes the schema and the one that is asked for where missing."""
     import mlflow
 
     client = mlflow.MlflowClient()
     client.search_experiments(max_results=1)
     wanted = os.environ.get("MLFLOW_EXPERIMENT_NAME")
     # Inside the lock: a file store lets two processes make the same experiment twice.
-    if wanted and client.get_experiment_by_name(wanted) is None:
+    if make and wanted and client.get_experiment_by_name(wanted) is None:
         client.create_experiment(wanted)
+
+
+def is_database(uri: str) -> bool:
+    """Whether runs are rows of a database that this process opens itself."""
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
+    return uri.split(":", 1)[0].split("+", 1)[0] in DATABASE_ENGINES
+
+
+def pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
+    """All items of one of MLflow's paged answers, which stop silently at the first page.
+
+    Args:
+        page: Gets the page of a token, None for the first.
+    """
+    token = None
+    while True:
+        items = page(token)
+        yield from items
+        token = items.token
+        if not token:
+            return
 
 
 def local_path(uri: str) -> Path | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from src.errors import DataError
-from src.training.metrics import is_better
+from src.training.auc import is_better
 from src.utils.io import atomic_file, atomic_link
 
 LATEST = "latest.pth"

@@ -1,4 +1,4 @@
-"""The numbers that judge a model: AUC, threshold, sensitivity, specificity, and what "better" means.
+"""The numbers that judge a model: loss, accuracy, AUC, threshold, sensitivity, specificity.
 
 Everything is computed in float64 from the logits of a whole split at once, so that a score never
 depends on the batch size, on mixed precision, or on how many processes took part.
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from src.errors import ConfigError
+from src.training.auc import auc
 
 _UNDECIDABLE = 0.5  # the threshold of scores that offer nothing to choose by
 _ABOVE_ALL = 1.0 + 1e-6  # no probability reaches it, neither as float64 nor as float32
@@ -47,49 +48,10 @@ class Scores:
         return {f"{prefix}_{name}": getattr(self, name) for name in names}
 
 
-def is_better(candidate: float, incumbent: float | None) -> bool:
-    """Say whether a score replaces the best so far: the one rule for best epochs and promotion.
-
-    Args:
-        candidate: The new score; larger is better.
-        incumbent: The best so far, or None where there is none.
-
-    Returns:
-        True where ``candidate`` is finite and strictly greater. NaN and infinity never win, and an
-        incumbent that is none of the finite numbers is no record: any finite candidate beats it.
-    """
-    if not math.isfinite(candidate):
-        return False
-    return incumbent is None or not math.isfinite(incumbent) or candidate > incumbent
-
-
 def softmax(logits: torch.Tensor) -> NDArray[np.float64]:
     """Return class probabilities (N, K) in float64 for logits (N, K) of any dtype and device."""
     probabilities: NDArray[np.float64] = torch.softmax(_as_float64(logits), dim=1).numpy()
     return probabilities
-
-
-def auc(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
-    """Return the area under the ROC curve, as scikit-learn computes it.
-
-    Args:
-        labels: Class indices, (N,).
-        probabilities: Class probabilities, (N, K). With K = 2 class 1 is the positive one; with more
-            classes the result is the unweighted mean of the one-vs-rest areas.
-
-    Returns:
-        The area, or NaN where it is undefined: a class without samples, or a probability that is not
-        finite.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    one_hot = labels[:, None] == np.arange(probabilities.shape[1])
-    if not one_hot.any(axis=0).all() or not np.isfinite(probabilities).all():
-        return math.nan
-    if probabilities.shape[1] == 2:
-        return float(roc_auc_score(one_hot[:, 1], probabilities[:, 1]))
-    # The multilabel form is the macro one-vs-rest mean, and does not insist on rows that sum to 1.
-    return float(roc_auc_score(one_hot, probabilities, average="macro"))
 
 
 def decide(probabilities: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:

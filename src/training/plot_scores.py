@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.training import plot_style as style
-from src.training.metrics import auc, class_rates, confusion, decide
+from src.training.auc import auc
+from src.training.metrics import class_rates, confusion, decide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,6 +20,19 @@ class CommandParser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; {self.prog} --help lists the options")
 
 
+def add_flag(parser: argparse.ArgumentParser, name: str, help_text: str) -> None:
+    """Adds an option that is given bare, or with ``true`` or ``false`` as ``mlflow run`` passes it."""
+    parser.add_argument(
+        name, metavar="BOOL", nargs="?", const=True, default=False, type=_flag, help=help_text
+    )
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in ("true", "false", ""):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
 def run_command(work: Callable[[], None]) -> int:
     """Runs a command's work and returns its exit status.
 

@@ -211,6 +211,11 @@ class Config(_Section):
         return self.from_dict(merge_dotted(self.to_dict(), changes), source)
 
     @property
+    def cache_dir(self) -> Path:
+        """Where decoded images and the demo are kept."""
+        return Path(self.data.cache_dir or Path(self.experiment.output_dir) / "cache").expanduser()
+
+    @property
     def modality(self) -> str:
         """The modality as one tag; several are joined by ``+`` in the configured order."""
         return "+".join(self.data.modalities)

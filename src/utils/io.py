@@ -93,11 +93,30 @@ def atomic_link(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Holds the lock file ``path`` (made where missing) against other processes and threads."""
+def file_lock(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Holds the lock file ``path`` (made where missing) against other processes and threads.
+
+    Args:
+        path: The file.
+        timeout: Seconds to wait; -1 waits for as long as it takes.
+
+    Raises:
+        filelock.Timeout: Somebody else held it all the time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path):
+    with FileLock(path, timeout=timeout):
         yield
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder where it is missing, and tries to write into it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def sha256(data: bytes) -> str:

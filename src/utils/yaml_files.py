@@ -48,21 +48,29 @@ def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 -- any YAML value
         raise ConfigError(f"{source}: not valid YAML: {_first_line(error)}{_place(error)}") from None
 
 
+def read_text(path: Path) -> str:
+    """The text of a config file.
+
+    Raises:
+        ConfigError: The file is missing, unreadable or too large.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes, so it is no config")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file; config/default_config.yaml is one to copy") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
         ConfigError: The file is missing, unreadable, too large, no YAML, or no mapping.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes, so it is no config")
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file; config/default_config.yaml is one to copy") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
-    values = parse_yaml(text, str(path))
+    values = parse_yaml(read_text(path), str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from src.errors import ConfigError
+from src.training.auc import auc, is_better
 from src.training.metrics import (
     Scores,
-    auc,
     choose_threshold,
     class_rates,
     confusion,
     decide,
     evaluate,
-    is_better,
     softmax,
 )
 

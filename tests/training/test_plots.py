@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from src.training import plot_scores
-from src.training.metrics import auc
+from src.training.auc import auc
 from src.training.plot_style import readable
 from src.training.plots import save_plots
 

@@ -1,0 +1,82 @@
+"""Says whether YAML, registry and history agree; reads only."""
+
+from collections import Counter
+
+from src.errors import MlprojectError
+from src.promotion.group import FOLDER, Group
+from src.promotion.state import PROMOTION, RECORD_SHA256, ROLLED_BACK, State, entry_of, existing, read_state
+from src.tracking.names import MODALITY, MODEL
+from src.tracking.registry import champions
+from src.utils.config import Config
+
+
+def check(model: str | None, modality: str | None) -> dict[str, list[str]]:
+    """Looks at every group that has a YAML or a champion of ours.
+
+    Returns:
+        What does not agree, by the name of the group; an empty list where all does.
+    """
+    groups, found = _of_files(), {}
+    for name, tags in champions():
+        if PROMOTION in tags and MODEL in tags and MODALITY in tags:
+            groups[name] = Group(tags[MODEL], tags[MODALITY])
+    for name, group in sorted(groups.items()):
+        if isinstance(group, str):
+            found[name] = [group]
+        elif model in (None, group.model) and modality in (None, group.modality):
+            found[name] = _problems(group)
+    return found
+
+
+def _of_files() -> dict[str, Group | str]:
+    """The group of each YAML by name, or what is wrong with the file."""
+    groups: dict[str, Group | str] = {}
+    for path in sorted(FOLDER.glob("*.yaml")):
+        try:
+            config = Config.from_file(path)
+            groups[path.stem] = Group(config.model.name, config.modality)
+        except MlprojectError as error:
+            groups[path.stem] = str(error)
+    return groups
+
+
+def _problems(group: Group) -> list[str]:
+    try:
+        group.check_name()
+        state = read_state(group)
+    except MlprojectError as error:
+        return [str(error)]
+    champion, record = state.registered.champion, state.record
+    if champion is None:
+        if record is None or record.run_id is None:
+            return []  # hand-made: there is nothing to agree with
+        return [f"{group.record_path} names version {record.version}, and the registry has no champion"]
+    problems = _against_registry(group, state)
+    if state.last_version != champion.number:
+        problems.append(
+            f"the history's last version is {state.last_version}, the champion is {champion.number}"
+        )
+    repeated = Counter((v.run_id, v.source) for v in state.registered.versions.values())
+    problems += [f"run {run} has {count} versions" for (run, _), count in repeated.items() if count > 1]
+    return problems
+
+
+def _against_registry(group: Group, state: State) -> list[str]:
+    champion, record = state.registered.champion, state.record
+    assert champion is not None
+    entry, problems = entry_of(champion), []
+    if ROLLED_BACK in champion.tags:
+        problems.append(f"version {champion.number} was rolled back and still is the champion")
+    if record is None:
+        problems.append(f"{group.record_path} is missing; the champion is version {champion.number}")
+    elif (record.version, record.run_id) != (champion.number, champion.run_id):
+        problems.append(
+            f"{group.record_path} names version {record.version}, the champion is {champion.number}"
+        )
+    elif record.sha256 != champion.tags.get(RECORD_SHA256):
+        problems.append(f"{group.record_path} was changed after it was written")
+    if entry is None:
+        problems.append(f"version {champion.number} was made champion by somebody else")
+    elif state.registered.aliases.get("previous") != existing(state.registered, entry.previous_version):
+        problems.append(f"the alias previous does not point to version {entry.previous_version}")
+    return problems

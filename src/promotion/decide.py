@@ -1,0 +1,131 @@
+"""Decides one group: which run is the best, what holds now, what speaks for each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.errors import TrackingError
+from src.promotion.evidence import Standing, difference, stand
+from src.promotion.group import Group
+from src.promotion.judge import Rules, Verdict, is_same, judge, pick_fingerprints, rank
+from src.promotion.state import ROLLED_BACK, Incumbent, State, find_incumbent, is_settled, read_state
+from src.tracking.candidates import Candidate
+from src.tracking.finished_run import read_run
+from src.training.auc import Difference
+
+_NO_RULES = Rules()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user wants promoted, and how.
+
+    Attributes:
+        rules: What a run must show.
+        model: Only groups of this model.
+        modality: Only groups of this modality.
+        experiment: Only runs of this experiment.
+        data_fingerprint: Compare on the data whose fingerprint starts like this, not on the newest.
+        dry_run: Decide, verify, and write nothing.
+    """
+
+    rules: Rules = _NO_RULES
+    model: str | None = None
+    modality: str | None = None
+    experiment: str | None = None
+    data_fingerprint: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many runs of a group there are.
+
+    Attributes:
+        comparable: Runs on the data that the group is compared on.
+        other_data: Runs that saw other data, left out.
+        rolled_back: Comparable runs that were rolled back, left out.
+    """
+
+    comparable: int = 0
+    other_data: int = 0
+    rolled_back: int = 0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done for one group, and what it was decided on.
+
+    Attributes:
+        state: What was there.
+        incumbent: What holds.
+        best: The run that the verdict is about, None where no comparable run is left.
+        verdict: What becomes of it.
+        reason: Why.
+        champion: The incumbent's side.
+        challenger: The best run's side, or the runner-up's where the best is the incumbent.
+        difference: Challenger minus champion.
+        counts: How many runs there are.
+    """
+
+    state: State
+    incumbent: Incumbent | None
+    best: Candidate | None
+    verdict: Verdict
+    reason: str
+    champion: Standing | None
+    challenger: Standing | None
+    difference: Difference | None
+    counts: Counts
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether YAML, registry and history agree on the incumbent, or nothing holds yet."""
+        return self.incumbent is None or is_settled(self.state, self.incumbent)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to write."""
+        return self.verdict is Verdict.KEEP and self.is_settled
+
+
+def decide(group: Group, candidates: list[Candidate], request: Request, folder: Path) -> Decision:
+    """Decides one group; reads only.
+
+    Args:
+        group: The group.
+        candidates: All of its runs.
+        request: What the user wants.
+        folder: For files of a store that is no local folder.
+
+    Raises:
+        ConfigError: Its YAML is damaged.
+        TrackingError: The registry, or the best run, cannot be read.
+    """
+    state = read_state(group)
+    incumbent = find_incumbent(state)
+    wanted = pick_fingerprints(candidates, request.data_fingerprint)
+    comparable = [c for c in candidates if c.fingerprints == wanted]
+    taken_back = {v.run_id for v in state.registered.versions.values() if ROLLED_BACK in v.tags}
+    allowed = [c for c in comparable if request.rules.force or c.run_id not in taken_back]
+    counts = Counts(len(comparable), len(candidates) - len(comparable), len(comparable) - len(allowed))
+    champion = None if incumbent is None else _stand_for(incumbent, folder)
+    ranked = rank(allowed)
+    if not ranked:
+        reason = "every comparable run was rolled back; --force brings them back"
+        return Decision(state, incumbent, None, Verdict.KEEP, reason, champion, None, None, counts)
+    best = ranked[0]
+    rival = next((c for c in ranked if not is_same(c, incumbent)), None)
+    challenger = None if rival is None else stand(read_run(rival.run_id), rival.val_auc, None, folder)
+    found = difference(challenger, champion) if challenger and champion else None
+    verdict, reason = judge(best, incumbent, found, request.rules)
+    return Decision(state, incumbent, best, verdict, reason, champion, challenger, found, counts)
+
+
+def _stand_for(incumbent: Incumbent, folder: Path) -> Standing:
+    bare = Standing(incumbent.val_auc, incumbent.run_id, incumbent.version, None, None)
+    if incumbent.run_id is None:
+        return bare
+    try:
+        return stand(read_run(incumbent.run_id), incumbent.val_auc, incumbent.version, folder)
+    except TrackingError:  # the run was deleted; the version and its numbers stay
+        return bare

@@ -1,0 +1,169 @@
+"""What speaks for a run: its AUC with an interval, a paired test, and whether its claim holds."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from src.errors import DataError, MlprojectError, UserError
+from src.tracking.finished_run import FinishedRun
+from src.tracking.names import BEST_VAL_AUC, CONFIG, DATA_FINGERPRINT
+from src.training.auc import Difference, Interval, auc, compare, interval
+from src.training.predictions import Predictions, read_predictions
+from src.utils.config import Config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_SAME_AUC = 1e-3  # between devices a near tie may turn; a wrong model is off by more
+_SAME_PROBABILITY = 1e-3
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One side of a comparison.
+
+    Attributes:
+        val_auc: The val AUC that it claims.
+        run_id: Its run, None for a hand-made YAML.
+        version: Its registered version, None where it has none yet.
+        interval: Of the AUC, None where the predictions are gone.
+        predictions: On the validation split, None where they are gone.
+    """
+
+    val_auc: float
+    run_id: str | None
+    version: int | None
+    interval: Interval | None
+    predictions: Predictions | None
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the interval, None where there is none."""
+        return None if self.interval is None else self.interval.low
+
+    @property
+    def high(self) -> float | None:
+        """Upper end of the interval, None where there is none."""
+        return None if self.interval is None else self.interval.high
+
+
+def stand(run: FinishedRun, val_auc: float, version: int | None, folder: Path) -> Standing:
+    """Reads a run's stored predictions and makes its interval."""
+    predictions = _stored(run, folder)
+    found = None
+    if predictions is not None:
+        found = interval(predictions.labels, predictions.probabilities, predictions.patients)
+    if found is not None and not abs(found.auc - val_auc) <= _SAME_AUC:
+        found = None  # an interval around some other number
+    return Standing(val_auc, run.run_id, version, found, predictions)
+
+
+def difference(challenger: Standing, champion: Standing) -> Difference | None:
+    """Tests whether the challenger's AUC differs; None unless both saw the same samples in the same order."""
+    one, two = challenger.predictions, champion.predictions
+    if one is None or two is None:
+        return None
+    if (one.samples, one.patients, one.classes) != (two.samples, two.patients, two.classes):
+        return None
+    if not np.array_equal(one.labels, two.labels):
+        return None
+    return compare(one.labels, one.probabilities, two.probabilities, one.patients)
+
+
+def read_config(run: FinishedRun, folder: Path) -> Config:
+    """The run's resolved settings.
+
+    Raises:
+        MlprojectError: They are gone.
+    """
+    path = run.fetch(CONFIG, folder)
+    if path is None:
+        raise MlprojectError(
+            f"run {run.run_id}: its artifact {CONFIG} is gone; restore it, or delete the run: "
+            f"mlflow runs delete --run-id {run.run_id}"
+        )
+    return Config.from_file(path)
+
+
+def verify(run: FinishedRun, folder: Path) -> str:
+    """Checks a run's claim and returns how: by its model on its data, or else by its stored predictions.
+
+    Raises:
+        MlprojectError: The model cannot be loaded without pickle, gives another AUC than the run
+            claims or other probabilities than the stored ones, or nothing is there to check by.
+    """
+    from src.tracking.logged_model import load_model
+
+    claim, stored = run.metrics[BEST_VAL_AUC], _stored(run, folder)
+    if stored is not None:
+        _expect(run, "its stored predictions", auc(stored.labels, stored.probabilities), claim, 1e-6)
+    if run.model_source is None:
+        raise MlprojectError(f"run {run.run_id} has no logged model")
+    model = load_model(run.model_source, folder / "model")
+    try:
+        given = _predict(run, model, folder)
+    except (UserError, OSError) as error:
+        if stored is None:
+            raise MlprojectError(
+                f"run {run.run_id}: neither its data ({error}) nor its predictions are at hand"
+            ) from None
+        return f"stored predictions; the data is not at hand ({error})"
+    _expect(run, "its logged model", auc(given.labels, given.probabilities), claim, _SAME_AUC)
+    if stored is not None and _distance(stored, given) > _SAME_PROBABILITY:
+        raise MlprojectError(
+            f"run {run.run_id}: its logged model's probabilities on val are not the stored ones; "
+            "one of them was changed after training"
+        )
+    return "logged model on the validation data"
+
+
+def _stored(run: FinishedRun, folder: Path) -> Predictions | None:
+    path = run.fetch("predictions/val.csv", folder)
+    try:
+        return None if path is None else read_predictions(path)
+    except DataError:
+        return None
+
+
+def _expect(run: FinishedRun, what: str, found: float, claim: float, tolerance: float) -> None:
+    if not abs(found - claim) <= tolerance:
+        raise MlprojectError(
+            f"run {run.run_id} claims a val AUC of {claim:.6f} and {what} give {found:.6f}; do not trust it: "
+            f"mlflow runs delete --run-id {run.run_id}"
+        )
+
+
+def _distance(stored: Predictions, given: Predictions) -> float:
+    if stored.samples != given.samples or stored.probabilities.shape != given.probabilities.shape:
+        return math.inf
+    return float(np.abs(stored.probabilities - given.probabilities).max())
+
+
+def _predict(run: FinishedRun, model: "nn.Module", folder: Path) -> Predictions:
+    """The model's predictions on the validation split of the run's own data.
+
+    Raises:
+        UserError: The data is not at hand, or is other data by now.
+    """
+    import torch
+
+    from src.data.batches import in_order
+    from src.data.dataset import load_dataset
+    from src.utils.progress import track
+
+    config = read_config(run, folder)
+    dataset = load_dataset(config.data, config.cache_dir)
+    if dataset.fingerprint != run.tags[DATA_FINGERPRINT]:
+        raise DataError(f"{config.data.root_dir} holds other data by now")
+    val = dataset.splits["val"]
+    batches = list(in_order(np.arange(len(val)), config.training.batch_size))
+    try:
+        with torch.inference_mode():
+            parts = [model(dataset.batch("val", rows)) for rows in track(batches, "verify", len(batches))]
+    except RuntimeError as error:
+        raise MlprojectError(f"run {run.run_id}: its logged model does not take its data: {error}") from None
+    probabilities = torch.cat(parts).double().numpy()
+    return Predictions(val.hashes, val.patients, val.labels, probabilities, dataset.classes)

@@ -1,0 +1,163 @@
+"""From the store's runs to a decision for each group, and on to its writing."""
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from src.errors import MlprojectError, UserError
+from src.promotion import history
+from src.promotion.decide import Decision, Request, decide
+from src.promotion.evidence import verify
+from src.promotion.group import Group
+from src.promotion.history import Entry, now
+from src.promotion.judge import Verdict, pick_fingerprints
+from src.promotion.settle import enthrone, restore, writing
+from src.promotion.state import foreign_text, read_state
+from src.tracking.candidates import Candidate, count_runs, find_candidates
+from src.tracking.finished_run import read_run
+from src.tracking.store import resolve_uri
+
+Action = Literal["promoted", "kept", "refused", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one group; the decision is missing where none could be made."""
+
+    group: Group
+    action: Action
+    reason: str
+    decision: Decision | None = None
+
+
+def promote(request: Request) -> list[Outcome]:
+    """Decides every group that the request names, and writes what it decides.
+
+    Raises:
+        UserError: There is no candidate at all.
+        StoreError: The store cannot be read.
+    """
+    groups = _groups(request)
+    with tempfile.TemporaryDirectory(prefix="promote-") as folder:
+        return [_outcome(group, groups[group], request, Path(folder)) for group in sorted(groups)]
+
+
+def _groups(request: Request) -> dict[Group, list[Candidate]]:
+    groups: dict[Group, list[Candidate]] = {}
+    for candidate in find_candidates(request.experiment):
+        groups.setdefault(Group(*candidate.group), []).append(candidate)
+    chosen = {
+        group: runs
+        for group, runs in groups.items()
+        if request.model in (None, group.model)
+        and request.modality in (None, group.modality)
+        and pick_fingerprints(runs, request.data_fingerprint) is not None
+    }
+    if not chosen:
+        there = ", ".join(group.name for group in sorted(groups))
+        raise UserError(
+            f"{resolve_uri()} holds {count_runs()} runs and none that can be promoted"
+            + (f" as asked; there are finished runs of {there}" if there else "")
+            + "; a candidate is a FINISHED training run with a best_val_auc and the tags model, modality, "
+            "data.fingerprint and split.fingerprint"
+        )
+    return chosen
+
+
+def _outcome(group: Group, candidates: list[Candidate], request: Request, folder: Path) -> Outcome:
+    """One group's failure does not stop the others."""
+    try:
+        group.check_name()
+        return _settle(group, candidates, request, folder)
+    except (MlprojectError, OSError) as error:
+        return Outcome(group, "failed", str(error))
+
+
+def _settle(group: Group, candidates: list[Candidate], request: Request, folder: Path) -> Outcome:
+    decision = decide(group, candidates, request, folder)
+    if request.dry_run:
+        return _carry_out(group, decision, _verify(decision, request, folder), request, folder)
+    if decision.is_idle:
+        return Outcome(group, "kept", decision.reason, decision)
+    with writing():
+        while True:
+            # Somebody may have promoted while this process waited, or, on another host, at any time.
+            if read_state(group) != decision.state:
+                decision = decide(group, candidates, request, folder)
+            verified = _verify(decision, request, folder)
+            if read_state(group) == decision.state:
+                return _carry_out(group, decision, verified, request, folder)
+
+
+def _verify(decision: Decision, request: Request, folder: Path) -> str | MlprojectError | None:
+    """How the run's claim was verified, or why it does not hold; None where it was not looked at."""
+    if decision.best is None or decision.verdict is not Verdict.PROMOTE or not request.rules.verify:
+        return None
+    try:
+        return verify(read_run(decision.best.run_id), folder)
+    except MlprojectError as error:
+        return error
+
+
+def _carry_out(
+    group: Group, decision: Decision, verified: str | MlprojectError | None, request: Request, folder: Path
+) -> Outcome:
+    """Writes a decision, or, in a dry run, only says what would come of it."""
+    notes = [decision.reason]
+    if not decision.is_settled and decision.incumbent is not None:
+        if not request.dry_run:
+            restore(group, decision.state, decision.incumbent, folder)
+        notes.append("YAML, registry and history are made equal")
+    if decision.best is None or decision.verdict is Verdict.KEEP:
+        return Outcome(group, "kept", "; ".join(notes), decision)
+    draft = _draft(group, decision.best, decision, request)
+    if decision.verdict is Verdict.REFUSE:
+        _note_refusal(draft, request)
+        return Outcome(group, "refused", "; ".join(notes), decision)
+    if isinstance(verified, MlprojectError):
+        _note_refusal(replace(draft, reason=str(verified)), request)
+        return Outcome(group, "failed", str(verified), decision)
+    if verified is not None:
+        notes.append(f"verified by {verified}")
+    if not request.dry_run:
+        draft = replace(draft, verified=verified)
+        number = enthrone(read_run(decision.best.run_id), group, draft, folder)
+        notes.insert(0, f"version {number}")
+    return Outcome(group, "promoted", "; ".join(notes), decision)
+
+
+def _note_refusal(draft: Entry, request: Request) -> None:
+    if not request.dry_run:
+        history.append(replace(draft, action="refusal", previous_version=None, replaced_text=None))
+
+
+def _draft(group: Group, best: Candidate, decision: Decision, request: Request) -> Entry:
+    """The event of promoting the best run, as far as it is known before it happens."""
+    side, incumbent, found = decision.challenger, decision.incumbent, decision.difference
+    if side is not None and side.run_id != best.run_id:
+        side = None
+    replaced = None if incumbent is None else incumbent.version
+    return Entry(
+        now(),
+        "promotion",
+        group.model,
+        group.modality,
+        best.run_id,
+        decision.reason,
+        previous_version=replaced,
+        replaced_version=replaced,
+        val_auc=best.val_auc,
+        val_auc_low=None if side is None else side.low,
+        val_auc_high=None if side is None else side.high,
+        replaced_val_auc=None if incumbent is None else incumbent.val_auc,
+        difference=None if found is None else found.value,
+        p_value=None if found is None else found.p,
+        runs=decision.counts.comparable,
+        left_out=decision.counts.other_data,
+        data_fingerprint=best.data_fingerprint,
+        split_fingerprint=best.split_fingerprint,
+        forced=request.rules.force,
+        new_data=request.rules.new_data,
+        replaced_text=foreign_text(decision.state),
+    )

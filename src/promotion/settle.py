@@ -1,0 +1,194 @@
+"""Writes a decision: registry, YAML and history, in an order that a kill at any point leaves mendable.
+
+The event is kept as a tag of the version before an alias moves. Whatever comes later (aliases, YAML,
+history) is made from that tag, so whoever finds them behind can finish what was begun.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import Timeout
+
+from src.errors import MlprojectError, TrackingError
+from src.promotion import history
+from src.promotion.evidence import read_config, stand
+from src.promotion.group import FOLDER, Group
+from src.promotion.history import Entry, now
+from src.promotion.record import compose_record
+from src.promotion.state import (
+    PROMOTION,
+    RECORD_SHA256,
+    ROLLED_BACK,
+    VAL_AUC,
+    Incumbent,
+    State,
+    entry_of,
+    existing,
+    foreign_text,
+)
+from src.tracking import registry
+from src.tracking.finished_run import FinishedRun, read_run
+from src.tracking.names import CHAMPION, DATA_FINGERPRINT, MODALITY, MODEL, PREVIOUS, SPLIT_FINGERPRINT
+from src.tracking.store import promotion_lock
+from src.utils.cli import warn
+from src.utils.io import atomic_write_text, check_writable, file_lock, sha256
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Holds what promoters of one host share: the store, where it is local, and the folder of records.
+
+    Raises:
+        MlprojectError: The folder cannot be written; nothing was changed.
+    """
+    try:
+        check_writable(FOLDER)
+    except OSError as error:
+        raise MlprojectError(
+            f"{FOLDER} cannot be written: {error.strerror}; nothing was changed, in the registry neither"
+        ) from None
+    with ExitStack() as held:
+        for path in filter(None, [promotion_lock(), FOLDER / ".lock"]):
+            held.enter_context(_patiently(path))
+        yield
+
+
+@contextmanager
+def _patiently(path: Path) -> Iterator[None]:
+    with ExitStack() as held:
+        try:
+            held.enter_context(file_lock(path, timeout=2))
+        except Timeout:
+            warn(f"another promotion holds {path}; waiting")
+            held.enter_context(file_lock(path))
+        yield
+
+
+def enthrone(
+    run: FinishedRun, group: Group, entry: Entry, folder: Path, *, instead_of: int | None = None
+) -> int:
+    """Registers a run's model, makes it champion, and returns its version.
+
+    Args:
+        run: The run.
+        group: What it has won.
+        entry: The event; its time and version are filled in here.
+        folder: For files of a store that is no local folder.
+        instead_of: A version that is taken back, and does not count from now on.
+    """
+    if run.model_source is None:
+        raise MlprojectError(f"run {run.run_id} has no logged model, so there is nothing to register")
+    config = read_config(run, folder)
+    version = registry.register(group.name, run.run_id, run.model_source)
+    before = None if entry.previous_version == version.number else entry.previous_version
+    entry = replace(entry, time=now(), version=version.number, previous_version=before)
+    text = compose_record(config, run, group, version.number, entry.time)
+    registry.describe(group.name, version.number, _description(run, entry))
+    tags = _tags(run, group, entry, text)
+    if ROLLED_BACK in version.tags:
+        registry.set_tags(group.name, version.number, {ROLLED_BACK: None})
+    registry.set_tags(group.name, version.number, tags)
+    if instead_of is not None:
+        # Killed before this mark, nothing has happened; after it, the next promotion finishes.
+        registry.set_tags(group.name, instead_of, {ROLLED_BACK: str(version.number)})
+    _apply(group, entry, text)
+    return version.number
+
+
+def restore(group: Group, state: State, incumbent: Incumbent, folder: Path) -> None:
+    """Makes YAML, registry and history agree on the incumbent; finishes what was interrupted."""
+    if incumbent.run_id is None:
+        raise TrackingError(f"{group.name}: the champion has no run to restore {group.record_path} from")
+    run = read_run(incumbent.run_id)
+    version = state.registered.versions.get(incumbent.version or 0)
+    entry = entry_of(version) if version else None
+    if version is None or entry is None:
+        enthrone(run, group, _restoring(run, group, state, incumbent, folder), folder)
+        return
+    text = compose_record(read_config(run, folder), run, group, version.number, entry.time)
+    changed: dict[str, str | None] = {RECORD_SHA256: sha256(text.encode())}
+    if ROLLED_BACK in version.tags:
+        changed[ROLLED_BACK] = None
+    if version.tags.get(RECORD_SHA256) != changed[RECORD_SHA256] or len(changed) > 1:
+        registry.set_tags(group.name, version.number, changed)
+    if state.last_version not in (None, version.number) or foreign_text(state) is not None:
+        again = _restoring(run, group, state, incumbent, folder)
+        history.append(replace(again, version=version.number, previous_version=entry.previous_version))
+    _apply(group, entry, text)
+
+
+def _restoring(run: FinishedRun, group: Group, state: State, incumbent: Incumbent, folder: Path) -> Entry:
+    data, split = run.fingerprints
+    replaced = state.registered.aliases.get(CHAMPION)
+    standing = stand(run, incumbent.val_auc, None, folder)
+    return Entry(
+        now(),
+        "restore",
+        group.model,
+        group.modality,
+        run.run_id,
+        "YAML, registry and history did not agree",
+        previous_version=None if replaced == incumbent.version else replaced,
+        replaced_version=replaced,
+        val_auc=incumbent.val_auc,
+        val_auc_low=standing.low,
+        val_auc_high=standing.high,
+        data_fingerprint=data,
+        split_fingerprint=split,
+        replaced_text=foreign_text(state),
+    )
+
+
+def _apply(group: Group, entry: Entry, text: str) -> None:
+    """Brings aliases, YAML and history to where the entry says; what is there already stays untouched."""
+    there = registry.read_registered(group.name)
+    if there.aliases.get(CHAMPION) != entry.version:
+        registry.set_alias(group.name, CHAMPION, entry.version)
+    previous = existing(there, entry.previous_version)
+    if there.aliases.get(PREVIOUS) != previous:
+        registry.set_alias(group.name, PREVIOUS, previous)
+    path = group.record_path
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        atomic_write_text(path, text)
+    history.append(entry)
+
+
+def _tags(run: FinishedRun, group: Group, entry: Entry, text: str) -> dict[str, str | None]:
+    """The event comes last: a version that has it has all."""
+    data, split = run.fingerprints
+    values: dict[str, object] = {
+        MODEL: group.model,
+        MODALITY: group.modality,
+        "run_id": run.run_id,
+        VAL_AUC: repr(run.metrics["best_val_auc"]),
+        "val_auc_low": entry.val_auc_low,
+        "val_auc_high": entry.val_auc_high,
+        "test_auc": run.metrics.get("test_auc"),
+        "threshold": run.metrics.get("best_threshold"),
+        DATA_FINGERPRINT: data,
+        SPLIT_FINGERPRINT: split,
+        RECORD_SHA256: sha256(text.encode()),
+        PROMOTION: entry.to_json(),
+    }
+    return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def _description(run: FinishedRun, entry: Entry) -> str:
+    low, high = entry.val_auc_low, entry.val_auc_high
+    ends = "" if low is None or high is None else f" (95 % interval {low:.4f} to {high:.4f})"
+    test = run.metrics.get("test_auc")
+    return "\n".join(
+        [
+            f"{entry.model} on {entry.modality}, run {run.run_id}.",
+            f"Val AUC {run.metrics['best_val_auc']:.4f}{ends}.",
+            *([] if test is None else [f"Test AUC {test:.4f}."]),
+            *(
+                []
+                if "best_threshold" not in run.metrics
+                else [f"Threshold {run.metrics['best_threshold']:.4f}."]
+            ),
+            f"Why: {entry.reason}.",
+        ]
+    )

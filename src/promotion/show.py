@@ -1,0 +1,71 @@
+"""A promotion as a person sees it: a table, and a sentence for each group."""
+
+import math
+
+from rich.console import Console
+from rich.table import Table
+
+from src.errors import MlprojectError
+from src.promotion.decide import Request
+from src.promotion.evidence import Standing
+from src.promotion.flow import Outcome, promote
+from src.utils.progress import is_interactive
+
+_WIDE = 160  # a pipe has no width, and a wrapped number is no number
+
+
+def promote_and_show(request: Request) -> None:
+    """Promotes, prints the table, then why each group was decided as it was.
+
+    Raises:
+        MlprojectError: Some group could not be decided or written; the others were.
+    """
+    outcomes = promote(request)
+    console = Console(width=None if is_interactive() else _WIDE, highlight=False)
+    table = Table("group", "champion", "challenger", "difference", "p", "runs", "left out", "decision")
+    for outcome in outcomes:
+        table.add_row(*_row(outcome, dry_run=request.dry_run))
+    console.print(table)
+    for outcome in outcomes:
+        console.print(f"{outcome.group.name}: {outcome.reason}", soft_wrap=True, markup=False)
+    if request.dry_run:
+        console.print("dry run: nothing was changed")
+    failed = [outcome.group.name for outcome in outcomes if outcome.action == "failed"]
+    if failed:
+        raise MlprojectError(f"could not be decided or written: {', '.join(failed)}; the lines above say why")
+
+
+def _row(outcome: Outcome, *, dry_run: bool) -> list[str]:
+    decision, action = outcome.decision, outcome.action
+    shown = f"would be {action}" if dry_run and action in ("promoted", "refused") else action
+    if decision is None:
+        return [outcome.group.name, "", "", "", "", "", "", shown]
+    found, counts = decision.difference, decision.counts
+    left_out = [
+        f"{count} {what}"
+        for count, what in ((counts.other_data, "other data"), (counts.rolled_back, "rolled back"))
+        if count
+    ]
+    return [
+        outcome.group.name,
+        _side(decision.champion),
+        _side(decision.challenger),
+        "" if found is None else f"{found.value:+.4f}",
+        "" if found is None or math.isnan(found.p) else f"{found.p:.3g}",
+        str(counts.comparable),
+        "\n".join(left_out),
+        shown,
+    ]
+
+
+def _side(side: Standing | None) -> str:
+    """AUC, interval and how it was made, and whose it is."""
+    if side is None:
+        return "none"
+    lines = [f"{side.val_auc:.4f}"]
+    if side.interval is not None and not math.isnan(side.interval.low):
+        lines[0] += f" ({side.interval.low:.4f} to {side.interval.high:.4f})"
+        lines.append(f"95 % {side.interval.method}")
+    version = "" if side.version is None else f"version {side.version}, "
+    lines.append(f"{version}run {side.run_id[:8]}" if side.run_id else "hand-made YAML")
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""One finished run, read back: its numbers, its files, its logged model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.errors import TrackingError
+from src.tracking.names import BEST_VAL_AUC, DATA_FINGERPRINT, SPLIT_FINGERPRINT
+from src.tracking.store import local_folder, reason
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run as the store has it.
+
+    Attributes:
+        run_id: Its id.
+        experiment: The name of its experiment.
+        metrics: The last value of each metric.
+        tags: Its tags.
+        best_at: When ``best_val_auc`` was logged last, milliseconds since the epoch.
+        model_source: Where the newest logged model is, ``models:/m-...``, None where there is none.
+        artifact_uri: Where its files are.
+    """
+
+    run_id: str
+    experiment: str
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    best_at: int
+    model_source: str | None
+    artifact_uri: str
+
+    @property
+    def fingerprints(self) -> tuple[str | None, str | None]:
+        """Which data and split it saw."""
+        return self.tags.get(DATA_FINGERPRINT), self.tags.get(SPLIT_FINGERPRINT)
+
+    def fetch(self, name: str, folder: Path) -> Path | None:
+        """The file ``name`` among the run's artifacts, or None where it is gone.
+
+        Args:
+            name: Its path there, such as ``predictions/val.csv``.
+            folder: Where to copy it from a store that is no local folder.
+        """
+        from mlflow.exceptions import MlflowException
+
+        local = local_folder(self.artifact_uri)
+        if local is not None:
+            return local / name if (local / name).is_file() else None
+        import mlflow
+
+        target = folder / self.run_id
+        target.mkdir(parents=True, exist_ok=True)
+        try:
+            return Path(
+                mlflow.artifacts.download_artifacts(
+                    run_id=self.run_id, artifact_path=name, dst_path=str(target)
+                )
+            )
+        except (MlflowException, OSError):
+            return None
+
+
+def read_run(run_id: str) -> FinishedRun:
+    """Reads a run.
+
+    Raises:
+        TrackingError: There is no such run, or it was deleted.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.MlflowClient()
+    try:
+        run = client.get_run(run_id)
+        points = client.get_metric_history(run_id, BEST_VAL_AUC)
+        experiment = client.get_experiment(run.info.experiment_id).name
+    except MlflowException as error:
+        raise TrackingError(f"run {run_id} cannot be read: {reason(error)}") from None
+    if run.info.lifecycle_stage != "active":
+        raise TrackingError(f"run {run_id} is deleted; mlflow runs restore --run-id {run_id} brings it back")
+    outputs = run.outputs.model_outputs if run.outputs else []
+    newest = max(outputs, key=lambda output: output.step, default=None)
+    return FinishedRun(
+        run_id,
+        experiment,
+        dict(run.data.metrics),
+        dict(run.data.tags),
+        max((point.timestamp for point in points), default=run.info.end_time or 0),
+        f"models:/{newest.model_id}" if newest else None,
+        run.info.artifact_uri,
+    )
