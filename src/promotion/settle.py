@@ -30,7 +30,15 @@ from src.promotion.state import (
 )
 from src.tracking import registry
 from src.tracking.finished_run import FinishedRun, read_run
-from src.tracking.names import CHAMPION, DATA_FINGERPRINT, MODALITY, MODEL, PREVIOUS, SPLIT_FINGERPRINT
+from src.tracking.names import (
+    BEST_VAL_AUC,
+    CHAMPION,
+    DATA_FINGERPRINT,
+    MODALITY,
+    MODEL,
+    PREVIOUS,
+    SPLIT_FINGERPRINT,
+)
 from src.tracking.store import promotion_lock
 from src.utils.cli import warn
 from src.utils.io import atomic_write_text, check_writable, file_lock, sha256
@@ -81,15 +89,16 @@ def enthrone(
     if run.model_source is None:
         raise MlprojectError(f"run {run.run_id} has no logged model, so there is nothing to register")
     config = read_config(run, folder)
-    version = registry.register(group.name, run.run_id, run.model_source)
+    description, facts = _description(run, entry), _facts(run, group, entry)
+    version = registry.register(group.name, run.run_id, run.model_source, description, facts)
     before = None if entry.previous_version == version.number else entry.previous_version
     entry = replace(entry, time=now(), version=version.number, previous_version=before)
     text = compose_record(config, run, group, version.number, entry.time)
-    registry.describe(group.name, version.number, _description(run, entry))
-    tags = _tags(run, group, entry, text)
-    if ROLLED_BACK in version.tags:
-        registry.set_tags(group.name, version.number, {ROLLED_BACK: None})
-    registry.set_tags(group.name, version.number, tags)
+    # The event comes last: a version that has it has all.
+    tags = {ROLLED_BACK: None, **facts, RECORD_SHA256: sha256(text.encode()), PROMOTION: entry.to_json()}
+    changed = {key: value for key, value in tags.items() if value != version.tags.get(key)}
+    registry.describe(group.name, version.number, description)
+    registry.set_tags(group.name, version.number, changed)
     if instead_of is not None:
         # Killed before this mark, nothing has happened; after it, the next promotion finishes.
         registry.set_tags(group.name, instead_of, {ROLLED_BACK: str(version.number)})
@@ -113,7 +122,9 @@ def restore(group: Group, state: State, incumbent: Incumbent, folder: Path) -> N
         changed[ROLLED_BACK] = None
     if version.tags.get(RECORD_SHA256) != changed[RECORD_SHA256] or len(changed) > 1:
         registry.set_tags(group.name, version.number, changed)
-    if state.last_version not in (None, version.number) or foreign_text(state) is not None:
+    # The promotion's own line says enough, unless it has been told and something else came after.
+    is_told = entry in history.read_history()
+    if foreign_text(state) is not None or (is_told and state.last_version != version.number):
         again = _restoring(run, group, state, incumbent, folder)
         history.append(replace(again, version=version.number, previous_version=entry.previous_version))
     _apply(group, entry, text)
@@ -155,22 +166,20 @@ def _apply(group: Group, entry: Entry, text: str) -> None:
     history.append(entry)
 
 
-def _tags(run: FinishedRun, group: Group, entry: Entry, text: str) -> dict[str, str | None]:
-    """The event comes last: a version that has it has all."""
+def _facts(run: FinishedRun, group: Group, entry: Entry) -> dict[str, str]:
+    """What a version's tags say of its run."""
     data, split = run.fingerprints
     values: dict[str, object] = {
         MODEL: group.model,
         MODALITY: group.modality,
         "run_id": run.run_id,
-        VAL_AUC: repr(run.metrics["best_val_auc"]),
+        VAL_AUC: repr(run.metrics[BEST_VAL_AUC]),
         "val_auc_low": entry.val_auc_low,
         "val_auc_high": entry.val_auc_high,
         "test_auc": run.metrics.get("test_auc"),
         "threshold": run.metrics.get("best_threshold"),
         DATA_FINGERPRINT: data,
         SPLIT_FINGERPRINT: split,
-        RECORD_SHA256: sha256(text.encode()),
-        PROMOTION: entry.to_json(),
     }
     return {key: str(value) for key, value in values.items() if value is not None}
 
@@ -182,7 +191,7 @@ def _description(run: FinishedRun, entry: Entry) -> str:
     return "\n".join(
         [
             f"{entry.model} on {entry.modality}, run {run.run_id}.",
-            f"Val AUC {run.metrics['best_val_auc']:.4f}{ends}.",
+            f"Val AUC {run.metrics[BEST_VAL_AUC]:.4f}{ends}.",
             *([] if test is None else [f"Test AUC {test:.4f}."]),
             *(
                 []

@@ -102,17 +102,26 @@ def champions() -> list[tuple[str, Mapping[str, str]]]:
     return [(name, version.tags) for name, version in found if version is not None]
 
 
-def register(name: str, run_id: str, source: str) -> Version:
-    """Makes a version of a run's logged model, or finds the one that there is.
+def register(name: str, run_id: str, source: str, description: str, tags: Mapping[str, str]) -> Version:
+    """Makes a version of a run's logged model, or finds the one that there is, as it is.
+
+    Args:
+        name: The registered model, made where it is missing.
+        run_id: The run.
+        source: Its logged model, ``models:/m-...``.
+        description: Of a new version.
+        tags: Of a new version.
 
     Raises:
         TrackingError: The registry refuses.
     """
     # Looked up anew at each attempt: one that seemed to fail may have made the version.
-    return _persistently(lambda: _find_or_create(name, run_id, source))
+    return _persistently(lambda: _find_or_create(name, run_id, source, description, tags))
 
 
-def _find_or_create(name: str, run_id: str, source: str) -> Version:
+def _find_or_create(
+    name: str, run_id: str, source: str, description: str, tags: Mapping[str, str]
+) -> Version:
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -126,8 +135,12 @@ def _find_or_create(name: str, run_id: str, source: str) -> Version:
                 raise
     found = registered.version_of(run_id, source)
     if found is None:
-        made = client.create_model_version(name, source, run_id)
-        found = Version(int(made.version), run_id, source, {})
+        # A server refuses models:/m-... without the id that it names.
+        model_id = source.removeprefix("models:/") if source.startswith("models:/") else None
+        made = client.create_model_version(
+            name, source, run_id, dict(tags), description=description, model_id=model_id
+        )
+        found = Version(int(made.version), run_id, source, dict(tags))
     return found
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from src.errors import ConfigError
-from src.training.auc import auc, is_better
+from src.training.auc import auc
 from src.training.metrics import (
     Scores,
     choose_threshold,
@@ -266,29 +266,3 @@ def test_scores_are_named_by_split_without_the_threshold() -> None:
         "val_sensitivity": 0.4,
         "val_specificity": 0.5,
     }
-
-
-@pytest.mark.parametrize(
-    ("candidate", "incumbent", "expected"),
-    [
-        (0.8, None, True),
-        (0.8, 0.7, True),
-        (0.8, 0.8, False),
-        (0.7, 0.8, False),
-        (0.0, None, True),
-        (-1.0, -2.0, True),
-        (0.1, math.nan, True),
-        (0.1, math.inf, True),
-        (0.1, -math.inf, True),
-        (math.nan, None, False),
-        (math.nan, 0.5, False),
-        (math.nan, math.nan, False),
-        (math.inf, None, False),
-        (math.inf, 0.5, False),
-        (math.inf, math.nan, False),
-        (-math.inf, None, False),
-        (-math.inf, math.nan, False),
-    ],
-)
-def test_is_better(candidate: float, incumbent: float | None, expected: bool) -> None:
-    assert is_better(candidate, incumbent) is expected

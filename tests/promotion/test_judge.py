@@ -1,0 +1,80 @@
+"""The rules alone."""
+
+from typing import Any
+
+import pytest
+
+from src.promotion.judge import Rules, Verdict, is_same, judge, pick_fingerprints, rank
+from src.promotion.state import Incumbent
+from src.tracking.candidates import Candidate
+from src.training.auc import Difference
+
+
+def candidate(run_id: str, auc: float = 0.8, start: int = 0, data: str = "d") -> Candidate:
+    return Candidate(run_id, "m", "A", auc, start, data, "s")
+
+
+def test_the_highest_wins_then_the_earlier_then_the_smaller_id() -> None:
+    runs = [candidate("d", 0.8, 3), candidate("b", 0.8, 2), candidate("a", 0.8, 2), candidate("c", 0.9, 9)]
+    assert [run.run_id for run in rank(runs)] == ["c", "a", "b", "d"]
+
+
+def test_the_newest_run_says_which_data() -> None:
+    runs = [candidate("a", start=1, data="old"), candidate("b", start=5, data="new"), candidate("c", start=2)]
+    assert pick_fingerprints(runs, None) == ("new", "s")
+    assert pick_fingerprints(runs, "ol") == ("old", "s")
+    assert pick_fingerprints(runs, "x") is None
+
+
+def test_the_same_run_counts_again_only_with_a_gain() -> None:
+    incumbent = Incumbent(0.8, "a", 1, ("d", "s"))
+    assert is_same(candidate("a", 0.8), incumbent)
+    assert not is_same(candidate("a", 0.81), incumbent)
+    assert not is_same(candidate("b", 0.8), incumbent)
+
+
+GAIN, NOISE, UNKNOWN = Difference(0.1, 0.01), Difference(0.1, 0.3), Difference(0.1, float("nan"))
+HELD = Incumbent(0.7, "x", 1, ("d", "s"))
+OTHER = Incumbent(0.9, "x", 1, ("other", "s"))
+HAND_MADE = Incumbent(0.7, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("auc", "incumbent", "difference", "rules", "verdict", "reason"),
+    [
+        (0.8, None, None, {}, "PROMOTE", "the first of its group"),
+        (0.8, None, None, {"min_auc": 0.81}, "REFUSE", "val AUC 0.8000 is below --min-auc 0.81"),
+        (0.8, None, None, {"min_auc": 0.8}, "PROMOTE", "first"),
+        (0.8, None, None, {"min_auc": 0.81, "force": True}, "PROMOTE", "first"),
+        (0.8, None, None, {"significant": 0.05}, "PROMOTE", "first"),
+        (0.8, HELD, NOISE, {}, "PROMOTE", "val AUC 0.8000 against 0.7000"),
+        (0.7, HELD, None, {}, "KEEP", "no run is better"),
+        (0.6, HELD, None, {"min_auc": 0.9}, "KEEP", "no run is better"),
+        (0.6, HELD, None, {"force": True}, "PROMOTE", "forced: val AUC 0.6000 against 0.7000"),
+        (0.8, HELD, GAIN, {"significant": 0.05}, "PROMOTE", "val AUC"),
+        (0.8, HELD, NOISE, {"significant": 0.05}, "REFUSE", "p = 0.3, not below 0.05"),
+        (0.8, HELD, Difference(0.1, 0.05), {"significant": 0.05}, "REFUSE", "not significant"),
+        (0.8, HELD, Difference(-0.1, 0.01), {"significant": 0.05}, "REFUSE", "not significant"),
+        (0.8, HELD, UNKNOWN, {"significant": 0.05}, "REFUSE", "cannot be tested"),
+        (0.8, HELD, None, {"significant": 0.05}, "REFUSE", "cannot be tested"),
+        (0.8, HELD, NOISE, {"significant": 0.05, "force": True}, "PROMOTE", "forced"),
+        (0.8, HAND_MADE, None, {}, "PROMOTE", "val AUC 0.8000 against 0.7000"),
+        (0.8, HAND_MADE, None, {"significant": 0.05}, "REFUSE", "cannot be tested"),
+        (0.8, OTHER, None, {}, "REFUSE", "from other data"),
+        (0.95, OTHER, None, {"force": True}, "REFUSE", "--new-data replaces it"),
+        (0.8, OTHER, None, {"new_data": True}, "PROMOTE", "the champion is from other data"),
+        (0.8, OTHER, None, {"new_data": True, "min_auc": 0.9}, "REFUSE", "below --min-auc"),
+        (0.7, HELD, None, {"new_data": True}, "KEEP", "no run is better"),
+    ],
+)
+def test_verdicts(
+    auc: float,
+    incumbent: Incumbent | None,
+    difference: Difference | None,
+    rules: dict[str, Any],
+    verdict: str,
+    reason: str,
+) -> None:
+    found, why = judge(candidate("a", auc), incumbent, difference, Rules(**rules))
+    assert found is Verdict[verdict]
+    assert reason in why

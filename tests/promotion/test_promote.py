@@ -1,0 +1,370 @@
+"""The command on real runs in MLflow's default store."""
+
+import os
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+from src.promote import main
+from src.promotion.group import Group
+from src.training.predictions import read_predictions
+from src.utils.config import Config
+from src.utils.io import sha256
+from tests.promotion.conftest import actions, aliases, champion_run, history, snapshot, version_count
+from tests.promotion.runs import make_run
+
+pytestmark = pytest.mark.usefixtures("sqlite")
+
+RECORD = Path("config/best_hparams/resnet18_A.yaml")
+
+
+def test_the_best_run_becomes_champion(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(npz, 0.3)
+    best = make_run(npz, 1.0)
+    make_run(npz, 0.7)
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert f"{best.val_auc:.4f} (" in out
+    assert "verified by logged model on the validation data" in out
+    assert aliases() == {"champion": 1}
+    assert champion_run() == best.run_id
+    assert actions() == [("promotion", 1)]
+
+
+def test_the_yaml_is_a_config_with_the_results(npz: Path) -> None:
+    best = make_run(npz, 1.0, modality="A+P")
+    assert main([]) == 0
+    path = Path("config/best_hparams/resnet18_A+P.yaml")
+    config = Config.from_file(path)
+    assert (config.model.name, config.modality, config.experiment.name) == ("resnet18", "A+P", None)
+    values = yaml.safe_load(path.read_text())
+    assert values["best_metrics"]["val_auc"] == best.val_auc
+    assert list(values["best_metrics"]) == [
+        "epoch",
+        "val_auc",
+        "val_accuracy",
+        "val_sensitivity",
+        "val_specificity",
+        "timestamp",
+    ]
+    assert values["best_metrics"]["timestamp"] == "2023-11-14T22:13:20+00:00"
+    assert values["test_metrics"] == {"accuracy": 0.7, "auc": 0.75, "sensitivity": 0.6, "specificity": 0.8}
+    assert values["mlflow"] == {
+        "run_id": best.run_id,
+        "experiment": "Default",
+        "registered_model": "resnet18_A+P",
+        "version": 1,
+    }
+
+
+def test_the_version_says_all(npz: Path) -> None:
+    best = make_run(npz, 1.0)
+    assert main([]) == 0
+    version = mlflow.MlflowClient().get_model_version("resnet18_A", "1")
+    tags = version.tags
+    assert (tags["run_id"], float(tags["val_auc"])) == (best.run_id, best.val_auc)
+    assert 0 < float(tags["val_auc_low"]) < best.val_auc < float(tags["val_auc_high"]) < 1
+    assert (tags["test_auc"], tags["threshold"]) == ("0.75", "0.5")
+    run = mlflow.MlflowClient().get_run(best.run_id)
+    assert tags["data.fingerprint"] == run.data.tags["data.fingerprint"]
+    assert tags["split.fingerprint"] == run.data.tags["split.fingerprint"]
+    assert tags["yaml.sha256"] == sha256(RECORD.read_bytes())
+    assert f"Val AUC {best.val_auc:.4f} (95 % interval" in str(version.description)
+    loaded = mlflow.pytorch.load_model("models:/resnet18_A@champion")
+    assert callable(loaded)
+
+
+def test_again_changes_nothing(npz: Path, folder: Path) -> None:
+    make_run(npz, 1.0)
+    assert main([]) == 0
+    before = snapshot(folder)
+    assert main([]) == 0
+    assert snapshot(folder) == before
+
+
+def test_a_dry_run_changes_nothing(npz: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(npz, 0.7)
+    before = snapshot(folder)
+    assert main(["--dry-run"]) == 0
+    assert "would be promoted" in capsys.readouterr().out
+    assert snapshot(folder) == before
+    assert main([]) == 0
+    make_run(npz, 1.0)
+    before = snapshot(folder)
+    assert main(["--dry-run"]) == 0
+    assert main(["--dry-run", "--rollback", "--model", "resnet18", "--modality", "A"]) == 2
+    assert snapshot(folder) == before
+
+
+def test_a_better_run_replaces_and_the_old_one_is_previous(npz: Path) -> None:
+    first = make_run(npz, 0.5)
+    assert main([]) == 0
+    second = make_run(npz, 1.0)
+    assert main([]) == 0
+    assert aliases() == {"champion": 2, "previous": 1}
+    assert champion_run() == second.run_id
+    entry = history()[1]
+    assert (entry.replaced_version, entry.replaced_val_auc) == (1, first.val_auc)
+    assert entry.difference == pytest.approx(second.val_auc - first.val_auc)
+    assert entry.p_value is not None
+    assert entry.runs == 2
+    worse = make_run(npz, 0.7)
+    assert main([]) == 0
+    assert version_count() == 2
+    assert worse.run_id != champion_run()
+
+
+def test_a_tie_keeps_the_champion_unless_forced(npz: Path) -> None:
+    held = make_run(npz, 1.0, start_time=2_000)
+    assert main([]) == 0
+    earlier = make_run(npz, 1.0, start_time=1_000)
+    assert main([]) == 0
+    assert champion_run() == held.run_id
+    assert main(["--force"]) == 0
+    assert champion_run() == earlier.run_id
+    assert history()[-1].forced
+    assert main(["--force"]) == 0
+    assert version_count() == 2
+
+
+def test_narrowing(npz: Path) -> None:
+    for model in ("resnet18", "swin_t"):
+        for modality in ("A", "P"):
+            make_run(npz, 0.7, model=model, modality=modality, experiment=f"e_{modality}")
+    folder = RECORD.parent
+    assert main(["--model", "swin_t", "--modality", "P"]) == 0
+    assert [path.name for path in folder.glob("*.yaml")] == ["swin_t_P.yaml"]
+    assert main(["--experiment", "e_A"]) == 0
+    assert sorted(path.stem for path in folder.glob("*.yaml")) == ["resnet18_A", "swin_t_A", "swin_t_P"]
+
+
+def test_only_finished_training_runs_with_all_tags_count(
+    npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(npz, 1.0, status="FAILED")
+    make_run(npz, 1.0, status="KILLED")
+    make_run(npz, 1.0, status=None)
+    make_run(npz, 1.0, tags={"role": "fold"})
+    make_run(npz, 1.0, tags={"split.fingerprint": None})
+    make_run(npz, 1.0, claim=float("nan"))
+    make_run(npz, 1.0, claim=float("inf"))
+    deleted = make_run(npz, 1.0)
+    mlflow.MlflowClient().delete_run(deleted.run_id)
+    assert main([]) == 2
+    error = capsys.readouterr().err
+    assert "mlflow.db holds 7 runs and none that can be promoted" in error
+    good = make_run(npz, 0.3)
+    assert main([]) == 0
+    assert champion_run() == good.run_id
+
+
+def test_runs_on_other_data_are_left_out(
+    npz: Path, other_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = make_run(other_npz, 1.0, start_time=1_000)
+    new = make_run(npz, 0.7, start_time=2_000)
+    assert main([]) == 0
+    assert "1 other data" in capsys.readouterr().out
+    assert champion_run() == new.run_id
+    assert history()[0].left_out == 1
+    fingerprint = mlflow.MlflowClient().get_run(old.run_id).data.tags["data.fingerprint"]
+    assert main(["--data-fingerprint", fingerprint[:10]]) == 0
+    assert champion_run() == new.run_id  # the champion is from other data now
+    assert main(["--data-fingerprint", fingerprint[:10], "--new-data"]) == 0
+    assert champion_run() == old.run_id
+    assert main(["--data-fingerprint", "zzz"]) == 2
+
+
+def test_a_champion_from_other_data_stays_without_new_data(npz: Path, other_npz: Path) -> None:
+    held = make_run(other_npz, 0.5, start_time=1_000)
+    assert main([]) == 0
+    new = make_run(npz, 1.0, start_time=2_000)
+    for options in ([], ["--force"]):
+        assert main(options) == 0
+        assert champion_run() == held.run_id
+    assert main(["--new-data"]) == 0
+    assert champion_run() == new.run_id
+    last = history()[-1]
+    assert (last.action, last.new_data, last.reason) == (
+        "promotion",
+        True,
+        "the champion is from other data",
+    )
+    assert actions() == [("promotion", 1), ("refusal", None), ("refusal", None), ("promotion", 2)]
+
+
+def test_a_floor_and_a_test_refuse(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = make_run(npz, 0.7)
+    assert main(["--min-auc", "0.99"]) == 0
+    assert not RECORD.exists()
+    assert actions() == [("refusal", None)]
+    assert main(["--significant"]) == 0  # there is nothing yet to gain over
+    make_run(npz, 0.7, salt=1.0)
+    assert main(["--significant"]) == 0
+    assert champion_run() == first.run_id
+    assert "the gain is not significant: p = 0." in capsys.readouterr().out
+    better = make_run(npz, 1.0)
+    assert main(["--significant", "0.05"]) == 0
+    assert champion_run() == better.run_id
+    p_value = history()[-1].p_value
+    assert p_value is not None
+    assert p_value < 0.05
+
+
+def test_a_claim_that_does_not_hold_is_refused(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    liar = make_run(npz, 0.7, claim=0.99)
+    assert main([]) == 1
+    captured = capsys.readouterr()
+    assert f"run {liar.run_id} claims a val AUC of 0.990000" in captured.out
+    assert "could not be decided or written: resnet18_A" in captured.err
+    assert not RECORD.exists()
+    assert actions() == [("refusal", None)]
+    assert main(["--no-verify"]) == 0
+    assert champion_run() == liar.run_id
+
+
+def test_a_model_that_is_not_the_one_scored_is_refused(
+    npz: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(npz, 1.0, logged_quality=0.5)
+    assert main([]) == 1
+    assert "its logged model give 0." in capsys.readouterr().out
+    # The same AUC with other probabilities: predictions that were edited.
+    (table,) = folder.glob("mlruns/0/*/artifacts/predictions/val.csv")
+    assert read_predictions(table).classes == ("0", "1")
+
+
+def test_edited_predictions_are_refused(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make_run(npz, 1.0)
+    (table,) = Path().glob(f"mlruns/0/{made.run_id}/artifacts/predictions/val.csv")
+    lines = table.read_text().splitlines()
+    squeezed = [lines[0]]
+    for line in lines[1:]:
+        *fixed, _, p = line.split(",")
+        value = 0.5 + (float(p) - 0.5) * 0.9  # the same order, so the same AUC
+        squeezed.append(",".join([*fixed, repr(1 - value), repr(value)]))
+    table.write_text("\n".join(squeezed) + "\n")
+    assert main([]) == 1
+    assert "probabilities on val are not the stored ones" in capsys.readouterr().out
+
+
+def test_data_that_is_not_at_hand_is_told(
+    npz: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    data = Path(shutil.copy(npz, elsewhere / "small.npz"))
+    make_run(data, 1.0)
+    data.unlink()
+    assert main([]) == 0
+    assert "verified by stored predictions; the data is not at hand" in capsys.readouterr().out
+    verified = history()[0].verified
+    assert verified is not None
+    assert verified.startswith("stored predictions")
+
+
+def test_no_pickle_is_executed(npz: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model that would write a file when it is unpickled, in both forms that MLflow would load."""
+    make_run(npz, 1.0)
+    (data,) = folder.glob("mlruns/0/models/m-*/artifacts/data")
+    (data / "pickle_module_info.txt").write_text("evil")
+    (data / "model.pth").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    (folder / "evil.py").write_text("open('owned', 'w')")
+    assert main([]) == 1
+    assert "is not in pt2 format" in capsys.readouterr().out
+    (data / "model.pth").unlink()
+    (data / "model.pt2").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    assert main([]) == 1
+    assert "cannot be loaded" in capsys.readouterr().out
+    assert not (folder / "owned").exists()
+
+
+@pytest.mark.parametrize("what", ["config.yaml", "model", "everything"])
+def test_artifacts_that_are_gone(
+    npz: Path, folder: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = make_run(npz, 1.0)
+    make_run(npz, 0.7, modality="P")
+    artifacts = folder / "mlruns/0" / gone.run_id / "artifacts"
+    if what == "config.yaml":
+        (artifacts / what).unlink()
+    if what == "everything":
+        shutil.rmtree(artifacts)
+    if what != "config.yaml":
+        run = mlflow.MlflowClient().get_run(gone.run_id)
+        assert run.outputs is not None
+        shutil.rmtree(folder / f"mlruns/0/models/{run.outputs.model_outputs[0].model_id}")
+    assert main([]) == 1
+    out = capsys.readouterr().out
+    assert gone.run_id in out or "logged model models:/m-" in out
+    assert not RECORD.exists()
+    assert Path("config/best_hparams/resnet18_P.yaml").exists()  # the other group went on
+
+
+@pytest.mark.parametrize("modality", ["../A", "A/B", "A B", "..", "A+", ""])
+def test_tags_that_are_no_names(npz: Path, folder: Path, modality: str) -> None:
+    make_run(npz, 1.0, tags={"modality": modality})
+    make_run(npz, 0.7, modality="P")
+    before = {path for path in folder.rglob("*.yaml") if "mlruns" not in path.parts}
+    assert main([]) == 1
+    after = {path for path in folder.rglob("*.yaml") if "mlruns" not in path.parts}
+    assert after - before == {folder / "config/best_hparams/resnet18_P.yaml"}
+
+
+def test_a_group_named_like_another_is_refused(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """vgg11 on bn_A and vgg11_bn on A would share one file and one registered model."""
+    make_run(npz, 0.7, model="vgg11", modality="bn_A")
+    assert main([]) == 0
+    make_run(npz, 1.0, model="vgg11_bn", modality="A")
+    assert main([]) == 1
+    assert "vgg11_bn_A.yaml: is of vgg11 on bn_A" in capsys.readouterr().out
+
+
+def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in [
+        (["--min-auc", "2"], "--min-auc 2: a number between 0 and 1"),
+        (["--significant", "x"], "--significant x"),
+        (["--rollback"], "--rollback needs --model and --modality"),
+        (["--rollback", "--check"], "exclude each other"),
+        (["--force", "maybe"], "neither true nor false"),
+        (["--experiment", "none"], "--experiment none: "),
+        ([], "holds 0 runs and none that can be promoted"),
+    ]:
+        assert main(options) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_no_store_at_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "mlflow.db").unlink()
+    assert main([]) == 2
+    assert "there is none yet, so it holds no run" in capsys.readouterr().err
+    assert not list(folder.iterdir())
+
+
+def test_a_server_that_is_down(capsys: pytest.CaptureFixture[str]) -> None:
+    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+    try:
+        assert main([]) == 2
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"]
+    error = capsys.readouterr().err
+    assert "http://127.0.0.1:9: the tracking store cannot be opened" in error
+    assert "Traceback" not in error
+
+
+def test_a_folder_that_cannot_be_written(npz: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(npz, 1.0)
+    (folder / "config").write_text("a file in the way")
+    assert main([]) == 1
+    assert (
+        "config/best_hparams cannot be written: Not a directory; nothing was changed"
+        in capsys.readouterr().out
+    )
+    assert not mlflow.MlflowClient().search_registered_models()
+
+
+def test_names() -> None:
+    assert Group("resnet18", "A+P").record_path == Path("config/best_hparams/resnet18_A+P.yaml")
