@@ -52,9 +52,10 @@ def _parser() -> CommandParser:
 
 
 def _train(argv: Sequence[str] | None) -> None:
-    from src.tracking.run import project_run_told
+    from src.tracking.run import is_project_run, project_run_told
     from src.tracking.store import open_store
 
+    in_project = is_project_run()  # before MLflow takes the run over and forgets
     with project_run_told():
         args = _parser().parse_args(argv)
         config = _read_config(args)
@@ -68,7 +69,7 @@ def _train(argv: Sequence[str] | None) -> None:
         folders = _claim_named(config)
     _run(setup, dataset, folders)
     if args.promote:
-        _promote(setup.config)
+        _promote(setup.config, only_warn=in_project)
 
 
 def _read_config(args: argparse.Namespace) -> "Config":
@@ -165,16 +166,15 @@ def _run(setup: "Setup", dataset: "Dataset", folders: "RunFolders | None") -> No
     _print_summary(run, state, results, folders)
 
 
-def _promote(config: "Config") -> None:
+def _promote(config: "Config", *, only_warn: bool) -> None:
     """After the end of the run, which is FINISHED whatever comes of this."""
     from src.promotion.decide import Request
     from src.promotion.show import promote_and_show
-    from src.tracking.run import is_project_run
 
     try:
         promote_and_show(Request(model=config.model.name, modality=config.modality))
     except MlprojectError as error:
-        if not is_project_run():
+        if not only_warn:
             raise
         # An exit status would make `mlflow run` mark the finished training FAILED.
         warn(f"trained, and not promoted: {error}")

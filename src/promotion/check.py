@@ -34,7 +34,8 @@ def _of_files() -> dict[str, Group | str]:
     for path in sorted(FOLDER.glob("*.yaml")):
         try:
             config = Config.from_file(path)
-            groups[path.stem] = Group(config.model.name, config.modality)
+            group = Group(config.model.name, config.modality)
+            groups[path.stem] = group if group.record_path == path else f"{path} is of {group.name}"
         except MlprojectError as error:
             groups[path.stem] = str(error)
     return groups

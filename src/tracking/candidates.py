@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.errors import UserError
 from src.tracking.names import BEST_VAL_AUC, DATA_FINGERPRINT, MODALITY, MODEL, ROLE, SPLIT_FINGERPRINT
-from src.tracking.store import is_database, pages, resolve_uri
+from src.tracking.store import is_database, pages, resolve_uri, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,13 +61,14 @@ def find_candidates(experiment: str | None = None) -> list[Candidate]:
 
     Raises:
         UserError: There is no such experiment.
+        TrackingError: The store cannot be read.
     """
     import mlflow
 
     client = mlflow.MlflowClient()
-    ids = _experiments(client, experiment)
     read = _from_database if is_database(resolve_uri()) else _from_search
-    return list(read(client, ids))
+    with store_errors("the runs cannot be read"):
+        return list(read(client, _experiments(client, experiment)))
 
 
 def count_runs() -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from src.errors import TrackingError
 from src.tracking.names import BEST_VAL_AUC, DATA_FINGERPRINT, SPLIT_FINGERPRINT
-from src.tracking.store import local_folder, reason
+from src.tracking.store import local_folder, store_errors
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,12 @@ def read_run(run_id: str) -> FinishedRun:
         TrackingError: There is no such run, or it was deleted.
     """
     import mlflow
-    from mlflow.exceptions import MlflowException
 
     client = mlflow.MlflowClient()
-    try:
+    with store_errors(f"run {run_id} cannot be read"):
         run = client.get_run(run_id)
         points = client.get_metric_history(run_id, BEST_VAL_AUC)
         experiment = client.get_experiment(run.info.experiment_id).name
-    except MlflowException as error:
-        raise TrackingError(f"run {run_id} cannot be read: {reason(error)}") from None
     if run.info.lifecycle_stage != "active":
         raise TrackingError(f"run {run_id} is deleted; mlflow runs restore --run-id {run_id} brings it back")
     outputs = run.outputs.model_outputs if run.outputs else []

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from src.errors import TrackingError
 from src.tracking.names import CHAMPION, PREVIOUS
-from src.tracking.store import pages, reason, resolve_uri
+from src.tracking.store import pages, store_errors
 
 _ATTEMPTS = 5
 _ALIASES = (CHAMPION, PREVIOUS)
@@ -76,16 +75,17 @@ def read_registered(name: str) -> Registered:
     from mlflow.exceptions import MlflowException
 
     client = mlflow.MlflowClient()
-    try:
-        model = client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return Registered(name)
-        raise TrackingError(f"{resolve_uri()}: {name} cannot be read: {reason(error)}") from None
     versions: dict[int, Version] = {}
-    for entry in pages(lambda token: client.search_model_versions(f"name='{name}'", page_token=token)):
-        number = int(entry.version)
-        versions[number] = Version(number, entry.run_id or None, entry.source, dict(entry.tags))
+    with store_errors(f"{name} cannot be read"):
+        try:
+            model = client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return Registered(name)
+            raise
+        for entry in pages(lambda token: client.search_model_versions(f"name='{name}'", page_token=token)):
+            number = int(entry.version)
+            versions[number] = Version(number, entry.run_id or None, entry.source, dict(entry.tags))
     # An alias whose file was cut off, or whose version was deleted, points nowhere.
     aliases = {alias: str(model.aliases[alias]) for alias in _ALIASES if alias in model.aliases}
     pointing = {a: int(v) for a, v in aliases.items() if v.isdigit() and int(v) in versions}
@@ -97,9 +97,11 @@ def champions() -> list[tuple[str, Mapping[str, str]]]:
     import mlflow
 
     client = mlflow.MlflowClient()
-    names = [model.name for model in pages(lambda token: client.search_registered_models(page_token=token))]
-    found = [(name, read_registered(name).champion) for name in names]
-    return [(name, version.tags) for name, version in found if version is not None]
+    with store_errors("the registry cannot be read"):
+        found = pages(lambda token: client.search_registered_models(page_token=token))
+        names = [model.name for model in found]
+    versions = [(name, read_registered(name).champion) for name in names]
+    return [(name, version.tags) for name, version in versions if version is not None]
 
 
 def register(name: str, run_id: str, source: str, description: str, tags: Mapping[str, str]) -> Version:
@@ -179,11 +181,10 @@ def _persistently(write: Callable[[], Result]) -> Result:
     """Tries again: under load a write can meet another one and fail once."""
     from mlflow.exceptions import MlflowException
 
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(1, _ATTEMPTS):
         try:
             return write()
-        except MlflowException as error:
-            if attempt == _ATTEMPTS - 1:
-                raise TrackingError(f"{resolve_uri()}: the registry refuses: {reason(error)}") from None
+        except MlflowException:
             time.sleep(0.1 * 2**attempt)
-    raise AssertionError("unreachable")
+    with store_errors("the registry refuses"):
+        return write()

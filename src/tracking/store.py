@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from src.errors import StoreError
+from src.errors import MlprojectError, StoreError, TrackingError
 from src.utils.io import TEMP_PREFIX, file_lock
 
 _SQLITE = "sqlite:///"
@@ -119,6 +119,17 @@ def is_database(uri: str) -> bool:
     from mlflow.store.db.db_types import DATABASE_ENGINES
 
     return uri.split(":", 1)[0].split("+", 1)[0] in DATABASE_ENGINES
+
+
+@contextmanager
+def store_errors(what: str) -> Iterator[None]:
+    """Whatever the store raises in the block becomes a `TrackingError` that says ``what`` failed."""
+    try:
+        yield
+    except MlprojectError:
+        raise
+    except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
+        raise TrackingError(f"{resolve_uri()}: {what}: {reason(error)}") from None
 
 
 def pages(page: Callable[[str | None], Any]) -> Iterator[Any]:

@@ -1,0 +1,85 @@
+"""From training to a champion and back to training, by the real commands."""
+
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+from src import promote, train
+from src.utils.config import Config
+from tests.conftest import ROOT, Run, write_npz
+
+TINY = ["--data", "small.npz", "--model", "shufflenet_v2_x0_5", "--epochs", "2"]
+TINY += ["--set", "training.batch_size=8", "--set", "model.weights=none"]
+RECORD = Path("config/best_hparams/shufflenet_v2_x0_5_A.yaml")
+
+
+def uri(folder: Path) -> str:
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def test_the_record_trains_to_the_same_auc_in_a_run_of_its_own(
+    folder: Path, npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert npz.exists()
+    assert train.main([*TINY, "--promote"]) == 0
+    assert "version 1; the first of its group; verified by logged model" in capsys.readouterr().out
+    recorded = yaml.safe_load(RECORD.read_text())
+    assert Config.from_file(RECORD).experiment.name is None
+    assert train.main(["--config", str(RECORD), "--promote"]) == 0
+    client = mlflow.MlflowClient(uri(folder))
+    runs = client.search_runs(["0"], order_by=["attributes.start_time ASC"])
+    assert len({run.data.params["experiment.name"] for run in runs}) == 2
+    assert {run.data.metrics["best_val_auc"] for run in runs} == {recorded["best_metrics"]["val_auc"]}
+    assert {run.data.tags["config.sha256"] for run in runs} == {runs[0].data.tags["config.sha256"]}
+    # A tie goes to the earlier run: training again has changed nothing.
+    assert recorded == yaml.safe_load(RECORD.read_text())
+    assert recorded["mlflow"]["run_id"] == runs[0].info.run_id
+    assert promote.main(["--check"]) == 0
+
+
+def test_a_training_whose_promotion_fails_is_finished_and_says_so(
+    folder: Path, npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert npz.exists()
+    RECORD.parent.mkdir(parents=True)
+    RECORD.write_text("data: [")
+    assert train.main([*TINY, "--promote"]) == 1
+    captured = capsys.readouterr()
+    assert "not valid YAML" in captured.out
+    assert "could not be decided or written: shufflenet_v2_x0_5_A" in captured.err
+    (run,) = mlflow.MlflowClient(uri(folder)).search_runs(["0"])
+    assert run.info.status == "FINISHED"
+
+
+def test_by_mlflow_run(folder: Path, run_python: Run) -> None:
+    """``-P promote=true`` and ``-e promote``, in a copy of the project: records go into its folder."""
+    for name in ("src", "config"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("MLproject", "python_env.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    write_npz(folder / "small.npz")
+    sets = "training.batch_size=8,model.weights=none"
+    options = {"model": "shufflenet_v2_x0_5", "data": "small.npz", "epochs": "1", "overrides": sets}
+    given = [item for key, value in options.items() for item in ("-P", f"{key}={value}")]
+    project = ("-m", "mlflow", "run", ".", "--env-manager", "local")
+    RECORD.parent.mkdir(parents=True)
+    RECORD.write_text("data: [")
+    done = run_python(*project, *given, "-P", "promote=true", PYTHONPATH=".")
+    assert done.returncode == 0, done.stderr
+    assert "trained, and not promoted: could not be decided" in done.stderr
+    RECORD.unlink()
+    done = run_python(*project, "-e", "promote", "-P", "significant=true", PYTHONPATH=".")
+    assert done.returncode == 0, done.stderr
+    client = mlflow.MlflowClient(uri(folder))
+    by_role = {run.data.tags.get("role", "training"): run for run in client.search_runs(["0"])}
+    assert {role: run.info.status for role, run in by_role.items()} == {
+        "training": "FINISHED",
+        "promote": "FINISHED",
+    }
+    assert "model" not in by_role["promote"].data.tags
+    champion = client.get_model_version_by_alias("shufflenet_v2_x0_5_A", "champion")
+    assert champion.run_id == by_role["training"].info.run_id
+    assert yaml.safe_load(RECORD.read_text())["mlflow"]["version"] == 1
