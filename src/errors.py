@@ -48,3 +48,7 @@ class TrackingError(MlprojectError):
 
 class TrainingError(MlprojectError):
     """Training started and could not go on (exit status 1)."""
+
+
+class ClaimError(MlprojectError):
+    """A run's model does not give what the run claims, so it is not promoted (exit status 1)."""

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from src.promotion.decide import Request
 
 
+_NAMED_LEVELS = {"true": "0.05", "false": ""}  # as `mlflow run -P significant=true` has it
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     return run_command(lambda: _promote(argv))
@@ -73,7 +76,7 @@ def _request(args: argparse.Namespace) -> "Request":
         min_auc=_number("--min-auc", args.min_auc, lambda value: 0 <= value <= 1),
         significant=_number(
             "--significant",
-            {"true": "0.05", "false": ""}.get(args.significant, args.significant),
+            _NAMED_LEVELS.get((args.significant or "").lower(), args.significant),
             lambda value: 0 < value < 1,
         ),
         force=args.force,

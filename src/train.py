@@ -113,11 +113,11 @@ def _load(config: "Config", *, rehash: bool) -> "Dataset":
 
 def _show(config: "Config", dataset: "Dataset") -> None:
     """The answer to --dry-run."""
-    from src.tracking.store import resolve_uri
+    from src.tracking.store import shown_uri
 
     print(config.to_yaml())
     _print_split(dataset)
-    print(f"store: {resolve_uri()}")
+    print(f"store: {shown_uri()}")
 
 
 def _print_split(dataset: "Dataset") -> None:

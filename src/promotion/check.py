@@ -4,6 +4,7 @@ from collections import Counter
 
 from src.errors import MlprojectError
 from src.promotion.group import FOLDER, Group
+from src.promotion.history import read_history
 from src.promotion.state import PROMOTION, RECORD_SHA256, ROLLED_BACK, State, entry_of, existing, read_state
 from src.tracking.names import MODALITY, MODEL
 from src.tracking.registry import champions
@@ -16,10 +17,15 @@ def check(model: str | None, modality: str | None) -> dict[str, list[str]]:
     Returns:
         What does not agree, by the name of the group; an empty list where all does.
     """
-    groups, found = _of_files(), {}
+    groups = _of_files()
+    for entry in read_history():
+        told = Group(entry.model, entry.modality)
+        if entry.action != "refusal":
+            groups.setdefault(told.name, told)
     for name, tags in champions():
         if PROMOTION in tags and MODEL in tags and MODALITY in tags:
-            groups[name] = Group(tags[MODEL], tags[MODALITY])
+            groups.setdefault(name, Group(tags[MODEL], tags[MODALITY]))
+    found: dict[str, list[str]] = {}
     for name, group in sorted(groups.items()):
         if isinstance(group, str):
             found[name] = [group]
@@ -31,7 +37,7 @@ def check(model: str | None, modality: str | None) -> dict[str, list[str]]:
 def _of_files() -> dict[str, Group | str]:
     """The group of each YAML by name, or what is wrong with the file."""
     groups: dict[str, Group | str] = {}
-    for path in sorted(FOLDER.glob("*.yaml")):
+    for path in sorted(FOLDER.glob("[!.]*.yaml")):
         try:
             config = Config.from_file(path)
             group = Group(config.model.name, config.modality)
@@ -49,16 +55,21 @@ def _problems(group: Group) -> list[str]:
         return [str(error)]
     champion, record = state.registered.champion, state.record
     if champion is None:
-        if record is None or record.run_id is None:
+        named = state.last_version if record is None or record.run_id is None else record.version
+        if named is None:
             return []  # hand-made: there is nothing to agree with
-        return [f"{group.record_path} names version {record.version}, and the registry has no champion"]
+        return [f"version {named} was promoted, and the registry has no champion"]
     problems = _against_registry(group, state)
     if state.last_version != champion.number:
         problems.append(
             f"the history's last version is {state.last_version}, the champion is {champion.number}"
         )
     repeated = Counter((v.run_id, v.source) for v in state.registered.versions.values())
-    problems += [f"run {run} has {count} versions" for (run, _), count in repeated.items() if count > 1]
+    problems += [
+        f"run {run} has {count} versions: delete those without an alias"
+        for (run, _), count in repeated.items()
+        if count > 1
+    ]
     return problems
 
 
@@ -70,6 +81,8 @@ def _against_registry(group: Group, state: State) -> list[str]:
         problems.append(f"version {champion.number} was rolled back and still is the champion")
     if record is None:
         problems.append(f"{group.record_path} is missing; the champion is version {champion.number}")
+    elif record.run_id is None:
+        problems.append(f"{group.record_path} is hand-made, the champion is version {champion.number}")
     elif (record.version, record.run_id) != (champion.number, champion.run_id):
         problems.append(
             f"{group.record_path} names version {record.version}, the champion is {champion.number}"

@@ -7,7 +7,7 @@ from src.errors import TrackingError
 from src.promotion.evidence import Standing, difference, stand
 from src.promotion.group import Group
 from src.promotion.judge import Rules, Verdict, is_same, judge, pick_fingerprints, rank
-from src.promotion.state import ROLLED_BACK, Incumbent, State, find_incumbent, is_settled, read_state
+from src.promotion.state import Incumbent, State, find_incumbent, is_settled, read_state
 from src.tracking.candidates import Candidate
 from src.tracking.finished_run import read_run
 from src.training.auc import Difference
@@ -88,7 +88,13 @@ class Decision:
         return self.verdict is Verdict.KEEP and self.is_settled
 
 
-def decide(group: Group, candidates: list[Candidate], request: Request, folder: Path) -> Decision:
+def decide(
+    group: Group,
+    candidates: list[Candidate],
+    request: Request,
+    folder: Path,
+    refused: frozenset[str] = frozenset(),
+) -> Decision:
     """Decides one group; reads only.
 
     Args:
@@ -96,6 +102,7 @@ def decide(group: Group, candidates: list[Candidate], request: Request, folder: 
         candidates: All of its runs.
         request: What the user wants.
         folder: For files of a store that is no local folder.
+        refused: Runs whose claims do not hold.
 
     Raises:
         ConfigError: Its YAML is damaged.
@@ -105,13 +112,14 @@ def decide(group: Group, candidates: list[Candidate], request: Request, folder: 
     incumbent = find_incumbent(state)
     wanted = pick_fingerprints(candidates, request.data_fingerprint)
     comparable = [c for c in candidates if c.fingerprints == wanted]
-    taken_back = {v.run_id for v in state.registered.versions.values() if ROLLED_BACK in v.tags}
-    allowed = [c for c in comparable if request.rules.force or c.run_id not in taken_back]
-    counts = Counts(len(comparable), len(candidates) - len(comparable), len(comparable) - len(allowed))
+    back = frozenset() if request.rules.force else state.taken_back
+    allowed = [c for c in comparable if c.run_id not in back | refused]
+    rolled_back = sum(c.run_id in back for c in comparable)
+    counts = Counts(len(comparable), len(candidates) - len(comparable), rolled_back)
     champion = None if incumbent is None else _stand_for(incumbent, folder)
     ranked = rank(allowed)
     if not ranked:
-        reason = "every comparable run was rolled back; --force brings them back"
+        reason = "no comparable run is left that was not refused or rolled back"
         return Decision(state, incumbent, None, Verdict.KEEP, reason, champion, None, None, counts)
     best = ranked[0]
     rival = next((c for c in ranked if not is_same(c, incumbent)), None)

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from src.errors import DataError, MlprojectError, UserError
+from src.errors import ClaimError, DataError, UserError
 from src.tracking.finished_run import FinishedRun
 from src.tracking.names import BEST_VAL_AUC, CONFIG, DATA_FINGERPRINT
 from src.training.auc import Difference, Interval, auc, compare, interval
 from src.training.predictions import Predictions, read_predictions
+from src.utils.cli import warn
 from src.utils.config import Config
 
 if TYPE_CHECKING:
     from torch import nn
 
+_SAME_NUMBER = 1e-6  # predictions are stored in full precision
 _SAME_AUC = 1e-3
 _SAME_PROBABILITY = 0.01  # devices and TF32 differ by less, models that were trained apart by more
 
@@ -56,8 +58,9 @@ def stand(run: FinishedRun, val_auc: float, version: int | None, folder: Path) -
     found = None
     if predictions is not None:
         found = interval(predictions.labels, predictions.probabilities, predictions.patients)
-    if found is not None and not abs(found.auc - val_auc) <= _SAME_AUC:
-        found = None  # an interval around some other number
+        if not abs(found.auc - val_auc) <= _SAME_NUMBER:
+            # Some other model's: neither an interval nor a test can be had from them.
+            found = predictions = None
     return Standing(val_auc, run.run_id, version, found, predictions)
 
 
@@ -77,14 +80,11 @@ def read_config(run: FinishedRun, folder: Path) -> Config:
     """The run's resolved settings.
 
     Raises:
-        MlprojectError: They are gone.
+        ClaimError: They are gone.
     """
     path = run.fetch(CONFIG, folder)
     if path is None:
-        raise MlprojectError(
-            f"run {run.run_id}: its artifact {CONFIG} is gone; restore it, or delete the run: "
-            f"mlflow runs delete --run-id {run.run_id}"
-        )
+        raise ClaimError(f"run {run.run_id}: its artifact {CONFIG} is gone")
     return Config.from_file(path)
 
 
@@ -92,30 +92,31 @@ def verify(run: FinishedRun, folder: Path) -> str:
     """Checks a run's claim and returns how: by its model on its data, or else by its stored predictions.
 
     Raises:
-        MlprojectError: The model cannot be loaded without pickle, gives another AUC than the run
+        ClaimError: The model is not loaded without executing anything, gives another AUC than the run
             claims or other probabilities than the stored ones, or nothing is there to check by.
+        TrackingError: The store failed.
     """
     from src.tracking.logged_model import load_model
 
     claim, stored = run.metrics[BEST_VAL_AUC], _stored(run, folder)
     if stored is not None:
-        _expect(run, "its stored predictions", auc(stored.labels, stored.probabilities), claim, 1e-6)
+        _expect(run, "its stored predictions", auc(stored.labels, stored.probabilities), claim, _SAME_NUMBER)
     if run.model_source is None:
-        raise MlprojectError(f"run {run.run_id} has no logged model")
-    model = load_model(run.model_source, folder / "model")
+        raise ClaimError(f"run {run.run_id} has no logged model")
+    model = load_model(run.model_source, folder / run.run_id / "model")
     try:
         given = _predict(run, model, folder)
     except (UserError, OSError) as error:
+        # Told to the person at hand only: it may name images, and the verdict goes into the registry.
+        warn(f"run {run.run_id}: its validation data is not at hand: {error}")
         if stored is None:
-            raise MlprojectError(
-                f"run {run.run_id}: neither its data ({error}) nor its predictions are at hand"
-            ) from None
-        return f"stored predictions; the data is not at hand ({error})"
+            raise ClaimError(f"run {run.run_id}: neither its data nor its predictions are at hand") from None
+        return "stored predictions; the data is not at hand"
     # Equal probabilities say more than an equal AUC, which near ties can move.
     if stored is None or _distance(stored, given) > _SAME_PROBABILITY:
         _expect(run, "its logged model", auc(given.labels, given.probabilities), claim, _SAME_AUC)
     if stored is not None and _distance(stored, given) > _SAME_PROBABILITY:
-        raise MlprojectError(
+        raise ClaimError(
             f"run {run.run_id}: its logged model's probabilities on val are not the stored ones; "
             "one of them was changed after training"
         )
@@ -132,10 +133,7 @@ def _stored(run: FinishedRun, folder: Path) -> Predictions | None:
 
 def _expect(run: FinishedRun, what: str, found: float, claim: float, tolerance: float) -> None:
     if not abs(found - claim) <= tolerance:
-        raise MlprojectError(
-            f"run {run.run_id} claims a val AUC of {claim:.6f} and {what} give {found:.6f}; do not trust it: "
-            f"mlflow runs delete --run-id {run.run_id}"
-        )
+        raise ClaimError(f"run {run.run_id} claims a val AUC of {claim:.6f} and {what} give {found:.6f}")
 
 
 def _distance(stored: Predictions, given: Predictions) -> float:
@@ -168,6 +166,7 @@ def _predict(run: FinishedRun, model: "nn.Module", folder: Path) -> Predictions:
         with torch.inference_mode():
             parts = [model(dataset.batch("val", rows)) for rows in track(batches, "verify", len(batches))]
     except RuntimeError as error:
-        raise MlprojectError(f"run {run.run_id}: its logged model does not take its data: {error}") from None
+        reason = str(error).splitlines()[0]
+        raise ClaimError(f"run {run.run_id}: its logged model does not take its data: {reason}") from None
     probabilities = torch.cat(parts).double().numpy()
     return Predictions(val.hashes, val.patients, val.labels, probabilities, dataset.classes)

@@ -5,30 +5,44 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from src.errors import MlprojectError, UserError
+from src.errors import ClaimError, MlprojectError, UserError
 from src.promotion import history
 from src.promotion.decide import Decision, Request, decide
 from src.promotion.evidence import verify
 from src.promotion.group import Group
 from src.promotion.history import Entry, now
 from src.promotion.judge import Verdict, pick_fingerprints
-from src.promotion.settle import enthrone, restore, writing
+from src.promotion.settle import check_restorable, enthrone, restore, writing
 from src.promotion.state import foreign_text, read_state
 from src.tracking.candidates import Candidate, count_runs, find_candidates
 from src.tracking.finished_run import read_run
-from src.tracking.store import resolve_uri
+from src.tracking.store import shown_uri
 
 Action = Literal["promoted", "kept", "refused", "failed"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one group; the decision is missing where none could be made."""
+    """What became of one group.
+
+    Attributes:
+        group: The group.
+        action: What was done, or in a dry run would be.
+        reason: Why, for a person.
+        decision: What was decided, None where nothing could be.
+        refused: What is wrong with better runs that do not keep what they claim.
+    """
 
     group: Group
     action: Action
     reason: str
     decision: Decision | None = None
+    refused: tuple[str, ...] = ()
+
+    @property
+    def is_alarming(self) -> bool:
+        """Whether a person has to look at it."""
+        return self.action == "failed" or bool(self.refused)
 
 
 def promote(request: Request) -> list[Outcome]:
@@ -57,7 +71,7 @@ def _groups(request: Request) -> dict[Group, list[Candidate]]:
     if not chosen:
         there = ", ".join(group.name for group in sorted(groups))
         raise UserError(
-            f"{resolve_uri()} holds {count_runs()} runs and none that can be promoted"
+            f"{shown_uri()} holds {count_runs()} runs and none that can be promoted"
             + (f" as asked; there are finished runs of {there}" if there else "")
             + "; a candidate is a FINISHED training run with a best_val_auc and the tags model, modality, "
             "data.fingerprint and split.fingerprint"
@@ -76,60 +90,79 @@ def _outcome(group: Group, candidates: list[Candidate], request: Request, folder
 
 def _settle(group: Group, candidates: list[Candidate], request: Request, folder: Path) -> Outcome:
     decision = decide(group, candidates, request, folder)
-    if request.dry_run:
-        return _carry_out(group, decision, _verify(decision, request, folder), request, folder)
     if decision.is_idle:
         return Outcome(group, "kept", decision.reason, decision)
+    if request.dry_run:
+        return _settle_verified(group, candidates, request, folder)
     with writing():
-        while True:
-            # Somebody may have promoted while this process waited, or, on another host, at any time.
-            if read_state(group) != decision.state:
-                decision = decide(group, candidates, request, folder)
+        return _settle_verified(group, candidates, request, folder)
+
+
+def _settle_verified(group: Group, candidates: list[Candidate], request: Request, folder: Path) -> Outcome:
+    """Decides until the best run keeps what it claims, and nobody else has written meanwhile."""
+    refused: dict[str, str] = {}
+    while True:
+        decision = decide(group, candidates, request, folder, frozenset(refused))
+        verified = None
+        try:
             verified = _verify(decision, request, folder)
-            if read_state(group) == decision.state:
-                return _carry_out(group, decision, verified, request, folder)
+        except ClaimError as error:
+            assert decision.best is not None
+            refused[decision.best.run_id] = str(error)
+            draft = replace(_draft(group, decision.best, decision, request), reason=error.public)
+            _note_refusal(draft, request)
+            continue
+        # On another host somebody may have promoted while this one verified.
+        if read_state(group) == decision.state:
+            outcome = _carry_out(group, decision, verified, request, folder)
+            return replace(outcome, refused=tuple(refused.values()))
 
 
-def _verify(decision: Decision, request: Request, folder: Path) -> str | MlprojectError | None:
-    """How the run's claim was verified, or why it does not hold; None where it was not looked at."""
+def _verify(decision: Decision, request: Request, folder: Path) -> str | None:
+    """How the run's claim was verified, None where it was not looked at."""
     if decision.best is None or decision.verdict is not Verdict.PROMOTE or not request.rules.verify:
         return None
-    try:
-        return verify(read_run(decision.best.run_id), folder)
-    except MlprojectError as error:
-        return error
+    return verify(read_run(decision.best.run_id), folder)
 
 
 def _carry_out(
-    group: Group, decision: Decision, verified: str | MlprojectError | None, request: Request, folder: Path
+    group: Group, decision: Decision, verified: str | None, request: Request, folder: Path
 ) -> Outcome:
     """Writes a decision, or, in a dry run, only says what would come of it."""
-    notes = [decision.reason]
-    if not decision.is_settled and decision.incumbent is not None:
-        if not request.dry_run:
-            restore(group, decision.state, decision.incumbent, folder)
-        notes.append("YAML, registry and history are made equal")
+    notes = [decision.reason, *([f"verified by {verified}"] if verified else [])]
+    if not decision.is_settled:
+        notes.append(_make_equal(group, decision, request, folder))
     if decision.best is None or decision.verdict is Verdict.KEEP:
         return Outcome(group, "kept", "; ".join(notes), decision)
     draft = _draft(group, decision.best, decision, request)
     if decision.verdict is Verdict.REFUSE:
         _note_refusal(draft, request)
         return Outcome(group, "refused", "; ".join(notes), decision)
-    if isinstance(verified, MlprojectError):
-        _note_refusal(replace(draft, reason=str(verified)), request)
-        return Outcome(group, "failed", str(verified), decision)
-    if verified is not None:
-        notes.append(f"verified by {verified}")
     if not request.dry_run:
         draft = replace(draft, verified=verified)
-        number = enthrone(read_run(decision.best.run_id), group, draft, folder)
+        number = enthrone(read_run(decision.best.run_id), group, read_state(group), draft, folder)
         notes.insert(0, f"version {number}")
     return Outcome(group, "promoted", "; ".join(notes), decision)
 
 
+def _make_equal(group: Group, decision: Decision, request: Request, folder: Path) -> str:
+    """Restores what differs from the incumbent; where it is replaced anyway, that may fail."""
+    assert decision.incumbent is not None
+    try:
+        if request.dry_run:
+            check_restorable(group, decision.incumbent, folder)
+        else:
+            restore(group, decision.state, decision.incumbent, folder)
+    except MlprojectError as error:
+        if decision.verdict is not Verdict.PROMOTE:
+            raise
+        return f"the champion before could not be restored ({error})"
+    return "YAML, registry and history are made equal"
+
+
 def _note_refusal(draft: Entry, request: Request) -> None:
     if not request.dry_run:
-        history.append(replace(draft, action="refusal", previous_version=None, replaced_text=None))
+        history.append(replace(draft, action="refusal", replaced_text=None))
 
 
 def _draft(group: Group, best: Candidate, decision: Decision, request: Request) -> Entry:
@@ -145,8 +178,8 @@ def _draft(group: Group, best: Candidate, decision: Decision, request: Request) 
         group.modality,
         best.run_id,
         decision.reason,
-        previous_version=replaced,
         replaced_version=replaced,
+        replaced_run_id=None if incumbent is None else incumbent.run_id,
         val_auc=best.val_auc,
         val_auc_low=None if side is None else side.low,
         val_auc_high=None if side is None else side.high,

@@ -39,6 +39,6 @@ class Group:
         )
         if not plain or ".." in self.name:
             raise MlprojectError(
-                f"the tags model={self.model!r} and modality={self.modality!r} may hold letters, digits, "
-                "'.', '_', '-' and no '..': they name a file; correct them with MLflow, or delete the runs"
+                f"model {self.model!r} on modality {self.modality!r} would name a file and a model: "
+                "letters, digits, '.', '_' and '-' only, and no '..'; runs with such tags are not promoted"
             )

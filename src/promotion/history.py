@@ -2,13 +2,15 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 from src.promotion.group import FOLDER, Group
 from src.utils.cli import warn
-from src.utils.io import atomic_write_text
+from src.utils.io import atomic_write_bytes
 
 PATH = FOLDER / "history.jsonl"
 
@@ -28,6 +30,7 @@ class Entry:
         version: The registered version that holds from now on; None for a refusal.
         previous_version: What the alias ``previous`` points to from now on.
         replaced_version: The champion until now.
+        replaced_run_id: Its run.
         val_auc: The run's, with its interval.
         val_auc_low: Lower end.
         val_auc_high: Upper end.
@@ -54,6 +57,7 @@ class Entry:
     version: int | None = None
     previous_version: int | None = None
     replaced_version: int | None = None
+    replaced_run_id: str | None = None
     val_auc: float | None = None
     val_auc_low: float | None = None
     val_auc_high: float | None = None
@@ -79,10 +83,10 @@ class Entry:
     @classmethod
     def from_json(cls, line: str) -> "Entry | None":
         """Reads such a line, without keys that a later release added; None where it is none."""
-        known = {field.name for field in fields(cls)}
         try:
-            return cls(**{key: value for key, value in json.loads(line).items() if key in known})
-        except (ValueError, TypeError, AttributeError):
+            entry = TypeAdapter(cls).validate_json(line)
+            return entry if datetime.fromisoformat(entry.time).tzinfo else None
+        except ValueError:  # pydantic's are ValueErrors too
             return None
 
 
@@ -103,18 +107,45 @@ def read_history() -> list[Entry]:
     return entries
 
 
+def of_group(entries: list[Entry], group: Group) -> list[Entry]:
+    """The events of one group."""
+    return [e for e in entries if (e.model, e.modality) == (group.model, group.modality)]
+
+
 def last_version(entries: list[Entry], group: Group) -> int | None:
     """The version that holds after the events, None where none was promoted."""
-    of_group = [e for e in entries if (e.model, e.modality) == (group.model, group.modality)]
-    return next((e.version for e in reversed(of_group) if e.action != "refusal"), None)
+    told = [e.version for e in of_group(entries, group) if e.action != "refusal"]
+    return told[-1] if told else None
+
+
+def taken_back(entries: list[Entry], group: Group) -> set[str]:
+    """The runs that were rolled back, and not promoted again since."""
+    runs: set[str] = set()
+    for entry in of_group(entries, group):
+        if entry.action == "rollback" and entry.replaced_run_id:
+            runs.add(entry.replaced_run_id)
+        elif entry.action == "promotion" and entry.run_id:
+            runs.discard(entry.run_id)
+    return runs
 
 
 def append(entry: Entry) -> None:
-    """Adds an event, unless it is there: an interrupted promotion is finished, not told twice."""
-    lines, line = _lines(), entry.to_json()
-    if line not in lines:
-        atomic_write_text(PATH, "".join(f"{one}\n" for one in [*lines, line]))
+    """Adds an event, unless it is there: an interrupted promotion is finished, not told twice.
+
+    A refusal of the same run for the same reason as the group's last event is no news either.
+    """
+    told = of_group(read_history(), Group(entry.model, entry.modality))
+    last = told[-1] if told else None
+    news = (entry.action, entry.run_id, entry.reason)
+    is_old = last is not None and news == (last.action, last.run_id, last.reason)
+    if entry in told or (entry.action == "refusal" and is_old):
+        return
+    text = "".join(f"{line}\n" for line in [*_lines(), entry.to_json()])
+    atomic_write_bytes(PATH, text.encode(errors="surrogateescape"))
 
 
 def _lines() -> list[str]:
-    return PATH.read_text(encoding="utf-8").splitlines() if PATH.exists() else []
+    """Damaged bytes are carried along as they are."""
+    if not PATH.exists():
+        return []
+    return PATH.read_text(encoding="utf-8", errors="surrogateescape").splitlines()

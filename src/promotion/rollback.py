@@ -4,7 +4,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from src.errors import UserError
+from src.errors import MlprojectError, UserError
 from src.promotion.group import Group
 from src.promotion.history import Entry, now
 from src.promotion.settle import enthrone, restore, writing
@@ -28,7 +28,10 @@ def roll_back(group: Group, *, dry_run: bool) -> str:
     Raises:
         UserError: There is no previous version; nothing was changed.
     """
-    group.check_name()
+    try:
+        group.check_name()
+    except MlprojectError as error:
+        raise UserError(str(error)) from None
     champion, previous = _pair(group, read_state(group))
     plan = f"{group.name}: champion is version {previous.number} again, version {champion} is taken back"
     if dry_run:
@@ -70,6 +73,7 @@ def _swap(group: Group, state: State, champion: int, previous: Version, folder: 
         f"version {champion} was rolled back",
         previous_version=existing(state.registered, before.previous_version) if before else None,
         replaced_version=champion,
+        replaced_run_id=state.registered.versions[champion].run_id,
         data_fingerprint=data,
         split_fingerprint=split,
     )
@@ -77,4 +81,4 @@ def _swap(group: Group, state: State, champion: int, previous: Version, folder: 
         entry = replace(
             entry, val_auc=before.val_auc, val_auc_low=before.val_auc_low, val_auc_high=before.val_auc_high
         )
-    enthrone(run, group, entry, folder, instead_of=champion)
+    enthrone(run, group, state, entry, folder, instead_of=champion)

@@ -27,6 +27,7 @@ from src.promotion.state import (
     entry_of,
     existing,
     foreign_text,
+    predecessor,
 )
 from src.tracking import registry
 from src.tracking.finished_run import FinishedRun, read_run
@@ -41,7 +42,8 @@ from src.tracking.names import (
 )
 from src.tracking.store import promotion_lock
 from src.utils.cli import warn
-from src.utils.io import atomic_write_text, check_writable, file_lock, sha256
+from src.utils.config import Config
+from src.utils.io import TEMP_PREFIX, atomic_write_text, check_writable, file_lock, sha256
 
 
 @contextmanager
@@ -60,6 +62,8 @@ def writing() -> Iterator[None]:
     with ExitStack() as held:
         for path in filter(None, [promotion_lock(), FOLDER / ".lock"]):
             held.enter_context(_patiently(path))
+        for left in FOLDER.glob(f"{TEMP_PREFIX}*"):  # of one that was killed while it wrote
+            left.unlink()
         yield
 
 
@@ -75,14 +79,15 @@ def _patiently(path: Path) -> Iterator[None]:
 
 
 def enthrone(
-    run: FinishedRun, group: Group, entry: Entry, folder: Path, *, instead_of: int | None = None
+    run: FinishedRun, group: Group, state: State, entry: Entry, folder: Path, *, instead_of: int | None = None
 ) -> int:
     """Registers a run's model, makes it champion, and returns its version.
 
     Args:
         run: The run.
         group: What it has won.
-        entry: The event; its time and version are filled in here.
+        state: What was there.
+        entry: The event; its time and versions are filled in here.
         folder: For files of a store that is no local folder.
         instead_of: A version that is taken back, and does not count from now on.
     """
@@ -91,8 +96,9 @@ def enthrone(
     config = read_config(run, folder)
     description, facts = _description(run, entry), _facts(run, group, entry)
     version = registry.register(group.name, run.run_id, run.model_source, description, facts)
-    before = None if entry.previous_version == version.number else entry.previous_version
-    entry = replace(entry, time=now(), version=version.number, previous_version=before)
+    entry = replace(entry, time=now(), version=version.number)
+    if instead_of is None:
+        entry = replace(entry, previous_version=predecessor(state, version.number))
     text = compose_record(config, run, group, version.number, entry.time)
     # The event comes last: a version that has it has all.
     tags = {ROLLED_BACK: None, **facts, RECORD_SHA256: sha256(text.encode()), PROMOTION: entry.to_json()}
@@ -106,22 +112,35 @@ def enthrone(
     return version.number
 
 
-def restore(group: Group, state: State, incumbent: Incumbent, folder: Path) -> None:
-    """Makes YAML, registry and history agree on the incumbent; finishes what was interrupted."""
+def check_restorable(group: Group, incumbent: Incumbent, folder: Path) -> tuple[FinishedRun, Config]:
+    """The run and settings that an incumbent's YAML is made of.
+
+    Raises:
+        MlprojectError: They are gone.
+    """
     if incumbent.run_id is None:
         raise TrackingError(f"{group.name}: the champion has no run to restore {group.record_path} from")
     run = read_run(incumbent.run_id)
+    return run, read_config(run, folder)
+
+
+def restore(group: Group, state: State, incumbent: Incumbent, folder: Path) -> None:
+    """Makes YAML, registry and history agree on the incumbent; finishes what was interrupted.
+
+    Raises:
+        MlprojectError: What the YAML is made of is gone.
+    """
+    run, config = check_restorable(group, incumbent, folder)
     version = state.registered.versions.get(incumbent.version or 0)
     entry = entry_of(version) if version else None
     if version is None or entry is None:
-        enthrone(run, group, _restoring(run, group, state, incumbent, folder), folder)
+        enthrone(run, group, state, _restoring(run, group, state, incumbent, folder), folder)
         return
-    text = compose_record(read_config(run, folder), run, group, version.number, entry.time)
-    changed: dict[str, str | None] = {RECORD_SHA256: sha256(text.encode())}
-    if ROLLED_BACK in version.tags:
-        changed[ROLLED_BACK] = None
-    if version.tags.get(RECORD_SHA256) != changed[RECORD_SHA256] or len(changed) > 1:
-        registry.set_tags(group.name, version.number, changed)
+    text = compose_record(config, run, group, version.number, entry.time)
+    wanted = {RECORD_SHA256: sha256(text.encode()), ROLLED_BACK: None}
+    registry.set_tags(
+        group.name, version.number, {k: v for k, v in wanted.items() if v != version.tags.get(k)}
+    )
     # The promotion's own line says enough, unless it has been told and something else came after.
     is_told = entry in history.read_history()
     if foreign_text(state) is not None or (is_told and state.last_version != version.number):
@@ -132,7 +151,6 @@ def restore(group: Group, state: State, incumbent: Incumbent, folder: Path) -> N
 
 def _restoring(run: FinishedRun, group: Group, state: State, incumbent: Incumbent, folder: Path) -> Entry:
     data, split = run.fingerprints
-    replaced = state.registered.aliases.get(CHAMPION)
     standing = stand(run, incumbent.val_auc, None, folder)
     return Entry(
         now(),
@@ -141,8 +159,7 @@ def _restoring(run: FinishedRun, group: Group, state: State, incumbent: Incumben
         group.modality,
         run.run_id,
         "YAML, registry and history did not agree",
-        previous_version=None if replaced == incumbent.version else replaced,
-        replaced_version=replaced,
+        replaced_version=state.registered.aliases.get(CHAMPION),
         val_auc=incumbent.val_auc,
         val_auc_low=standing.low,
         val_auc_high=standing.high,

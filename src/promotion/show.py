@@ -3,6 +3,7 @@
 import math
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from src.errors import MlprojectError
@@ -18,21 +19,22 @@ def promote_and_show(request: Request) -> None:
     """Promotes, prints the table, then why each group was decided as it was.
 
     Raises:
-        MlprojectError: Some group could not be decided or written; the others were.
+        MlprojectError: Some group could not be decided or written, or a run's claim does not hold.
     """
     outcomes = promote(request)
     console = Console(width=None if is_interactive() else _WIDE, highlight=False)
     table = Table("group", "champion", "challenger", "difference", "p", "runs", "left out", "decision")
     for outcome in outcomes:
-        table.add_row(*_row(outcome, dry_run=request.dry_run))
+        table.add_row(*map(escape, _row(outcome, dry_run=request.dry_run)))
     console.print(table)
     for outcome in outcomes:
-        console.print(f"{outcome.group.name}: {outcome.reason}", soft_wrap=True, markup=False)
+        for line in (*(f"refused: {why}" for why in outcome.refused), outcome.reason):
+            console.print(f"{outcome.group.name}: {line}", soft_wrap=True, markup=False)
     if request.dry_run:
         console.print("dry run: nothing was changed")
-    failed = [outcome.group.name for outcome in outcomes if outcome.action == "failed"]
-    if failed:
-        raise MlprojectError(f"could not be decided or written: {', '.join(failed)}; the lines above say why")
+    alarming = [outcome.group.name for outcome in outcomes if outcome.is_alarming]
+    if alarming:
+        raise MlprojectError(f"look at {', '.join(alarming)}: the lines above say what is wrong there")
 
 
 def _row(outcome: Outcome, *, dry_run: bool) -> list[str]:

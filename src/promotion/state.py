@@ -6,10 +6,10 @@ from datetime import datetime
 
 from src.errors import TrackingError
 from src.promotion.group import Group
-from src.promotion.history import Entry, last_version, read_history
+from src.promotion.history import Entry, last_version, read_history, taken_back
 from src.promotion.record import Record, read_record
 from src.tracking.finished_run import read_run
-from src.tracking.names import BEST_VAL_AUC, DATA_FINGERPRINT, SPLIT_FINGERPRINT
+from src.tracking.names import BEST_VAL_AUC, DATA_FINGERPRINT, MODALITY, MODEL, SPLIT_FINGERPRINT
 from src.tracking.registry import Registered, Version, read_registered
 from src.training.auc import is_better
 
@@ -29,11 +29,13 @@ class State:
         record: The YAML, None where there is none.
         registered: The registry's side.
         last_version: The version that holds by the history.
+        taken_back: Runs that were rolled back.
     """
 
     record: Record | None
     registered: Registered
     last_version: int | None
+    taken_back: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,17 @@ def read_state(group: Group) -> State:
 
     Raises:
         ConfigError: The YAML is damaged.
-        TrackingError: The registry cannot be read.
+        TrackingError: The registry cannot be read, or the name is another group's there.
     """
-    return State(read_record(group), read_registered(group.name), last_version(read_history(), group))
+    registered, entries = read_registered(group.name), read_history()
+    for version in registered.versions.values():
+        whose = (version.tags.get(MODEL, group.model), version.tags.get(MODALITY, group.modality))
+        if whose != (group.model, group.modality):
+            raise TrackingError(f"the registered model {group.name} is of {whose[0]} on {whose[1]}")
+    # A version that was rolled back may be deleted since: the history remembers its run.
+    marked = {v.run_id for v in registered.versions.values() if v.run_id and ROLLED_BACK in v.tags}
+    back = frozenset(marked | taken_back(entries, group))
+    return State(read_record(group), registered, last_version(entries, group), back)
 
 
 def entry_of(version: Version) -> Entry | None:
@@ -120,6 +130,17 @@ def foreign_text(state: State) -> str | None:
     return record.text
 
 
+def predecessor(state: State, number: int) -> int | None:
+    """What the alias ``previous`` is to point to once version ``number`` is champion."""
+    registered = state.registered
+    held = [registered.aliases.get("champion"), state.last_version]
+    for version in held:
+        if version is not None and version != number and version in registered.versions:
+            return version
+    entry = entry_of(registered.versions[number]) if number in registered.versions else None
+    return None if entry is None else existing(registered, entry.previous_version)
+
+
 def existing(registered: Registered, number: int | None) -> int | None:
     """``number`` where there is such a version."""
     return number if number in registered.versions else None
@@ -144,18 +165,22 @@ def _is_older(record: Record, champion: Version) -> bool:
 
 
 def _from_version(version: Version) -> Incumbent:
-    tags, text = version.tags, version.tags.get(VAL_AUC)
-    if text is None:
-        if version.run_id is None:
-            raise TrackingError(f"version {version.number}, the champion, has no run and no tag {VAL_AUC}")
+    tags = version.tags
+    if entry_of(version) is None and version.run_id is not None:
+        # Somebody else made it champion: what its tags say, if anything, is not ours.
         run = read_run(version.run_id)
-        tags, text = run.tags, str(run.metrics.get(BEST_VAL_AUC, math.nan))
-    return Incumbent(
-        float(text),
-        version.run_id,
-        version.number,
-        _pair(tags.get(DATA_FINGERPRINT), tags.get(SPLIT_FINGERPRINT)),
-    )
+        tags = {**run.tags, VAL_AUC: str(run.metrics.get(BEST_VAL_AUC))}
+    try:
+        val_auc = float(tags.get(VAL_AUC, ""))
+    except ValueError:
+        val_auc = math.nan
+    if not math.isfinite(val_auc):
+        raise TrackingError(
+            f"the val AUC of version {version.number}, the champion, is not known; set its tag {VAL_AUC}, "
+            f"or point the alias champion to another version"
+        )
+    fingerprints = _pair(tags.get(DATA_FINGERPRINT), tags.get(SPLIT_FINGERPRINT))
+    return Incumbent(val_auc, version.run_id, version.number, fingerprints)
 
 
 def _from_record(record: Record, registered: Registered) -> Incumbent:

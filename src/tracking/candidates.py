@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.errors import UserError
 from src.tracking.names import BEST_VAL_AUC, DATA_FINGERPRINT, MODALITY, MODEL, ROLE, SPLIT_FINGERPRINT
-from src.tracking.store import is_database, pages, resolve_uri, store_errors
+from src.tracking.store import is_database, pages, resolve_uri, shown_uri, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -93,7 +93,7 @@ def _experiments(client: "MlflowClient", name: str | None) -> list[str]:
     if name is None:
         return list(there.values())
     if name not in there:
-        raise UserError(f"--experiment {name}: {resolve_uri()} has {', '.join(sorted(there))}")
+        raise UserError(f"--experiment {name}: {shown_uri()} has {', '.join(sorted(there))}")
     return [there[name]]
 
 

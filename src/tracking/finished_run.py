@@ -42,9 +42,10 @@ class FinishedRun:
         Args:
             name: Its path there, such as ``predictions/val.csv``.
             folder: Where to copy it from a store that is no local folder.
-        """
-        from mlflow.exceptions import MlflowException
 
+        Raises:
+            TrackingError: The store failed.
+        """
         local = local_folder(self.artifact_uri)
         if local is not None:
             return local / name if (local / name).is_file() else None
@@ -52,14 +53,14 @@ class FinishedRun:
 
         target = folder / self.run_id
         target.mkdir(parents=True, exist_ok=True)
-        try:
-            return Path(
-                mlflow.artifacts.download_artifacts(
-                    run_id=self.run_id, artifact_path=name, dst_path=str(target)
-                )
+        with store_errors(f"{name} of run {self.run_id} cannot be read"):
+            there = mlflow.MlflowClient().list_artifacts(self.run_id, str(Path(name).parent).strip("."))
+            if name not in {entry.path for entry in there}:
+                return None
+            found = mlflow.artifacts.download_artifacts(
+                run_id=self.run_id, artifact_path=name, dst_path=str(target)
             )
-        except (MlflowException, OSError):
-            return None
+        return Path(found)
 
 
 def read_run(run_id: str) -> FinishedRun:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from src.errors import TrackingError
+from src.errors import ClaimError
+from src.tracking.archive import check_archive
 from src.tracking.names import LOGGED_MODEL
-from src.tracking.store import local_folder, reason
+from src.tracking.store import local_folder, reason, store_errors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,25 +76,30 @@ def load_model(source: str, folder: Path) -> "nn.Module":
         folder: Where to copy it from a store that is no local folder.
 
     Raises:
-        TrackingError: It is gone, damaged, or in a format that would have to be unpickled.
+        ClaimError: It is gone, damaged, or holds anything that would have to be executed to load it.
+        TrackingError: The store failed.
     """
     import mlflow.pytorch
     from mlflow.models import Model
 
-    try:
-        path = _fetch(source, folder)
-        flavor = Model.load(str(path)).flavors.get("pytorch", {})
-    except Exception as error:  # whatever the store or YAML raises
-        raise TrackingError(f"the logged model {source} cannot be read: {reason(error)}") from None
+    with store_errors(f"the logged model {source} cannot be read"):
+        try:
+            path = _fetch(source, folder)
+            flavor = Model.load(str(path)).flavors.get("pytorch", {})
+        except mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise ClaimError(f"the logged model {source} is gone") from None
     data = path / str(flavor.get("model_data", "data"))
     # MLflow imports what a pickled model names before it looks at its own setting.
     if flavor.get("code") or (data / "model.pth").exists() or not (data / "model.pt2").is_file():
-        raise TrackingError(f"the logged model {source} is not in pt2 format; nothing else is loaded here")
+        raise ClaimError(f"the logged model {source} is not in pt2 format; nothing else is loaded here")
+    check_archive(data / "model.pt2")
     with _silenced(), _without_pickle():
         try:
             module: nn.Module = mlflow.pytorch.load_model(str(path))
         except Exception as error:  # torch, zipfile and MLflow raise many kinds for a damaged file
-            raise TrackingError(f"the logged model {source} cannot be loaded: {reason(error)}") from None
+            raise ClaimError(f"the logged model {source} cannot be loaded: {reason(error)}") from None
     return module
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.errors import MlprojectError, StoreError, TrackingError, UserError
 from src.tracking.names import ERROR, ROLE
-from src.tracking.store import local_folder, open_store, reason, resolve_uri
+from src.tracking.store import local_folder, open_store, reason, shown_uri
 from src.utils.cli import warn
 from src.utils.io import atomic_link
 from src.utils.runtime import Stopped
@@ -140,7 +140,7 @@ def _start(tags: Mapping[str, str]) -> TrackedRun:
     try:
         active = mlflow.start_run(tags=dict(tags), log_system_metrics=wanted)
     except mlflow.MlflowException as error:
-        raise StoreError(f"{resolve_uri()}: no run can be started: {reason(error)}") from None
+        raise StoreError(f"{shown_uri()}: no run can be started: {reason(error)}") from None
     return TrackedRun(active.info.run_id)
 
 
@@ -148,7 +148,7 @@ def _message(error: BaseException) -> str:
     from mlflow import MlflowException
 
     if isinstance(error, MlflowException):
-        return f"the tracking store {resolve_uri()} failed: {reason(error)}; what is on disk is whole"
+        return f"the tracking store {shown_uri()} failed: {reason(error)}; what is on disk is whole"
     if isinstance(error, MlprojectError):
         return error.public
     return str(error) if isinstance(error, Stopped) else f"{type(error).__name__}: {error}"

@@ -46,8 +46,8 @@ def open_store(*, must_exist: bool = False) -> None:
                 _touch(make=True)
     except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
         raise StoreError(
-            f"{uri}: the tracking store cannot be opened: {reason(error)}. Check MLFLOW_TRACKING_URI, the "
-            "permissions and the free space there"
+            f"{shown_uri()}: the tracking store cannot be opened: {reason(error)}. Check "
+            "MLFLOW_TRACKING_URI, the permissions and the free space there"
         ) from None
 
 
@@ -63,6 +63,11 @@ def resolve_uri() -> str:
     return str(mlflow.get_tracking_uri())
 
 
+def shown_uri() -> str:
+    """The store's URI for messages."""
+    return _without_password(resolve_uri())
+
+
 def promotion_lock() -> Path | None:
     """The file that promoters of a local store lock; None for a store that several hosts share."""
     path = local_path(resolve_uri())
@@ -72,7 +77,12 @@ def promotion_lock() -> Path | None:
 def reason(error: Exception) -> str:
     """What a store's error comes down to, in one line: SQLAlchemy wraps it in statements and links."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return next((line for line in lines if re.match(r"\(\w+\.\w*Error\) ", line)), lines[0])
+    line = next((line for line in lines if re.match(r"\(\w+\.\w*Error\) ", line)), lines[0])
+    return _without_password(line)
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 def _make_schema(uri: str, path: Path) -> None:
@@ -129,7 +139,7 @@ def store_errors(what: str) -> Iterator[None]:
     except MlprojectError:
         raise
     except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
-        raise TrackingError(f"{resolve_uri()}: {what}: {reason(error)}") from None
+        raise TrackingError(f"{shown_uri()}: {what}: {reason(error)}") from None
 
 
 def pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
@@ -167,7 +177,7 @@ def how_to_look(experiment_id: str) -> str:
     uri = resolve_uri()
     page = f"#/experiments/{experiment_id}/runs"
     if uri.startswith(("http://", "https://")):
-        return f"{uri}/{page}"
+        return f"{_without_password(uri)}/{page}"
     store = (
         f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {uri}"
         if local_folder(uri)

@@ -51,7 +51,8 @@ def _run(folder: Path, options: list[str], kill_after: int, uri: str | None) -> 
     left = [kill_after]
     for name in _WRITES:
         setattr(mlflow.MlflowClient, name, _deadly(getattr(mlflow.MlflowClient, name), left))
-    Path.replace = _deadly(Path.replace, left)  # type: ignore[method-assign]
+    # Before the rename as well: there a half-done write leaves its temporary file.
+    Path.replace = _deadly(Path.replace, left, before=True)  # type: ignore[method-assign]
     log = Path(f"promote-{os.getpid()}.log").open("w")  # noqa: SIM115 -- open until the process ends
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         status = main(options)
@@ -59,12 +60,17 @@ def _run(folder: Path, options: list[str], kill_after: int, uri: str | None) -> 
     sys.exit(status)
 
 
-def _deadly(write: Callable[..., Any], left: list[int]) -> Callable[..., Any]:
-    def call(*args: object, **kwargs: object) -> object:
-        result = write(*args, **kwargs)
+def _deadly(write: Callable[..., Any], left: list[int], *, before: bool = False) -> Callable[..., Any]:
+    def count() -> None:
         left[0] -= 1
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def call(*args: object, **kwargs: object) -> object:
+        if before:
+            count()
+        result = write(*args, **kwargs)
+        count()
         return result
 
     return call

@@ -50,7 +50,8 @@ class Brightness(nn.Module):
 
 @functools.lru_cache
 def data_of(path: str) -> Dataset:
-    return load_dataset(Config.from_dict({"data": {"root_dir": path}}).data, Path(path).parent / "cache")
+    config = Config.from_dict({"data": {"root_dir": path, "test_fraction": 0}})
+    return load_dataset(config.data, Path(path).parent / "cache")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Made:
 
 
 def make_run(
-    npz: Path,
+    data: Path,
     quality: float,
     *,
     salt: float = 0.0,
@@ -76,7 +77,7 @@ def make_run(
     """One run.
 
     Args:
-        npz: Its data.
+        data: What it was trained on.
         quality: Of its model; see `Brightness`.
         salt: Of its model as well.
         model: Its tag.
@@ -92,7 +93,7 @@ def make_run(
     client = mlflow.MlflowClient()
     found = client.get_experiment_by_name(experiment)
     number = found.experiment_id if found else client.create_experiment(experiment)
-    dataset = data_of(str(npz))
+    dataset = data_of(str(data))
     network = Brightness(quality, salt)
     val = dataset.splits["val"]
     logits = network.logits(dataset.batch("val", np.arange(len(val))))
@@ -120,9 +121,9 @@ def make_run(
     )
     config = {
         "data": {
-            "root_dir": str(npz),
+            "root_dir": str(data),
             "modalities": modality.split("+"),
-            "cache_dir": str(npz.parent / "cache"),
+            "cache_dir": str(data.parent / "cache"),
         },
         "model": {"name": model},
     }

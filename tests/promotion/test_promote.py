@@ -10,15 +10,16 @@ import yaml
 
 from src.promote import main
 from src.promotion.group import Group
-from src.training.predictions import read_predictions
 from src.utils.config import Config
 from src.utils.io import sha256
+from tests.conftest import write_folder
 from tests.promotion.conftest import actions, aliases, champion_run, history, snapshot, version_count
 from tests.promotion.runs import make_run
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 
 RECORD = Path("config/best_hparams/resnet18_A.yaml")
+HISTORY = RECORD.with_name("history.jsonl")
 
 
 def test_the_best_run_becomes_champion(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,7 +194,7 @@ def test_a_champion_from_other_data_stays_without_new_data(npz: Path, other_npz:
         True,
         "the champion is from other data",
     )
-    assert actions() == [("promotion", 1), ("refusal", None), ("refusal", None), ("promotion", 2)]
+    assert actions() == [("promotion", 1), ("refusal", None), ("promotion", 2)]
 
 
 def test_a_floor_and_a_test_refuse(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,22 +220,17 @@ def test_a_claim_that_does_not_hold_is_refused(npz: Path, capsys: pytest.Capture
     assert main([]) == 1
     captured = capsys.readouterr()
     assert f"run {liar.run_id} claims a val AUC of 0.990000" in captured.out
-    assert "could not be decided or written: resnet18_A" in captured.err
+    assert "look at resnet18_A: the lines above say what is wrong there" in captured.err
     assert not RECORD.exists()
     assert actions() == [("refusal", None)]
     assert main(["--no-verify"]) == 0
     assert champion_run() == liar.run_id
 
 
-def test_a_model_that_is_not_the_one_scored_is_refused(
-    npz: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_is_not_the_one_scored_is_refused(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(npz, 1.0, logged_quality=0.5)
     assert main([]) == 1
     assert "its logged model give 0." in capsys.readouterr().out
-    # The same AUC with other probabilities: predictions that were edited.
-    (table,) = folder.glob("mlruns/0/*/artifacts/predictions/val.csv")
-    assert read_predictions(table).classes == ("0", "1")
 
 
 def test_edited_predictions_are_refused(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,14 +256,24 @@ def test_data_that_is_not_at_hand_is_told(
     make_run(data, 1.0)
     data.unlink()
     assert main([]) == 0
-    assert "verified by stored predictions; the data is not at hand" in capsys.readouterr().out
-    verified = history()[0].verified
-    assert verified is not None
-    assert verified.startswith("stored predictions")
+    captured = capsys.readouterr()
+    assert "verified by stored predictions; the data is not at hand" in captured.out
+    assert "small.npz: no such folder or file" in captured.err
+    assert history()[0].verified == "stored predictions; the data is not at hand"
 
 
-def test_no_pickle_is_executed(npz: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A model that would write a file when it is unpickled, in both forms that MLflow would load."""
+def test_no_name_of_an_image_is_recorded(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 60})
+    made = make_run(root, 1.0)
+    (root / "A/val/pos/CANARY_19520304.png").write_text("no image")
+    assert main([]) == 0
+    version = mlflow.MlflowClient().get_model_version("resnet18_A", "1")
+    assert made.run_id == version.run_id
+    assert "CANARY" not in HISTORY.read_text() + str(version.tags) + str(version.description)
+
+
+def test_a_pickled_model_is_not_loaded(npz: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MLflow would import the module that it names, before it asks whether pickle is allowed."""
     make_run(npz, 1.0)
     (data,) = folder.glob("mlruns/0/models/m-*/artifacts/data")
     (data / "pickle_module_info.txt").write_text("evil")
@@ -275,11 +281,29 @@ def test_no_pickle_is_executed(npz: Path, folder: Path, capsys: pytest.CaptureFi
     (folder / "evil.py").write_text("open('owned', 'w')")
     assert main([]) == 1
     assert "is not in pt2 format" in capsys.readouterr().out
-    (data / "model.pth").unlink()
-    (data / "model.pt2").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
-    assert main([]) == 1
-    assert "cannot be loaded" in capsys.readouterr().out
     assert not (folder / "owned").exists()
+
+
+def test_a_better_run_whose_claim_does_not_hold_stops_no_honest_one(
+    npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(npz, 0.3)
+    assert main([]) == 0
+    liar = make_run(npz, 0.5, claim=0.99)
+    honest = make_run(npz, 1.0)
+    assert main([]) == 1
+    assert f"resnet18_A: refused: run {liar.run_id} claims a val AUC of 0.990000" in capsys.readouterr().out
+    assert champion_run() == honest.run_id
+    assert actions() == [("promotion", 1), ("refusal", None), ("promotion", 2)]
+
+
+def test_the_same_refusal_is_told_once(npz: Path) -> None:
+    make_run(npz, 0.7)
+    for _ in range(3):
+        assert main(["--min-auc", "0.99"]) == 0
+    assert actions() == [("refusal", None)]
+    assert main(["--min-auc", "0.98"]) == 0
+    assert len(actions()) == 2
 
 
 @pytest.mark.parametrize("what", ["config.yaml", "model", "everything"])
@@ -304,7 +328,7 @@ def test_artifacts_that_are_gone(
     assert Path("config/best_hparams/resnet18_P.yaml").exists()  # the other group went on
 
 
-@pytest.mark.parametrize("modality", ["../A", "A/B", "A B", "..", "A+", ""])
+@pytest.mark.parametrize("modality", ["../A", "A/B", "A B", "..", "A+", "", "[/x]"])
 def test_tags_that_are_no_names(npz: Path, folder: Path, modality: str) -> None:
     make_run(npz, 1.0, tags={"modality": modality})
     make_run(npz, 0.7, modality="P")
@@ -320,7 +344,10 @@ def test_a_group_named_like_another_is_refused(npz: Path, capsys: pytest.Capture
     assert main([]) == 0
     make_run(npz, 1.0, model="vgg11_bn", modality="A")
     assert main([]) == 1
-    assert "vgg11_bn_A.yaml: is of vgg11 on bn_A" in capsys.readouterr().out
+    assert "the registered model vgg11_bn_A is of vgg11 on bn_A" in capsys.readouterr().out
+    Path("config/best_hparams/vgg11_bn_A.yaml").unlink()
+    assert main(["--model", "vgg11_bn"]) == 1
+    assert version_count("vgg11_bn_A") == 1
 
 
 def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,6 +355,7 @@ def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         (["--min-auc", "2"], "--min-auc 2: a number between 0 and 1"),
         (["--significant", "x"], "--significant x"),
         (["--rollback"], "--rollback needs --model and --modality"),
+        (["--rollback", "--model", "resnet18", "--modality", "../x"], "would name a file"),
         (["--rollback", "--check"], "exclude each other"),
         (["--force", "maybe"], "neither true nor false"),
         (["--experiment", "none"], "--experiment none: "),

@@ -102,7 +102,7 @@ def test_a_better_version_made_champion_by_hand_is_taken_over(npz: Path) -> None
     set_champion(2)
     assert not agree()
     assert main([]) == 0
-    assert aliases() == {"champion": 2}
+    assert aliases() == {"champion": 2, "previous": 1}
     assert version_count() == 2
     assert yaml.safe_load(RECORD.read_text())["mlflow"]["version"] == 2
     assert actions() == [("promotion", 1), ("restore", 2)]
@@ -289,3 +289,102 @@ def test_a_deleted_champion_run_keeps_its_place(two: tuple[Made, Made], npz: Pat
     make_run(npz, 0.7)
     assert main([]) == 0
     assert aliases() == {"champion": 2, "previous": 1}
+
+
+def test_a_version_rolled_back_stays_out_when_it_is_deleted(two: tuple[Made, Made]) -> None:
+    assert main(BACK) == 0
+    mlflow.MlflowClient().delete_model_version("resnet18_A", "2")
+    assert main([]) == 0
+    assert champion_run() == two[0].run_id
+    assert main(["--force"]) == 0
+    assert champion_run() == two[1].run_id
+    assert main([]) == 0
+    assert champion_run() == two[1].run_id
+    assert agree()
+
+
+def test_a_champion_that_cannot_be_restored_can_be_replaced(
+    npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = make_run(npz, 0.5)
+    assert main([]) == 0
+    mlflow.MlflowClient().delete_run(first.run_id)
+    RECORD.unlink()
+    make_run(npz, 0.3)
+    for options in ([], ["--dry-run"]):
+        assert main(options) == 1
+        assert f"run {first.run_id} is deleted" in capsys.readouterr().out
+    better = make_run(npz, 1.0)
+    assert main([]) == 0
+    assert champion_run() == better.run_id
+    assert agree()
+
+
+@pytest.mark.usefixtures("two")
+def test_previous_survives_a_hand_made_yaml(npz: Path) -> None:
+    RECORD.write_text(HAND_MADE.format(auc=0.9) + "updated_at: 2100-01-01\n")
+    make_run(npz, 1.0, claim=0.95)
+    assert main(["--no-verify"]) == 0
+    assert aliases() == {"champion": 3, "previous": 2}
+
+
+@pytest.mark.usefixtures("two")
+def test_a_gain_of_the_champion_itself_keeps_a_previous(two: tuple[Made, Made]) -> None:
+    mlflow.MlflowClient().log_metric(two[1].run_id, "best_val_auc", 0.95, step=2)
+    assert main(["--no-verify"]) == 0
+    assert aliases() == {"champion": 2, "previous": 1}
+    assert mlflow.MlflowClient().get_model_version("resnet18_A", "2").tags["val_auc"] == "0.95"
+
+
+@pytest.mark.usefixtures("two")
+def test_what_others_wrote_is_no_traceback(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    client = mlflow.MlflowClient()
+    make_run(npz, 0.7, modality="P")
+    client.set_model_version_tag("resnet18_A", "2", "val_auc", "0,91")
+    assert main([]) == 1
+    assert "the val AUC of version 2, the champion, is not known" in capsys.readouterr().out
+    assert aliases("resnet18_P") == {"champion": 1}
+    client.set_model_version_tag("resnet18_A", "2", "val_auc", "0.5")
+    client.set_model_version_tag("resnet18_A", "2", "promotion", '{"time": "yesterday"}')
+    assert main([]) == 0  # no event of ours: what counts is what its run says
+    assert agree()
+    HISTORY.write_bytes(b"\xff\xfe\n" + HISTORY.read_bytes())
+    assert main([]) == 0
+    make_run(npz, 1.0, claim=0.95)
+    assert main(["--no-verify"]) == 0
+    assert HISTORY.read_bytes().startswith(b"\xff\xfe\n")
+
+
+def test_a_champion_made_by_hand_is_compared_on_its_run_s_data(
+    npz: Path, other_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = make_run(other_npz, 0.5, start_time=1_000)
+    client = mlflow.MlflowClient()
+    run = client.get_run(theirs.run_id)
+    assert run.outputs is not None
+    client.create_registered_model("resnet18_A")
+    source = f"models:/{run.outputs.model_outputs[0].model_id}"
+    client.create_model_version("resnet18_A", source, theirs.run_id, tags={"val_auc": "0.1"})
+    set_champion(1)
+    make_run(npz, 1.0, start_time=2_000)
+    assert main([]) == 0
+    assert champion_run() == theirs.run_id
+    assert "the champion is from other data" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("two")
+def test_half_a_yaml_is_no_record_and_is_swept() -> None:
+    left = RECORD.with_name(".tmp-abc.yaml")
+    left.write_text(RECORD.read_text()[:50])
+    assert agree()
+    RECORD.unlink()
+    assert main([]) == 0
+    assert not left.exists()
+
+
+@pytest.mark.usefixtures("two")
+def test_check_knows_what_only_the_history_tells(capsys: pytest.CaptureFixture[str]) -> None:
+    RECORD.unlink()
+    mlflow.MlflowClient().delete_registered_model("resnet18_A")
+    assert not agree()
+    assert "version 2 was promoted, and the registry has no champion" in capsys.readouterr().out

@@ -95,6 +95,9 @@ def test_looking_makes_nothing(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("any_store")
+@pytest.mark.parametrize(
+    "any_store", ["sqlite", "file", pytest.param("server", marks=pytest.mark.slow)], indirect=True
+)
 def test_eight_at_once(folder: Path, npz: Path) -> None:
     runs = {}
     for modality in ("A", "P"):

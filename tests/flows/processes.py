@@ -1,0 +1,50 @@
+"""Commands as real processes."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Run as MlflowRun
+
+from tests.conftest import clean_environment
+
+# The smallest model: these tests are about processes, not about what is learnt.
+TINY = ["--data", "small.npz", "--model", "shufflenet_v2_x0_5", "--epochs", "1"]
+TINY += ["--set", "training.batch_size=8", "--set", "model.weights=none"]
+STORES = {"sqlite": "", "file": "./mlruns"}
+
+
+def only_run(folder: Path, store: str = "") -> MlflowRun:
+    (run,) = runs(folder, store)
+    return run
+
+
+def runs(folder: Path, store: str = "") -> list[MlflowRun]:
+    if store:
+        os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
+    client = mlflow.MlflowClient(f"file://{folder}/mlruns" if store else f"sqlite:///{folder}/mlflow.db")
+    return list(client.search_runs(["0"]))
+
+
+def start(folder: Path, *args: str, group: bool = False, **env: str) -> "subprocess.Popen[str]":
+    environment = clean_environment(folder / "torch") | env
+    return subprocess.Popen(
+        [sys.executable, *args],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=group,
+    )
+
+
+def wait_for_epoch(folder: Path, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("outputs/*/checkpoints/latest.pth")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -1,0 +1,59 @@
+"""Training by ``mlflow run``."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.conftest import ROOT, Run, write_folder
+from tests.flows.processes import only_run, start, wait_for_epoch
+
+
+def mlflow_run(run_python: Run, **params: str) -> "subprocess.CompletedProcess[str]":
+    pairs = [item for key, value in params.items() for item in ("-P", f"{key}={value}")]
+    return run_python("-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *pairs)
+
+
+def test_mlflow_run_uses_the_run_it_made(folder: Path, npz: Path, run_python: Run) -> None:
+    out = f"experiment.output_dir={folder}/outputs,training.batch_size=8,model.weights=none"
+    done = mlflow_run(run_python, model="resnet18", modality="P", data=str(npz), epochs="2", overrides=out)
+    assert done.returncode == 0, done.stderr
+    run = only_run(folder)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model"] == "resnet18"
+    assert run.data.params["training.epochs"] == "2"
+    assert run.data.tags["modality"] == "P"
+    assert run.data.tags["mlflow.source.type"] == "PROJECT"
+
+
+def test_ctrl_c_under_mlflow_run_is_told_by_the_run(folder: Path, npz: Path) -> None:
+    out = f"experiment.output_dir={folder}/outputs,training.batch_size=8,model.weights=none"
+    pairs = {"model": "shufflenet_v2_x0_5", "data": str(npz), "epochs": "5000", "overrides": out}
+    params = [item for key, value in pairs.items() for item in ("-P", f"{key}={value}")]
+    command = ["-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *params]
+    process = start(folder, *command, group=True)
+    wait_for_epoch(folder, process)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to everyone in the foreground
+    process.communicate(timeout=60)
+    run = only_run(folder)
+    # We write KILLED; then MLflow's own process writes FAILED over whatever is there (3.17.2).
+    assert run.info.status in {"KILLED", "FAILED"}
+    assert run.data.tags["error"] == "stopped by SIGINT"
+
+
+def test_no_name_of_an_image_reaches_the_store(folder: Path, run_python: Run) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    (root / "A/train/pos/CANARY-77.png").write_text("no image")
+    done = mlflow_run(run_python, data=str(root), overrides=f"experiment.output_dir={folder}/outputs")
+    assert done.returncode != 0
+    assert "CANARY-77.png: not an image" in done.stderr
+    assert only_run(folder).data.tags["error"] == "1 of the images cannot be read; stderr names them"
+
+
+def test_mlflow_run_with_a_mistake_ends_failed_and_says_why(folder: Path, npz: Path, run_python: Run) -> None:
+    out = f"experiment.output_dir={folder}/outputs"
+    done = mlflow_run(run_python, model="resnet19", data=str(npz), overrides=out)
+    assert done.returncode != 0
+    run = only_run(folder)
+    assert run.info.status == "FAILED"
+    assert "resnet19" in run.data.tags["error"]
