@@ -13,7 +13,7 @@ from src.promotion.group import Group
 from src.promotion.history import Entry, now
 from src.promotion.judge import Verdict, pick_fingerprints
 from src.promotion.settle import check_restorable, enthrone, restore, writing
-from src.promotion.state import foreign_text, read_state
+from src.promotion.state import entry_of, foreign_text, read_state
 from src.tracking.candidates import Candidate, count_runs, find_candidates
 from src.tracking.finished_run import read_run
 from src.tracking.store import shown_uri
@@ -146,13 +146,20 @@ def _carry_out(
 
 
 def _make_equal(group: Group, decision: Decision, request: Request, folder: Path) -> str:
-    """Restores what differs from the incumbent; where it is replaced anyway, that may fail."""
-    assert decision.incumbent is not None
+    """Restores what differs from the incumbent; where it is replaced anyway, that may fail.
+
+    What somebody else made champion is verified like any run that is promoted.
+    """
+    incumbent = decision.incumbent
+    assert incumbent is not None
+    version = decision.state.registered.versions.get(incumbent.version or 0)
+    is_new = version is None or entry_of(version) is None
     try:
-        if request.dry_run:
-            check_restorable(group, decision.incumbent, folder)
-        else:
-            restore(group, decision.state, decision.incumbent, folder)
+        run, _ = check_restorable(group, incumbent, folder)
+        if is_new and request.rules.verify:
+            verify(run, folder)
+        if not request.dry_run:
+            restore(group, decision.state, incumbent, folder)
     except MlprojectError as error:
         if decision.verdict is not Verdict.PROMOTE:
             raise

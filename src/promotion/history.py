@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Literal
 
 from pydantic import TypeAdapter
@@ -132,13 +133,12 @@ def taken_back(entries: list[Entry], group: Group) -> set[str]:
 def append(entry: Entry) -> None:
     """Adds an event, unless it is there: an interrupted promotion is finished, not told twice.
 
-    A refusal of the same run for the same reason as the group's last event is no news either.
+    A refusal of the same run for the same reason is no news either, until something else happens.
     """
     told = of_group(read_history(), Group(entry.model, entry.modality))
-    last = told[-1] if told else None
-    news = (entry.action, entry.run_id, entry.reason)
-    is_old = last is not None and news == (last.action, last.run_id, last.reason)
-    if entry in told or (entry.action == "refusal" and is_old):
+    since = takewhile(lambda old: old.action == "refusal", reversed(told))
+    refused = {(old.run_id, old.reason) for old in since}
+    if entry in told or (entry.action == "refusal" and (entry.run_id, entry.reason) in refused):
         return
     text = "".join(f"{line}\n" for line in [*_lines(), entry.to_json()])
     atomic_write_bytes(PATH, text.encode(errors="surrogateescape"))

@@ -1,4 +1,4 @@
-"""Training by ``mlflow run``."""
+"""Training by ``mlflow run`` that goes wrong; `test_promote` has one that goes well."""
 
 import os
 import signal
@@ -12,18 +12,6 @@ from tests.flows.processes import only_run, start, wait_for_epoch
 def mlflow_run(run_python: Run, **params: str) -> "subprocess.CompletedProcess[str]":
     pairs = [item for key, value in params.items() for item in ("-P", f"{key}={value}")]
     return run_python("-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *pairs)
-
-
-def test_mlflow_run_uses_the_run_it_made(folder: Path, npz: Path, run_python: Run) -> None:
-    out = f"experiment.output_dir={folder}/outputs,training.batch_size=8,model.weights=none"
-    done = mlflow_run(run_python, model="resnet18", modality="P", data=str(npz), epochs="2", overrides=out)
-    assert done.returncode == 0, done.stderr
-    run = only_run(folder)
-    assert run.info.status == "FINISHED"
-    assert run.data.params["model"] == "resnet18"
-    assert run.data.params["training.epochs"] == "2"
-    assert run.data.tags["modality"] == "P"
-    assert run.data.tags["mlflow.source.type"] == "PROJECT"
 
 
 def test_ctrl_c_under_mlflow_run_is_told_by_the_run(folder: Path, npz: Path) -> None:

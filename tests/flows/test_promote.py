@@ -80,6 +80,9 @@ def test_by_mlflow_run(folder: Path, run_python: Run) -> None:
         "promote": "FINISHED",
     }
     assert "model" not in by_role["promote"].data.tags
+    trained = by_role["training"].data
+    assert (trained.params["model"], trained.params["training.epochs"]) == ("shufflenet_v2_x0_5", "1")
+    assert (trained.tags["modality"], trained.tags["mlflow.source.type"]) == ("A", "PROJECT")
     champion = client.get_model_version_by_alias("shufflenet_v2_x0_5_A", "champion")
     assert champion.run_id == by_role["training"].info.run_id
     assert yaml.safe_load(RECORD.read_text())["mlflow"]["version"] == 1

@@ -372,6 +372,24 @@ def test_a_champion_made_by_hand_is_compared_on_its_run_s_data(
     assert "the champion is from other data" in capsys.readouterr().out
 
 
+def test_a_champion_made_by_hand_must_keep_its_claim_too(
+    npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(npz, 0.5)
+    assert main([]) == 0
+    liar = make_run(npz, 0.7, claim=0.99)
+    client = mlflow.MlflowClient()
+    run = client.get_run(liar.run_id)
+    assert run.outputs is not None
+    source = f"models:/{run.outputs.model_outputs[0].model_id}"
+    client.create_model_version("resnet18_A", source, liar.run_id)
+    set_champion(2)
+    before = RECORD.read_bytes()
+    assert main([]) == 1
+    assert "claims a val AUC of 0.990000" in capsys.readouterr().out
+    assert RECORD.read_bytes() == before
+
+
 @pytest.mark.usefixtures("two")
 def test_half_a_yaml_is_no_record_and_is_swept() -> None:
     left = RECORD.with_name(".tmp-abc.yaml")
