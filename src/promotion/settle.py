@@ -207,7 +207,6 @@ def _description(run: FinishedRun, entry: Entry) -> str:
     test = run.metrics.get("test_auc")
     return "\n".join(
         [
-            f"{entry.model} on {entry.modality}, run {run.run_id}.",
             f"Val AUC {run.metrics[BEST_VAL_AUC]:.4f}{ends}.",
             *([] if test is None else [f"Test AUC {test:.4f}."]),
             *(
@@ -215,6 +214,7 @@ def _description(run: FinishedRun, entry: Entry) -> str:
                 if "best_threshold" not in run.metrics
                 else [f"Threshold {run.metrics['best_threshold']:.4f}."]
             ),
+            f"{entry.model} on {entry.modality}, run {run.run_id}.",
             f"Why: {entry.reason}.",
         ]
     )
