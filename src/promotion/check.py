@@ -6,7 +6,7 @@ from src.errors import MlprojectError
 from src.promotion.group import FOLDER, Group
 from src.promotion.history import read_history
 from src.promotion.state import PROMOTION, RECORD_SHA256, ROLLED_BACK, State, entry_of, existing, read_state
-from src.tracking.names import MODALITY, MODEL
+from src.tracking.names import MODALITY, MODEL, PREVIOUS
 from src.tracking.registry import champions
 from src.utils.config import Config
 
@@ -91,6 +91,6 @@ def _against_registry(group: Group, state: State) -> list[str]:
         problems.append(f"{group.record_path} was changed after it was written")
     if entry is None:
         problems.append(f"version {champion.number} was made champion by somebody else")
-    elif state.registered.aliases.get("previous") != existing(state.registered, entry.previous_version):
+    elif state.registered.aliases.get(PREVIOUS) != existing(state.registered, entry.previous_version):
         problems.append(f"the alias previous does not point to version {entry.previous_version}")
     return problems

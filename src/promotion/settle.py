@@ -202,19 +202,13 @@ def _facts(run: FinishedRun, group: Group, entry: Entry) -> dict[str, str]:
 
 
 def _description(run: FinishedRun, entry: Entry) -> str:
-    low, high = entry.val_auc_low, entry.val_auc_high
+    """For people; the registry's list shows how it starts."""
+    low, high, metrics = entry.val_auc_low, entry.val_auc_high, run.metrics
     ends = "" if low is None or high is None else f" (95 % interval {low:.4f} to {high:.4f})"
-    test = run.metrics.get("test_auc")
-    return "\n".join(
-        [
-            f"Val AUC {run.metrics[BEST_VAL_AUC]:.4f}{ends}.",
-            *([] if test is None else [f"Test AUC {test:.4f}."]),
-            *(
-                []
-                if "best_threshold" not in run.metrics
-                else [f"Threshold {run.metrics['best_threshold']:.4f}."]
-            ),
-            f"{entry.model} on {entry.modality}, run {run.run_id}.",
-            f"Why: {entry.reason}.",
-        ]
-    )
+    lines = [f"Val AUC {metrics[BEST_VAL_AUC]:.4f}{ends}."]
+    if "test_auc" in metrics:
+        lines.append(f"Test AUC {metrics['test_auc']:.4f}.")
+    if "best_threshold" in metrics:
+        lines.append(f"Threshold {metrics['best_threshold']:.4f}.")
+    lines += [f"{entry.model} on {entry.modality}, run {run.run_id}.", f"Why: {entry.reason}."]
+    return "\n".join(lines)

@@ -9,7 +9,15 @@ from src.promotion.group import Group
 from src.promotion.history import Entry, last_version, read_history, taken_back
 from src.promotion.record import Record, read_record
 from src.tracking.finished_run import read_run
-from src.tracking.names import BEST_VAL_AUC, DATA_FINGERPRINT, MODALITY, MODEL, SPLIT_FINGERPRINT
+from src.tracking.names import (
+    BEST_VAL_AUC,
+    CHAMPION,
+    DATA_FINGERPRINT,
+    MODALITY,
+    MODEL,
+    PREVIOUS,
+    SPLIT_FINGERPRINT,
+)
 from src.tracking.registry import Registered, Version, read_registered
 from src.training.auc import is_better
 
@@ -116,7 +124,7 @@ def is_settled(state: State, incumbent: Incumbent) -> bool:
         and ROLLED_BACK not in version.tags
         and state.record is not None
         and state.record.sha256 == version.tags.get(RECORD_SHA256)
-        and registered.aliases.get("previous") == existing(registered, entry.previous_version)
+        and registered.aliases.get(PREVIOUS) == existing(registered, entry.previous_version)
     )
 
 
@@ -133,7 +141,7 @@ def foreign_text(state: State) -> str | None:
 def predecessor(state: State, number: int) -> int | None:
     """What the alias ``previous`` is to point to once version ``number`` is champion."""
     registered = state.registered
-    held = [registered.aliases.get("champion"), state.last_version]
+    held = [registered.aliases.get(CHAMPION), state.last_version]
     for version in held:
         if version is not None and version != number and version in registered.versions:
             return version

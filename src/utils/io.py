@@ -14,6 +14,8 @@ from filelock import FileLock
 TEMP_PREFIX = ".tmp-"
 """Names of files that were being written; one that is left over after a crash is safe to delete."""
 
+_SMALL_FILE = 64 * 1024
+
 
 def _fsync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
@@ -112,11 +114,11 @@ def check_writable(folder: Path) -> None:
     """Makes a folder where it is missing, and tries to write into it.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: It cannot be written, or has no room for a small file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(_SMALL_FILE))
 
 
 def sha256(data: bytes) -> str:

@@ -33,6 +33,14 @@ def set_champion(version: int) -> None:
     mlflow.MlflowClient().set_registered_model_alias("resnet18_A", "champion", str(version))
 
 
+def register_by_hand(made: Made, **tags: str) -> None:
+    client = mlflow.MlflowClient()
+    run = client.get_run(made.run_id)
+    assert run.outputs is not None
+    source = f"models:/{run.outputs.model_outputs[0].model_id}"
+    client.create_model_version("resnet18_A", source, made.run_id, tags=tags)
+
+
 def agree() -> bool:
     return main(["--check"]) == 0
 
@@ -94,11 +102,7 @@ def test_a_better_version_made_champion_by_hand_is_taken_over(npz: Path) -> None
     make_run(npz, 0.5)
     assert main([]) == 0
     better = make_run(npz, 1.0)
-    client = mlflow.MlflowClient()
-    run = client.get_run(better.run_id)
-    assert run.outputs is not None
-    source = f"models:/{run.outputs.model_outputs[0].model_id}"
-    client.create_model_version("resnet18_A", source, better.run_id)
+    register_by_hand(better)
     set_champion(2)
     assert not agree()
     assert main([]) == 0
@@ -359,12 +363,8 @@ def test_a_champion_made_by_hand_is_compared_on_its_run_s_data(
     npz: Path, other_npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs = make_run(other_npz, 0.5, start_time=1_000)
-    client = mlflow.MlflowClient()
-    run = client.get_run(theirs.run_id)
-    assert run.outputs is not None
-    client.create_registered_model("resnet18_A")
-    source = f"models:/{run.outputs.model_outputs[0].model_id}"
-    client.create_model_version("resnet18_A", source, theirs.run_id, tags={"val_auc": "0.1"})
+    mlflow.MlflowClient().create_registered_model("resnet18_A")
+    register_by_hand(theirs, val_auc="0.1")
     set_champion(1)
     make_run(npz, 1.0, start_time=2_000)
     assert main([]) == 0
@@ -378,11 +378,7 @@ def test_a_champion_made_by_hand_must_keep_its_claim_too(
     make_run(npz, 0.5)
     assert main([]) == 0
     liar = make_run(npz, 0.7, claim=0.99)
-    client = mlflow.MlflowClient()
-    run = client.get_run(liar.run_id)
-    assert run.outputs is not None
-    source = f"models:/{run.outputs.model_outputs[0].model_id}"
-    client.create_model_version("resnet18_A", source, liar.run_id)
+    register_by_hand(liar)
     set_champion(2)
     before = RECORD.read_bytes()
     assert main([]) == 1
