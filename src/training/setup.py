@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from src.data.batches import training_batches
 from src.data.dataset import Dataset
 from src.data.demo import DEMO_NAME
 from src.errors import ConfigError
 from src.models.build import build_model, parameter_groups
+from src.models.kernels import has_idle_weights
 from src.models.spec import InputSpec
 from src.training.evaluation import Network
 from src.training.optim import make_optimizer, make_schedule
@@ -44,7 +46,6 @@ def set_up(config: Config, dataset: Dataset) -> Setup:
     """
     _check_threshold(config, dataset)
     device = pick_device(config.training.device)
-    autocast = pick_autocast(config.training.precision, device)
     seed_everything(config.training.seed)
     built = build_model(
         config.model.name,
@@ -54,6 +55,7 @@ def set_up(config: Config, dataset: Dataset) -> Setup:
         stem=config.model.stem,
         weights=_wanted_weights(config),
     )
+    autocast, precision_notes = _pick_autocast(config, device, built.model, dataset)
     resolved = config.updated(
         {
             "data.image_size": dataset.size,
@@ -73,7 +75,7 @@ def set_up(config: Config, dataset: Dataset) -> Setup:
         resolved,
         network,
         _optimization(network, resolved, dataset),
-        (*built.notes, *_size_notes(config, dataset)),
+        (*built.notes, *precision_notes, *_size_notes(config, dataset)),
     )
 
 
@@ -83,6 +85,25 @@ def _check_threshold(config: Config, dataset: Dataset) -> None:
         raise ConfigError(
             f"evaluation.threshold: {rule} needs two classes, and there are {len(dataset.classes)}; use 0.5"
         )
+
+
+def _pick_autocast(
+    config: Config, device: torch.device, model: nn.Module, dataset: Dataset
+) -> tuple[torch.dtype | None, list[str]]:
+    """The dtype of mixed precision, None for float32, and a sentence where that is not the fastest."""
+    wanted = config.training.precision
+    autocast = pick_autocast(wanted, device)
+    if autocast is None or device.type != "cpu":
+        return autocast, []
+    if not has_idle_weights(model, dataset.channels, dataset.size):
+        return autocast, []
+    why = (
+        f"images of {dataset.size} px are smaller than some kernels of {config.model.name} reach, and this "
+        "torch computes wrong gradients for those in bfloat16 on a CPU"
+    )
+    if wanted != "auto":
+        raise ConfigError(f"training.precision: {why}; use float32, or a larger data.image_size")
+    return None, [f"training in float32: {why} (a larger data.image_size allows bfloat16, which is faster)"]
 
 
 def _wanted_weights(config: Config) -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from src.data.dataset import Dataset, load_dataset
-from src.errors import DataError, TrainingError
+from src.errors import ConfigError, DataError, TrainingError
 from src.training.checkpoint import CheckpointStore, TrainerState, load_checkpoint
 from src.training.history import COLUMNS
 from src.training.optim import rate_factor
@@ -216,3 +216,17 @@ def test_rgb_model_on_four_classes(folder: Path) -> None:
     state = make_trainer(config, load_dataset(config.data, folder / "c"), folder, Memory()).fit()
     assert 0 <= state.history[0]["val_auc"] <= 1
     assert "best_val_auc" in state.state_dict()
+
+
+def test_bfloat16_is_not_used_where_torch_computes_it_wrong(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a CPU that has bfloat16; images of 16 px end as one pixel, which kernels of 3 reach beyond.
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    small = make_config(model__name="resnet18", model__stem="imagenet", training__precision="auto")
+    setup = set_up(small, dataset)
+    assert setup.config.training.precision == "float32"
+    assert [note for note in setup.notes if "bfloat16 on a CPU" in note]
+    with pytest.raises(ConfigError, match=r"training\.precision: images of 16 px.*use float32"):
+        set_up(small.updated({"training.precision": "bfloat16"}), dataset)
+    assert set_up(small.updated({"model.stem": "small"}), dataset).config.training.precision == "bfloat16"
