@@ -76,29 +76,6 @@ def build_model(
     return BuiltModel(model, loaded.weights, built_stem, loaded.mean, loaded.std, loaded.notes)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Splits the trainable parameters for an optimizer: vectors do not decay.
-
-    Vectors are biases, the weights of norms, and what is a vector but for axes of length one
-    (ConvNeXt's layer scale, class tokens).
-
-    Args:
-        model: The model.
-        weight_decay: The decay of all other parameters.
-
-    Returns:
-        One dict with ``params`` and ``weight_decay`` for each group that is not empty.
-    """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if p.squeeze().ndim > 1]
-    vectors = [p for p in trainable if p.squeeze().ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 def _check_name(name: str) -> None:
     known = available_models()
     if name in known:

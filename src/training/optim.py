@@ -1,16 +1,18 @@
-"""Optimizer and learning-rate schedule."""
+"""Optimizer, learning-rate schedule and the moving average of the weights."""
 
 import math
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from src.utils.config import TrainingConfig
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
-    """The configured optimizer over parameter ``groups`` (as `src.models.build.parameter_groups` makes)."""
+    """The configured optimizer over ``groups`` (as `src.models.parameters.parameter_groups` makes)."""
     if config.optimizer == "sgd":
         nesterov = config.momentum > 0
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov)
@@ -44,3 +46,22 @@ def rate_factor(epochs_done: float, config: TrainingConfig, step: float = 0.0) -
         # A hair more than nothing: 50 epochs of steps may sum to 49.999...
         return float(config.gamma ** sum(epochs_done + 1e-9 >= milestone for milestone in config.milestones))
     return 1.0
+
+
+def make_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of the model's weights and batch-norm statistics.
+
+    Args:
+        model: The model that trains.
+        decay: The share of the average that each step leaves in place.
+    """
+    average = get_ema_multi_avg_fn(decay)
+
+    def update(averages: PARAM_LIST, values: PARAM_LIST, count: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            average(averages, values, count)
+        else:
+            # Whole numbers are indices (Swin's positions) and counts: averaged, they would be rounded down.
+            torch._foreach_copy_(averages, values)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

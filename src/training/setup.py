@@ -9,12 +9,14 @@ from src.data.batches import training_batches
 from src.data.dataset import Dataset
 from src.data.demo import DEMO_NAME
 from src.errors import ConfigError
-from src.models.build import build_model, parameter_groups
+from src.models.build import build_model
 from src.models.kernels import has_idle_weights
+from src.models.parameters import parameter_groups
 from src.models.spec import InputSpec
 from src.training.evaluation import Network
-from src.training.optim import make_optimizer, make_schedule
-from src.training.trainer import Optimization
+from src.training.loss import make_loss
+from src.training.optim import make_average, make_optimizer, make_schedule
+from src.training.step import Optimization
 from src.utils.config import Config
 from src.utils.runtime import pick_autocast, pick_device, seed_everything
 
@@ -26,7 +28,7 @@ class Setup:
     Attributes:
         config: The settings with ``auto`` replaced by what it came to; the device stays, to run elsewhere.
         network: The model on its device.
-        optimization: Its optimizer, schedule and loss scaler.
+        optimization: What makes its steps.
         notes: Sentences that the user should see.
     """
 
@@ -75,7 +77,7 @@ def set_up(config: Config, dataset: Dataset) -> Setup:
         resolved,
         network,
         _optimization(network, resolved, dataset),
-        (*built.notes, *precision_notes, *_size_notes(config, dataset)),
+        (*built.notes, *precision_notes, *_notes(resolved, dataset)),
     )
 
 
@@ -114,14 +116,49 @@ def _wanted_weights(config: Config) -> str:
 
 def _optimization(network: Network, config: Config, dataset: Dataset) -> Optimization:
     settings = config.training
-    steps = len(training_batches(len(dataset.splits["train"]), settings.batch_size, seed=0, epoch=1))
-    optimizer = make_optimizer(parameter_groups(network.model, settings.weight_decay), settings)
-    scaler = torch.amp.GradScaler(network.device.type, enabled=network.autocast == torch.float16)
-    return Optimization(optimizer, make_schedule(optimizer, settings, steps), scaler)
+    groups = parameter_groups(
+        network.model,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        backbone_learning_rate=settings.backbone_learning_rate,
+    )
+    optimizer = make_optimizer(groups, settings)
+    return Optimization(
+        optimizer,
+        make_schedule(optimizer, settings, _steps_per_epoch(config, dataset)),
+        torch.amp.GradScaler(network.device.type, enabled=network.autocast == torch.float16),
+        make_loss(settings, dataset.splits["train"].labels, network.device),
+        pass_size=settings.batch_size,
+        clip_grad_norm=settings.clip_grad_norm,
+        average=None if settings.ema_decay is None else make_average(network.model, settings.ema_decay),
+    )
 
 
-def _size_notes(config: Config, dataset: Dataset) -> list[str]:
-    count, size = len(dataset.splits["train"]), config.training.batch_size
-    if size <= count:
-        return []
-    return [f"training.batch_size {size} is larger than the {count} training images: each epoch is one step"]
+def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
+    return len(
+        training_batches(len(dataset.splits["train"]), config.training.images_per_step, seed=0, epoch=1)
+    )
+
+
+def _notes(config: Config, dataset: Dataset) -> list[str]:
+    """What was probably not meant."""
+    settings, count = config.training, len(dataset.splits["train"])
+    notes = []
+    if settings.images_per_step > count:
+        size = f"training.batch_size {settings.batch_size}"
+        if settings.gradient_accumulation_steps > 1:
+            size += f" x gradient_accumulation_steps {settings.gradient_accumulation_steps}"
+        notes.append(f"{size} is larger than the {count} training images: each epoch is one step")
+    if settings.freeze_backbone_epochs and config.model.weights == "none":
+        notes.append(
+            f"training.freeze_backbone_epochs {settings.freeze_backbone_epochs} freezes random weights "
+            "(model.weights is none): the head learns from random features"
+        )
+    steps = settings.epochs * _steps_per_epoch(config, dataset)
+    span = 1 / (1 - (settings.ema_decay or 0))
+    if span > steps:
+        notes.append(
+            f"training.ema_decay {settings.ema_decay} averages over about {span:,.0f} steps, "
+            f"and the run has {steps}: the average hardly leaves the first weights"
+        )
+    return notes

@@ -3,23 +3,25 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from src.data.augment import augment
 from src.data.batches import training_batches
 from src.data.dataset import Dataset
 from src.errors import TrainingError
+from src.models.parameters import train_mode
 from src.models.spec import unit_range
 from src.training.checkpoint import CheckpointStore, TrainerState, load_checkpoint
 from src.training.evaluation import Network, score_split
 from src.training.history import METRICS, write_history
+from src.training.loss import make_mixup
+from src.training.step import Optimization
 from src.utils.config import Config
 from src.utils.progress import bar
 from src.utils.runtime import derive_seed, seed_everything
@@ -44,15 +46,6 @@ class Tracker(Protocol):
         """Ends the run as FINISHED, FAILED or KILLED."""
 
 
-@dataclass(frozen=True)
-class Optimization:
-    """What turns gradients into new weights."""
-
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LambdaLR
-    scaler: torch.amp.GradScaler
-
-
 class Trainer:
     """Trains a network on one data set and keeps its state on disk and in the tracker."""
 
@@ -74,7 +67,7 @@ class Trainer:
             config: The resolved settings.
             dataset: The images.
             network: The model on its device.
-            optimization: Optimizer, schedule and loss scaler of that model.
+            optimization: What makes the steps of that model.
             checkpoints: Where checkpoints go.
             history_path: Where the table of epochs goes.
             tracker: Keeps the record.
@@ -88,6 +81,7 @@ class Trainer:
         self.history_path = history_path
         self.tracker = tracker
         self.extra = dict(extra)
+        self.mixup = make_mixup(config.training.mixup_alpha, len(dataset.classes))
         self.state = TrainerState()
 
     def fit(self) -> TrainerState:
@@ -116,10 +110,11 @@ class Trainer:
     def _train(self, epoch: int) -> tuple[float, float]:
         """One pass over the training split; returns the mean loss and images per second."""
         settings, labels = self.config.training, self.dataset.splits["train"].labels
-        batches = training_batches(len(labels), settings.batch_size, seed=settings.seed, epoch=epoch)
+        batches = training_batches(len(labels), settings.images_per_step, seed=settings.seed, epoch=epoch)
         total, seen = torch.zeros((), device=self.network.device), 0
         started = shown = time.perf_counter()
-        self.network.model.train()
+        # Asked of the epoch alone, so that a run can be continued from any.
+        train_mode(self.network.model, freeze_backbone=epoch <= settings.freeze_backbone_epochs)
         with bar(f"epoch {epoch}/{settings.epochs}", len(batches)) as advance:
             for number, positions in enumerate(batches):
                 total += self._step(epoch, number, positions, labels[positions])
@@ -140,22 +135,19 @@ class Trainer:
         seed = self.config.training.seed
         # Every step has seeds of its own, so that a run can be continued from any step.
         seed_everything(seed, epoch, number, _DROPOUT)
+        # Made as one batch however many passes follow, so that their number changes nothing but memory.
         images = self._images(positions, derive_seed(seed, epoch, number, _AUGMENT))
         targets = torch.from_numpy(labels).to(self.network.device, non_blocking=True)
-        optimizer, scaler = self.optimization.optimizer, self.optimization.scaler
-        with torch.autocast(images.device.type, self.network.autocast, self.network.autocast is not None):
-            loss = F.cross_entropy(self.network.model(images).float(), targets)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        self.optimization.schedule.step()
-        return loss.detach() * len(positions)
+        if self.mixup is not None:
+            images, targets = self.mixup(images, targets)
+        return self.optimization.step(
+            self.network, images.contiguous(memory_format=torch.channels_last), targets
+        )
 
     def _images(self, positions: NDArray[np.int64], seed: int) -> torch.Tensor:
         pixels = self.dataset.batch("train", positions).to(self.network.device, non_blocking=True)
         augmented = augment(unit_range(pixels), self.config.data.augment, seed)
-        return self.network.spec.normalize(augmented).contiguous(memory_format=torch.channels_last)
+        return self.network.spec.normalize(augmented)
 
     def _check_finite(self, loss: float, epoch: int) -> float:
         if not math.isfinite(loss):
@@ -173,7 +165,7 @@ class Trainer:
     def _validate(self, epoch: int, train_loss: float) -> dict[str, float]:
         """The epoch's row of the history."""
         val = score_split(
-            self.network,
+            self._kept(),
             self.dataset,
             "val",
             self.config.evaluation.threshold,
@@ -181,14 +173,31 @@ class Trainer:
         )
         return {"epoch": epoch, "train_loss": train_loss, **val.scores.named("val")}
 
+    def _kept(self) -> Network:
+        """What is validated, kept and served: the averaged weights where there are any."""
+        average = self.optimization.average
+        return self.network if average is None else replace(self.network, model=average.module)
+
     def _checkpoint(self) -> dict[str, Any]:
+        """All that an exact continuation needs, beside config and data."""
         return {
             **self.state.state_dict(),
-            "model_state_dict": self.network.model.state_dict(),
+            "model_state_dict": self._kept().model.state_dict(),
+            **self._trained_state(),
             "optimizer_state_dict": self.optimization.optimizer.state_dict(),
             "scheduler_state_dict": self.optimization.schedule.state_dict(),
             "scaler_state_dict": self.optimization.scaler.state_dict(),
             **self.extra,
+        }
+
+    def _trained_state(self) -> dict[str, Any]:
+        """The weights that the next step starts from, where they are not those that are kept."""
+        average = self.optimization.average
+        if average is None:
+            return {}
+        return {
+            "trained_model_state_dict": self.network.model.state_dict(),
+            "averaged_steps": int(average.n_averaged),
         }
 
     def _save(self, improved: bool) -> None:

@@ -1,6 +1,5 @@
 """The settings of a run: frozen, documented, and refused at load when they are wrong."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from src.errors import ConfigError
+from src.utils.config_errors import explain
 from src.utils.yaml_files import parse_yaml, read_yaml
 
 RECORD_KEYS = ("best_metrics", "test_metrics", "updated_at", "mlflow")
@@ -106,11 +106,31 @@ class TrainingConfig(_Section):
     """How the network is trained."""
 
     epochs: int = Field(10, ge=1, description="passes over the training split")
-    batch_size: int = Field(32, ge=2, description="images per step; batch normalisation needs two or more")
+    batch_size: int = Field(32, ge=2, description="images per pass; batch normalisation needs two or more")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="passes per optimizer step, which sees batch_size times as many images"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    backbone_learning_rate: float | None = Field(
+        None, gt=0, description="that of everything but the head; null: learning_rate"
+    )
+    freeze_backbone_epochs: int = Field(0, ge=0, description="first epochs, in which only the head trains")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="adamw, adam, sgd (Nesterov)")
     weight_decay: float = Field(0.05, ge=0, description="of weights; biases and norms are left out")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    clip_grad_norm: float | None = Field(
+        None, gt=0, description="longest gradient (L2 norm over all weights); null: any length"
+    )
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="validate and keep a moving average of the weights; null: the weights"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label spread over all classes")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: images of rarer classes count for more in the loss"
+    )
+    mixup_alpha: float = Field(
+        0.0, ge=0, description="mix pairs of images and their labels, shares by Beta(alpha, alpha); 0: never"
+    )
     schedule: Literal["cosine", "multistep", "none"] = Field("cosine", description="after the warm-up")
     warmup_epochs: int = Field(1, ge=0, description="epochs of linear warm-up")
     milestones: tuple[int, ...] = Field((), description="multistep: epochs after which the rate is cut")
@@ -126,6 +146,11 @@ class TrainingConfig(_Section):
     )
     seed: int = Field(0, ge=0, description="weights, order of images, augmentation, dropout")
     deterministic: bool = Field(True, description="deterministic algorithms only: same seed, same bits")
+
+    @property
+    def images_per_step(self) -> int:
+        """The images whose mean gradient makes one optimizer step."""
+        return self.batch_size * self.gradient_accumulation_steps
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
@@ -180,7 +205,7 @@ class Config(_Section):
             problems = [
                 problem for problem in error.errors() if problem["type"] != "too_short"
             ] or error.errors()
-            raise ConfigError(f"{source}: {'; '.join(_explain(cls, dict(p)) for p in problems)}") from None
+            raise ConfigError(f"{source}: {'; '.join(explain(cls, dict(p)) for p in problems)}") from None
         except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"{source}: {error}") from None
 
@@ -283,27 +308,3 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
 def split_overrides(text: str) -> list[str]:
     """Splits a comma-separated list of overrides; commas inside a value such as ``[A, P]`` stay."""
     return [item for item in re.split(r",(?=\s*[a-z_]+(?:\.[a-z_]+)+=)", text) if item.strip()]
-
-
-def _explain(config: type[BaseModel], problem: dict[str, Any]) -> str:
-    path = [str(part) for part in problem["loc"]]
-    if problem["type"] == "extra_forbidden":
-        return _unknown_key(config, path)
-    # Pydantic names the branch of a union in the path (``image_size.int``): only keys are ours.
-    known = [part for part in path if part.isdigit() or re.fullmatch(r"[a-z_]+", part)]
-    while known and known[-1] in {"int", "float", "str", "literal", "constrained"}:
-        known.pop()
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{'.'.join(known) or 'config'}: {message} (got {problem['input']!r})"
-
-
-def _unknown_key(config: type[BaseModel], path: list[str]) -> str:
-    section = config
-    for part in path[:-1]:
-        annotation = section.model_fields[part].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            section = annotation
-    prefix = "".join(f"{part}." for part in path[:-1])
-    near = difflib.get_close_matches(path[-1], section.model_fields, n=1, cutoff=0.5)
-    hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
-    return f"{'.'.join(path)}: unknown key; {hint}"

@@ -26,3 +26,8 @@ def _import() -> ModuleType:
 
 torchvision = _import()
 """The imported package; take submodules from it (``torchvision.models``)."""
+
+
+def submodule(name: str) -> ModuleType:
+    """Imports a part that torchvision leaves alone until it is asked for, such as ``transforms.v2``."""
+    return importlib.import_module(f"torchvision.{name}")

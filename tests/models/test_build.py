@@ -1,12 +1,11 @@
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from src.errors import ModelError
-from src.models.build import available_models, build_model, parameter_groups
+from src.models.build import available_models, build_model
+from src.models.parameters import parameter_groups
 from src.models.surgery import first_convolution, head_path, small_stem_families
 
 TESTED = ["resnet18", "resnet50", "swin_t", "convnext_tiny", "efficientnet_b0", "densenet121"]
@@ -28,7 +27,7 @@ def test_model_takes_a_step(name: str, channels: int, size: int) -> None:
     torch.manual_seed(0)
     model = build_model(name, num_classes=3, channels=channels, size=size).model
     assert model.training
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3)
+    optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate=1e-3, weight_decay=0.05))
     _, convolution = first_convolution(model)
     before = convolution.weight.detach().clone()
     logits = model(torch.rand(2, channels, size, size))
@@ -133,29 +132,3 @@ def test_small_stem_is_refused_where_there_is_none() -> None:
 def test_size_that_the_model_cannot_take_is_refused(name: str, size: int, advice: str) -> None:
     with pytest.raises(ModelError, match=rf"{name}.*{advice}"):
         build(name, size)
-
-
-def _is_vector(model: nn.Module) -> Callable[[torch.Tensor], bool]:
-    norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm | nn.BatchNorm2d)]
-    vectors = {id(p) for m in norms for p in m.parameters()}
-    vectors |= {id(p) for n, p in model.named_parameters() if n.endswith(("bias", "layer_scale"))}
-    return lambda p: id(p) in vectors
-
-
-@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny"])
-def test_norms_and_biases_do_not_decay(name: str) -> None:
-    model = build(name)
-    decayed, free = parameter_groups(model, 0.05)
-    is_vector = _is_vector(model)
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
-    assert free["params"]
-    assert all(is_vector(p) for p in free["params"])
-    assert not any(is_vector(p) for p in decayed["params"])
-    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
-
-
-def test_frozen_parameters_are_left_out() -> None:
-    model = nn.Linear(3, 2)
-    model.bias.requires_grad_(False)
-    groups = parameter_groups(model, 0.1)
-    assert [[p.shape for p in group["params"]] for group in groups] == [[(2, 3)]]

@@ -1,0 +1,37 @@
+"""What pydantic found wrong with a config, in a sentence for the user."""
+
+import difflib
+import re
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def explain(config: type[BaseModel], problem: dict[str, Any]) -> str:
+    """Says what is wrong with a setting, by its dotted key.
+
+    Args:
+        config: The config that was to be made.
+        problem: One of the ``errors()`` of pydantic's ``ValidationError``.
+    """
+    path = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        return _unknown_key(config, path)
+    # Pydantic names the branch of a union in the path (``image_size.int``): only keys are ours.
+    known = [part for part in path if part.isdigit() or re.fullmatch(r"[a-z_]+", part)]
+    while known and known[-1] in {"int", "float", "str", "literal", "constrained"}:
+        known.pop()
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{'.'.join(known) or 'config'}: {message} (got {problem['input']!r})"
+
+
+def _unknown_key(config: type[BaseModel], path: list[str]) -> str:
+    section = config
+    for part in path[:-1]:
+        annotation = section.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
+    prefix = "".join(f"{part}." for part in path[:-1])
+    near = difflib.get_close_matches(path[-1], section.model_fields, n=1, cutoff=0.5)
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
+    return f"{'.'.join(path)}: unknown key; {hint}"
