@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from src import promote, train
+from src.tracking.archive import check_archive
 from src.utils.config import Config
 from tests.conftest import ROOT, Run, write_npz
 
@@ -52,6 +53,25 @@ def test_a_training_whose_promotion_fails_is_finished_and_says_so(
     assert "look at shufflenet_v2_x0_5_A" in captured.err
     (run,) = mlflow.MlflowClient(uri(folder)).search_runs(["0"])
     assert run.info.status == "FINISHED"
+
+
+def test_a_vision_transformer_goes_the_whole_way(
+    folder: Path, npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert npz.exists()
+    options = ["--model", "vit_b_16", "--data", "small.npz", "--epochs", "1"]
+    sets = ["data.image_size=32", "training.batch_size=16", "model.weights=none"]
+    assert train.main([*options, *(item for value in sets for item in ("--set", value))]) == 0
+    (archive,) = (folder / "mlruns").rglob("model.pt2")
+    check_archive(archive)
+    assert promote.main(["--model", "vit_b_16"]) == 0
+    assert (
+        "vit_b_16_A: version 1; the first of its group; verified by logged model" in capsys.readouterr().out
+    )
+    client = mlflow.MlflowClient(uri(folder))
+    (run,) = client.search_runs(["0"])
+    assert run.data.params["data.image_size"] == "32"
+    assert client.get_model_version_by_alias("vit_b_16_A", "champion").run_id == run.info.run_id
 
 
 def test_by_mlflow_run(folder: Path, run_python: Run) -> None:

@@ -47,12 +47,28 @@ def body_is_equal(model: nn.Module, state: Body, but: tuple[str, ...] = ("fc",))
     return all(torch.equal(own[k], v) for k, v in state.items() if not k.startswith(but))
 
 
-@pytest.mark.parametrize("key", [None, "model_state_dict", "state_dict", "model"])
-def test_file_without_head_loads_the_body_exactly(tmp_path: Path, trained: Body, key: str | None) -> None:
-    body = {f"module.{k}": v for k, v in trained.items() if not k.startswith("fc.")}
+@pytest.mark.parametrize(
+    ("name", "head", "key"),
+    [
+        ("resnet18", "fc.", None),
+        ("resnet18", "fc.", "model_state_dict"),
+        ("resnet18", "fc.", "state_dict"),
+        ("resnet18", "fc.", "model"),
+        ("resnet50", "fc.", None),
+        ("mobilenet_v2", "classifier.1.", None),
+        ("vit_b_32", "heads.head.", None),
+    ],
+)
+def test_file_without_head_loads_the_body_exactly(
+    tmp_path: Path, name: str, head: str, key: str | None
+) -> None:
+    torch.manual_seed(7)
+    state = build_model(name, num_classes=5, channels=3, size=64).model.state_dict()
+    body = {f"module.{k}": v for k, v in state.items() if not k.startswith(head)}
+    assert len(body) == len(state) - 2
     path = saved(tmp_path, body if key is None else {key: body, "epoch": 3})
-    built = resnet(path)
-    assert body_is_equal(built.model, trained)
+    built = build_model(name, num_classes=2, channels=3, size=64, weights=str(path))
+    assert body_is_equal(built.model, state, but=(head,))
     assert built.weights == str(path)
     assert (built.mean, built.std) == (IMAGENET_MEAN, IMAGENET_STD)
     assert "head" in built.notes[0]
