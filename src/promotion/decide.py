@@ -6,7 +6,7 @@ from pathlib import Path
 from src.errors import TrackingError
 from src.promotion.evidence import Standing, difference, stand
 from src.promotion.group import Group
-from src.promotion.judge import Rules, Verdict, is_same, judge, pick_fingerprints, rank
+from src.promotion.judge import Rules, Verdict, is_same, judge, nothing_left, pick_fingerprints, rank
 from src.promotion.state import Incumbent, State, find_incumbent, is_settled, read_state
 from src.tracking.candidates import Candidate
 from src.tracking.finished_run import read_run
@@ -44,11 +44,13 @@ class Counts:
         comparable: Runs on the data that the group is compared on.
         other_data: Runs that saw other data, left out.
         rolled_back: Comparable runs that were rolled back, left out.
+        leaky: Runs that were allowed a leak between splits, left out.
     """
 
     comparable: int = 0
     other_data: int = 0
     rolled_back: int = 0
+    leaky: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,17 +112,19 @@ def decide(
     """
     state = read_state(group)
     incumbent = find_incumbent(state)
-    wanted = pick_fingerprints(candidates, request.data_fingerprint)
-    comparable = [c for c in candidates if c.fingerprints == wanted]
+    # Before all else, for the newest of them must not say on which data the others are compared.
+    clean = [c for c in candidates if request.rules.force or not c.is_leaky]
+    wanted = pick_fingerprints(clean, request.data_fingerprint)
+    comparable = [c for c in clean if c.fingerprints == wanted]
     back = frozenset() if request.rules.force else state.taken_back
     allowed = [c for c in comparable if c.run_id not in back | refused]
     rolled_back = sum(c.run_id in back for c in comparable)
-    counts = Counts(len(comparable), len(candidates) - len(comparable), rolled_back)
+    counts = Counts(len(comparable), len(clean) - len(comparable), rolled_back, len(candidates) - len(clean))
     champion = None if incumbent is None else _stand_for(incumbent, folder)
     ranked = rank(allowed)
     if not ranked:
-        reason = "no comparable run is left that was not refused or rolled back"
-        return Decision(state, incumbent, None, Verdict.KEEP, reason, champion, None, None, counts)
+        verdict, reason = nothing_left(counts.leaky)
+        return Decision(state, incumbent, None, verdict, reason, champion, None, None, counts)
     best = ranked[0]
     rival = next((c for c in ranked if not is_same(c, incumbent)), None)
     challenger = None if rival is None else stand(read_run(rival.run_id), rival.val_auc, None, folder)

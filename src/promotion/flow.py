@@ -133,7 +133,8 @@ def _carry_out(
     if not decision.is_settled:
         notes.append(_make_equal(group, decision, request, folder))
     if decision.best is None or decision.verdict is Verdict.KEEP:
-        return Outcome(group, "kept", "; ".join(notes), decision)
+        action: Action = "refused" if decision.verdict is Verdict.REFUSE else "kept"
+        return Outcome(group, action, "; ".join(notes), decision)
     draft = _draft(group, decision.best, decision, request)
     if decision.verdict is Verdict.REFUSE:
         _note_refusal(draft, request)

@@ -88,6 +88,16 @@ def judge(
     return (Verdict.REFUSE, refused) if refused else (Verdict.PROMOTE, "the champion is from other data")
 
 
+def nothing_left(leaky: int) -> tuple[Verdict, str]:
+    """The verdict on a group without a run that may be promoted, ``leaky`` of them for a leak."""
+    if leaky:
+        return Verdict.REFUSE, (
+            "no run is left but with a leak between its splits, allowed by data.on_leak, so that its score "
+            "may be too good; --force promotes it all the same"
+        )
+    return Verdict.KEEP, "no comparable run is left that was not refused or rolled back"
+
+
 def _judge_comparable(
     best: Candidate, incumbent: Incumbent, difference: Difference | None, rules: Rules
 ) -> tuple[Verdict, str]:

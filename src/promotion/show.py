@@ -45,7 +45,11 @@ def _row(outcome: Outcome, *, dry_run: bool) -> list[str]:
     found, counts = decision.difference, decision.counts
     left_out = [
         f"{count} {what}"
-        for count, what in ((counts.other_data, "other data"), (counts.rolled_back, "rolled back"))
+        for count, what in (
+            (counts.other_data, "other data"),
+            (counts.rolled_back, "rolled back"),
+            (counts.leaky, "with a leak"),
+        )
         if count
     ]
     return [

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from src.errors import UserError
-from src.tracking.names import BEST_VAL_AUC, DATA_FINGERPRINT, MODALITY, MODEL, ROLE, SPLIT_FINGERPRINT
+from src.tracking.names import (
+    ALLOWED_LEAKS,
+    BEST_VAL_AUC,
+    DATA_FINGERPRINT,
+    MODALITY,
+    MODEL,
+    ROLE,
+    SPLIT_FINGERPRINT,
+)
 from src.tracking.store import is_database, pages, resolve_uri, shown_uri, store_errors
 
 if TYPE_CHECKING:
@@ -29,6 +37,8 @@ class Candidate:
         start_time: Milliseconds since the epoch.
         data_fingerprint: Which images and labels it saw.
         split_fingerprint: Which of them on which side.
+        allowed_leaks: How much of its training data is also in another split, as text; None where the
+            run does not say.
     """
 
     run_id: str
@@ -38,11 +48,17 @@ class Candidate:
     start_time: int
     data_fingerprint: str
     split_fingerprint: str
+    allowed_leaks: str | None = None
 
     @property
     def group(self) -> tuple[str, str]:
         """Model and modality: what runs compete for."""
         return self.model, self.modality
+
+    @property
+    def is_leaky(self) -> bool:
+        """Whether its scores may be too good, since its user has allowed a leak between splits."""
+        return self.allowed_leaks not in (None, "0")
 
     @property
     def fingerprints(self) -> tuple[str, str]:
@@ -115,6 +131,7 @@ def _from_search(client: "MlflowClient", ids: list[str]) -> Iterator[Candidate]:
                 run.info.start_time,
                 tags[DATA_FINGERPRINT],
                 tags[SPLIT_FINGERPRINT],
+                tags.get(ALLOWED_LEAKS),
             )
 
 
@@ -126,6 +143,7 @@ def _from_database(_client: "MlflowClient", ids: list[str]) -> Iterator[Candidat
 
     metric: Any = aliased(SqlLatestMetric)
     role: Any = aliased(SqlTag)
+    leaks: Any = aliased(SqlTag)
     tags: list[Any] = [aliased(SqlTag) for _ in range(4)]
     query: Any = sa.select(
         SqlRun.run_uuid,
@@ -135,10 +153,13 @@ def _from_database(_client: "MlflowClient", ids: list[str]) -> Iterator[Candidat
         SqlRun.start_time,
         tags[2].value,
         tags[3].value,
+        leaks.value,
     ).join(metric, (metric.run_uuid == SqlRun.run_uuid) & (metric.key == BEST_VAL_AUC))
     for tag, key in zip(tags, (MODEL, MODALITY, DATA_FINGERPRINT, SPLIT_FINGERPRINT), strict=True):
         query = query.join(tag, (tag.run_uuid == SqlRun.run_uuid) & (tag.key == key))
-    query = query.outerjoin(role, (role.run_uuid == SqlRun.run_uuid) & (role.key == ROLE)).where(
+    query = query.outerjoin(role, (role.run_uuid == SqlRun.run_uuid) & (role.key == ROLE))
+    query = query.outerjoin(leaks, (leaks.run_uuid == SqlRun.run_uuid) & (leaks.key == ALLOWED_LEAKS))
+    query = query.where(
         *_active(ids),
         SqlRun.status == "FINISHED",
         sa.not_(metric.is_nan),

@@ -197,6 +197,29 @@ def test_a_champion_from_other_data_stays_without_new_data(npz: Path, other_npz:
     assert actions() == [("promotion", 1), ("refusal", None), ("promotion", 2)]
 
 
+def test_a_run_with_an_allowed_leak_needs_force(
+    npz: Path, other_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leaky = make_run(npz, 1.0, tags={"data.allowed_leaks": "3"})
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert "refused" in out
+    assert "a leak between its splits" in out
+    assert not RECORD.exists()
+    clean = make_run(npz, 0.5, tags={"data.allowed_leaks": "0"})
+    # The newest run says on which data all are compared, but not if it is leaky.
+    make_run(other_npz, 1.0, tags={"data.allowed_leaks": "1"})
+    assert main([]) == 0
+    assert "2 with a leak" in capsys.readouterr().out
+    assert champion_run() == clean.run_id
+    assert main(["--force", "--data-fingerprint", fingerprint_of(leaky.run_id)]) == 0
+    assert champion_run() == leaky.run_id
+
+
+def fingerprint_of(run_id: str) -> str:
+    return str(mlflow.MlflowClient().get_run(run_id).data.tags["data.fingerprint"])
+
+
 def test_a_floor_and_a_test_refuse(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = make_run(npz, 0.7)
     assert main(["--min-auc", "0.99"]) == 0

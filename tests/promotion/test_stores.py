@@ -63,6 +63,7 @@ def test_a_version_that_cannot_be_loaded_is_refused_everywhere(
 def test_the_database_and_the_search_find_the_same(npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run(npz, 0.5)
     make_run(npz, 0.7, modality="P", experiment="other", start_time=5)
+    make_run(npz, 0.6, tags={"data.allowed_leaks": "2"})
     make_run(npz, 1.0, status="FAILED")
     make_run(npz, 1.0, status=None)
     make_run(npz, 1.0, tags={"role": "evaluation"})
@@ -79,9 +80,10 @@ def test_the_database_and_the_search_find_the_same(npz: Path, monkeypatch: pytes
     count = count_runs()
     monkeypatch.setattr(candidates, "is_database", lambda _uri: False)
     assert sorted(by_database, key=lambda c: c.run_id) == sorted(find_candidates(), key=lambda c: c.run_id)
-    assert count_runs() == count == 11
+    assert count_runs() == count == 12
     assert {(c.modality, c.val_auc) for c in by_database} >= {("A", 0.9)}
-    assert len(by_database) == 3
+    assert len(by_database) == 4
+    assert [c.allowed_leaks for c in by_database if c.is_leaky] == ["2"]
     assert len(find_candidates("other")) == 1
 
 
