@@ -28,14 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser("python -m src.train", __doc__.partition(": ")[2])
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML with settings; config/default_config.yaml shows all"
-    )
+    parser.add_argument("--config", metavar="FILE", help="YAML; config/default_config.yaml shows all")
     parser.add_argument(
         "--model", metavar="NAME", help="any classification model of torchvision, such as resnet18"
     )
-    parser.add_argument("--modality", metavar="TAG", help="which modality's images, such as A")
-    parser.add_argument("--data", metavar="PATH", help="demo, a folder of images, or a MedMNIST .npz")
+    parser.add_argument("--modality", metavar="TAG", help="which images, such as A; A+P stacks both")
+    parser.add_argument("--data", metavar="PATH", help="demo, a folder, a manifest.csv, or a MedMNIST .npz")
     parser.add_argument("--epochs", metavar="N", help="passes over the training split")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="any setting by its dotted key"
@@ -74,7 +72,8 @@ def _train(argv: Sequence[str] | None) -> None:
 
 def _read_config(args: argparse.Namespace) -> "Config":
     """Settings by precedence: --set over named options over the file over defaults."""
-    from src.utils.config import Config, merge_dotted, modernized, parse_overrides, split_overrides
+    from src.utils.config import Config, modernized
+    from src.utils.dotted import merge_dotted, parse_overrides, split_overrides
     from src.utils.yaml_files import parse_yaml, read_yaml
 
     values = modernized(read_yaml(Path(args.config)), args.config) if args.config else {}

@@ -1,7 +1,7 @@
 """The data of a run: decoded, split, checked for leaks, and named by fingerprints."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,10 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from src.data.cache import DecodedImages, decode_listing
-from src.data.samples import SPLITS, Listing, Sample
-from src.data.sources import list_samples
-from src.data.split import describe_leaks, find_leaks, split_by_group
+from src.data.cache import DecodedImages, decode_listings
+from src.data.images import Range
+from src.data.leaks import check_leaks
+from src.data.records import Record, join
+from src.data.samples import SPLITS
+from src.data.sources import list_modalities
+from src.data.split import split_by_group
+from src.data.windows import one_window, window_notes
 from src.errors import DataError
 from src.utils.config import DataConfig
 from src.utils.io import sha256
@@ -25,10 +29,10 @@ class Split:
     """One side of the split.
 
     Attributes:
-        rows: int64 ``(N,)``, rows of the data set's pixels.
+        rows: int64 ``(N, M)``, the row of each sample in the packs of the M modalities.
         labels: int64 ``(N,)``, class indices.
-        hashes: SHA-256 of each image's native pixels.
-        patients: Index of each image's patient, None where unknown.
+        hashes: SHA-256 that names each sample by its native pixels.
+        patients: Index of each sample's patient, None where unknown.
     """
 
     rows: NDArray[np.int64]
@@ -42,22 +46,26 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All images of a run.
+    """All samples of a run: images of one modality, or of several stacked as channels.
 
     Attributes:
         root: What was read.
         classes: Class names; of two, the last is the positive one.
-        pixels: uint8 ``(N, C, S, S)``, mapped from disk.
+        packs: Of each modality, uint8 ``(N, C, S, S)``, mapped from disk.
+        window: (low, high) that images with more than plain 8-bit pixels are seen through, None where
+            there are none, or each file says its own.
         splits: ``train``, ``val`` and perhaps ``test``.
         fingerprint: SHA-256 over pixels, class, patient group and split of every sample.
         split_fingerprint: SHA-256 over which pixels are on which side.
         warnings: Sentences to show and to record.
-        counts: ``bad_images`` that were skipped, ``leaked_images`` that were dropped.
+        counts: ``bad_images`` that were skipped, ``unpaired_images`` that lack a modality,
+            ``leaked_images`` that were dropped from train, and ``allowed_leaks``.
     """
 
     root: Path
     classes: tuple[str, ...]
-    pixels: NDArray[np.uint8]
+    packs: tuple[NDArray[np.uint8], ...]
+    window: Range | None
     splits: dict[str, Split]
     fingerprint: str
     split_fingerprint: str
@@ -66,30 +74,36 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        """Channels of every image."""
-        return int(self.pixels.shape[1])
+        """Channels of every sample, over all modalities."""
+        return sum(int(pack.shape[1]) for pack in self.packs)
+
+    @property
+    def channels_each(self) -> int:
+        """Channels of each modality."""
+        return int(self.packs[0].shape[1])
 
     @property
     def size(self) -> int:
         """Side of every image in pixels."""
-        return int(self.pixels.shape[2])
+        return int(self.packs[0].shape[2])
 
     def batch(self, split: str, positions: NDArray[np.int64]) -> torch.Tensor:
-        """uint8 images ``(len(positions), C, S, S)`` of a split, copied out of the mapped file."""
-        return torch.from_numpy(self.pixels[self.splits[split].rows[positions]])
+        """uint8 images ``(len(positions), C, S, S)`` of a split, copied out of the mapped files."""
+        rows = self.splits[split].rows[positions]
+        parts = [pack[rows[:, i]] for i, pack in enumerate(self.packs)]
+        return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
 
     @cached_property
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel of training pixels scaled to [0, 1].
 
-        At most 2,048 images, evenly spaced: more do not change the third digit.
+        At most 2,048 samples, evenly spaced: more do not change the third digit.
         """
-        rows = self.splits["train"].rows
-        chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), 2048)).astype(np.int64)]
+        count = len(self.splits["train"])
+        chosen = np.linspace(0, count - 1, min(count, 2048)).astype(np.int64)
+        pixels = self.batch("train", chosen).numpy()
         values = np.arange(256) / 255
-        histograms = [
-            np.bincount(self.pixels[chosen, c].ravel(), minlength=256) for c in range(self.channels)
-        ]
+        histograms = [np.bincount(pixels[:, c].ravel(), minlength=256) for c in range(self.channels)]
         means = [float(np.average(values, weights=h)) for h in histograms]
         spreads = [
             float(np.average((values - m) ** 2, weights=h)) ** 0.5
@@ -108,26 +122,8 @@ class Dataset:
         return rows
 
 
-@dataclass(frozen=True)
-class _Records:
-    """Parallel columns, one entry per image."""
-
-    rows: NDArray[np.int64]
-    samples: tuple[Sample, ...]
-    hashes: tuple[str, ...]
-    splits: tuple[str, ...]
-
-    def take(self, positions: Sequence[int]) -> "_Records":
-        return _Records(
-            self.rows[list(positions)],
-            tuple(self.samples[i] for i in positions),
-            tuple(self.hashes[i] for i in positions),
-            tuple(self.splits[i] for i in positions),
-        )
-
-
 def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -> Dataset:
-    """Lists, decodes (or finds in the cache), splits and checks the images of a run.
+    """Lists, decodes (or finds in the cache), joins, splits and checks the images of a run.
 
     Args:
         config: The data section.
@@ -137,109 +133,98 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
     Raises:
         DataError: The data cannot be used; the message says why and what to do.
     """
-    listing = list_samples(config, cache_dir)
-    decoded = decode_listing(listing, cache_dir, config.image_size, config.channels, rehash=rehash)
-    warnings = _check_bad(decoded, config)
-    records = _split(decoded, config, listing)
-    kept, leak_warnings = _check_leaks(records, config)
-    ordered = kept.take(sorted(range(len(kept.rows)), key=lambda i: _sort_key(kept, i)))
-    patients = _patient_indices(ordered)
-    splits = {name: _make_split(ordered, patients, name) for name in SPLITS if name in ordered.splits}
+    listings = list_modalities(config, cache_dir)
+    classes, root = listings[0].classes, listings[0].root
+    decoded = decode_listings(listings, config, cache_dir, rehash=rehash)
+    bad_notes = _check_bad(decoded, config)
+    entries = [entry for images in decoded for entry in images.entries]
+    joined = join(decoded)
+    checked = check_leaks(_split(joined.records, classes, config), config.on_leak)
+    records = sorted(checked.records, key=_sort_key)
+    patients = _patient_indices(records)
     dataset = Dataset(
-        root=listing.root,
-        classes=listing.classes,
-        pixels=decoded.pixels,
-        splits=splits,
-        fingerprint=_fingerprint(ordered, patients, listing.classes),
-        split_fingerprint=sha256("\n".join(map("{} {}".format, ordered.splits, ordered.hashes)).encode()),
-        warnings=(*warnings, *leak_warnings),
-        counts={"bad_images": len(decoded.bad), "leaked_images": len(records.rows) - len(kept.rows)},
+        root=root,
+        classes=classes,
+        packs=tuple(images.pixels for images in decoded),
+        window=one_window(entries, config.window),
+        splits=_make_splits(records, patients),
+        fingerprint=_fingerprint(records, patients, classes),
+        split_fingerprint=sha256("\n".join(f"{r.split} {_content(r)}" for r in records).encode()),
+        warnings=(*bad_notes, *window_notes(entries, config.window), *joined.notes, *checked.notes),
+        counts={
+            "bad_images": sum(len(images.bad) for images in decoded),
+            "unpaired_images": joined.unpaired,
+            **checked.counts,
+        },
     )
     _check_classes(dataset)
     return dataset
 
 
-def _check_bad(decoded: DecodedImages, config: DataConfig) -> list[str]:
-    if not decoded.bad:
+def _check_bad(decoded: Sequence[DecodedImages], config: DataConfig) -> list[str]:
+    bad = [message for images in decoded for message in images.bad]
+    if not bad:
         return []
-    more = f"; and {len(decoded.bad) - _SHOWN} more" if len(decoded.bad) > _SHOWN else ""
-    named = "; ".join(decoded.bad[:_SHOWN]) + more
+    more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+    named = "; ".join(bad[:_SHOWN]) + more
     if config.on_bad_image == "error":
         raise DataError(
             f"{named}. Mend or remove what is named, or leave it out with data.on_bad_image=skip",
-            public=f"{len(decoded.bad)} of the images cannot be read; stderr names them",
+            public=f"{len(bad)} of the images cannot be read; stderr names them",
         )
-    return [f"{len(decoded.bad)} images are skipped: {named}"]
+    return [f"{len(bad)} images are skipped: {named}"]
 
 
-def _split(decoded: DecodedImages, config: DataConfig, listing: Listing) -> _Records:
-    samples, hashes = decoded.samples, decoded.hashes
-    if listing.is_split:
-        splits = [sample.split or "" for sample in samples]
-    else:
-        # Without patients, equal pixels are one group: a copy under another name must not leak.
-        groups = [sample.patient or sha for sample, sha in zip(samples, hashes, strict=True)]
-        splits = split_by_group(
-            groups,
-            [listing.classes[sample.label] for sample in samples],
-            val_fraction=config.val_fraction,
-            test_fraction=config.test_fraction,
-            seed=config.split_seed,
-        )
-    return _Records(np.arange(len(samples)), samples, hashes, tuple(splits))
+def _split(records: list[Record], classes: tuple[str, ...], config: DataConfig) -> list[Record]:
+    """The records on their sides: where the source puts them, else where we do."""
+    if records[0].split:
+        return records
+    # Without patients, equal pixels are one group: a copy under another name must not leak.
+    sides = split_by_group(
+        [record.patient or record.sample for record in records],
+        [classes[record.label] for record in records],
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.split_seed,
+    )
+    return [replace(record, split=side) for record, side in zip(records, sides, strict=True)]
 
 
-def _check_leaks(records: _Records, config: DataConfig) -> tuple[_Records, list[str]]:
-    """Looks for the same image or patient in two splits; with ``drop`` the training side gives way."""
-    images = find_leaks(records.splits, records.hashes)
-    patients = find_leaks(records.splits, [sample.patient for sample in records.samples])
-    found = "; ".join(filter(None, [describe_leaks(images, "image"), describe_leaks(patients, "patient")]))
-    if not found:
-        return records, []
-    if config.on_leak == "error":
-        raise DataError(f"leak between splits: {found}. Mend the split, or choose data.on_leak=drop or allow")
-    if config.on_leak == "allow":
-        return records, [f"leak between splits, allowed by data.on_leak: {found}"]
-    kept = [
-        i
-        for i, (split, sha, sample) in enumerate(
-            zip(records.splits, records.hashes, records.samples, strict=True)
-        )
-        if split != "train" or (sha not in images and sample.patient not in patients)
-    ]
-    dropped = len(records.rows) - len(kept)
-    return records.take(kept), [
-        f"leak between splits: {found}; {dropped} images are dropped from train, val and test stay"
-    ]
+def _content(record: Record) -> str:
+    return "+".join(record.shas)
 
 
-def _sort_key(records: _Records, i: int) -> tuple[str, int, str, str, str]:
-    sample = records.samples[i]
-    return records.hashes[i], sample.label, records.splits[i], sample.patient or "", sample.key
+def _sort_key(record: Record) -> tuple[str, int, str, str, str]:
+    return _content(record), record.label, record.split, record.patient or "", record.key
 
 
-def _patient_indices(records: _Records) -> tuple[int | None, ...]:
+def _patient_indices(records: list[Record]) -> list[int | None]:
     """Patients as numbers in the order of the fingerprint, so that no identifier leaves the data."""
     numbers: dict[str, int] = {}
-    return tuple(
-        None if sample.patient is None else numbers.setdefault(sample.patient, len(numbers))
-        for sample in records.samples
-    )
+    return [
+        None if record.patient is None else numbers.setdefault(record.patient, len(numbers))
+        for record in records
+    ]
 
 
-def _make_split(records: _Records, patients: tuple[int | None, ...], name: str) -> Split:
-    positions = [i for i, split in enumerate(records.splits) if split == name]
-    chosen = records.take(positions)
-    labels = np.array([sample.label for sample in chosen.samples], dtype=np.int64)
-    return Split(chosen.rows, labels, chosen.hashes, tuple(patients[i] for i in positions))
-
-
-def _fingerprint(records: _Records, patients: tuple[int | None, ...], classes: tuple[str, ...]) -> str:
-    lines = [
-        f"{split}\t{classes[sample.label]}\t{patient}\t{sha}"
-        for split, sample, patient, sha in zip(
-            records.splits, records.samples, patients, records.hashes, strict=True
+def _make_splits(records: list[Record], patients: list[int | None]) -> dict[str, Split]:
+    sides = {name: [i for i, r in enumerate(records) if r.split == name] for name in SPLITS}
+    return {
+        name: Split(
+            np.array([records[i].rows for i in chosen], dtype=np.int64),
+            np.array([records[i].label for i in chosen], dtype=np.int64),
+            tuple(records[i].sample for i in chosen),
+            tuple(patients[i] for i in chosen),
         )
+        for name, chosen in sides.items()
+        if chosen
+    }
+
+
+def _fingerprint(records: list[Record], patients: list[int | None], classes: tuple[str, ...]) -> str:
+    lines = [
+        f"{record.split}\t{classes[record.label]}\t{patient}\t{_content(record)}"
+        for record, patient in zip(records, patients, strict=True)
     ]
     return sha256("\n".join(lines).encode())
 

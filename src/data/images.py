@@ -1,28 +1,19 @@
-"""One image file to one array of uint8 pixels."""
+"""What every kind of image file comes to: values in its own units, and how they become 8 bits."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from src.errors import DataError
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 
 Pixels = NDArray[np.uint8]
 """``(H, W)`` gray or ``(H, W, 3)`` RGB."""
 
-_GRAY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N"})
-_COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
-
-
-# An image of more pixels is refused below; Pillow's own warning would only repeat it.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+Range = tuple[float, float]
+"""Low and high, both included."""
 
 
 class BadImage(DataError):  # noqa: N818 -- reads as what it is
@@ -38,67 +29,62 @@ class BadImage(DataError):  # noqa: N818 -- reads as what it is
 
 
 class Header(NamedTuple):
-    """Native height and width in pixels, and channels (1 or 3)."""
+    """Native height and width in pixels, channels (1 or 3), and the file's own patient, "" without."""
 
     height: int
     width: int
     channels: int
+    patient: str = ""
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The opened image, with every way in which a file can be bad turned into `BadImage`."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (BadImage, MemoryError):
-        raise
-    except UnidentifiedImageError:
-        raise BadImage(f"{path}: not an image that can be read (is it a text file, or empty?)") from None
-    except Image.DecompressionBombError as error:
-        raise BadImage(f"{path}: refused as too large: {error}") from None
-    except OSError as error:
-        # With a number it is the file system that failed, not the picture.
-        raise BadImage(f"{path}: damaged or unreadable: {error}", lasting=error.errno is None) from None
-    except Exception as error:  # Pillow's parsers raise a dozen kinds on damaged files
-        raise BadImage(f"{path}: damaged or unreadable: {error}") from None
+@dataclass(frozen=True)
+class Picture:
+    """One decoded image.
 
-
-def read_header(path: Path) -> Header:
-    """Size and channels of an image file, from its header.
-
-    Raises:
-        BadImage: It is no image, has several pages, or pixels of a kind that is not read.
+    Attributes:
+        values: ``(H, W)`` gray in the file's own units (HU, or raw), or uint8 ``(H, W, 3)`` RGB.
+        full: What the values could be; None for plain 8-bit pixels, which no window changes.
+        own: The window that the file itself asks for, None without.
+        inverted: Whether low values are bright (DICOM's MONOCHROME1).
     """
-    with _opened(path) as image:
-        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
-            raise BadImage(f"{path}: refused as too large: {image.width} x {image.height} pixels")
-        pages = getattr(image, "n_frames", 1)
-        if pages > 1:
-            raise BadImage(f"{path}: holds {pages} pages; export each slice as a file of its own")
-        if image.mode not in _GRAY_MODES | _COLOUR_MODES:
-            raise BadImage(f"{path}: pixels of kind {image.mode!r} are not read; convert it to 8 or 16 bits")
-        return Header(image.height, image.width, 1 if image.mode in _GRAY_MODES else 3)
+
+    values: NDArray[Any]
+    full: Range | None = None
+    own: Range | None = None
+    inverted: bool = False
+
+    @property
+    def content(self) -> bytes:
+        """What makes the image the one it is, whatever window it is seen through; to be hashed."""
+        kind = "" if self.full is None else f"{self.values.dtype}{self.inverted}"
+        return f"{kind}{self.values.shape}".encode() + np.ascontiguousarray(self.values).tobytes()
 
 
-def read_image(path: Path) -> Pixels:
-    """Decodes an image file.
+def applied_window(own: Range | None, full: Range | None, configured: Range | None) -> Range | None:
+    """The window that an image is seen through: the configured one, its own, or its full range."""
+    return None if full is None else configured or own or full
+
+
+def to_8_bits(picture: Picture, configured: Range | None) -> Pixels:
+    """The picture as it is seen: ``low`` and below black, ``high`` and above white, linear between.
 
     Args:
-        path: PNG, JPEG, TIFF or BMP; 16-bit gray is scaled from its full range to 8 bits.
-
-    Returns:
-        uint8 pixels, ``(H, W)`` where the file is gray, else ``(H, W, 3)``.
-
-    Raises:
-        BadImage: The file is damaged, no image, too large to be one, or of a kind that is not read.
+        picture: The picture.
+        configured: The window asked for; None takes the picture's own, else its full range.
     """
-    header = read_header(path)
-    with _opened(path) as image:
-        if image.mode.startswith("I;16"):
-            return np.round(np.asarray(image, dtype=np.uint16) / 257.0).astype(np.uint8)
-        upright = ImageOps.exif_transpose(image)
-        return np.asarray(upright.convert("L" if header.channels == 1 else "RGB"))
+    window = applied_window(picture.own, picture.full, configured)
+    if window is None:
+        pixels: Pixels = picture.values
+        return pixels
+    low, high = window
+    # In place and in float32, for an image of a scanner may have tens of millions of pixels.
+    scaled = picture.values.astype(np.float32)
+    scaled -= low
+    scaled *= 255 / (high - low)
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, 0, 255, out=scaled)
+    seen = scaled.astype(np.uint8)
+    return 255 - seen if picture.inverted else seen
 
 
 def resize(pixels: Pixels, size: int, channels: int) -> Pixels:
@@ -115,3 +101,13 @@ def resize(pixels: Pixels, size: int, channels: int) -> Pixels:
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     array = np.asarray(image)
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def check_pixels(path: object, width: int, height: int) -> None:
+    """Refuses an image of more pixels than Pillow takes for safe, before they are decoded.
+
+    Raises:
+        BadImage: There are too many.
+    """
+    if width * height > (Image.MAX_IMAGE_PIXELS or 0):
+        raise BadImage(f"{path}: refused as too large: {width} x {height} pixels")

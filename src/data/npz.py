@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.images import Header, Pixels
+from src.data.images import Header, Picture, Pixels
 from src.data.samples import SPLITS, Listing, Sample, order_classes
 from src.errors import DataError
 
 
-def list_npz(path: Path, positive_class: str | None) -> Listing:
-    """Lists a MedMNIST file; it has no modality of its own.
+def list_npz(path: Path, modality: str, positive_class: str | None) -> Listing:
+    """Lists a MedMNIST file; it has no modality of its own, so any tag will do.
 
     Raises:
         DataError: It is no ``.npz``, lacks train or val, or holds something else than uint8 images
@@ -25,15 +25,13 @@ def list_npz(path: Path, positive_class: str | None) -> Listing:
     images = {split: _images(arrays, path, split) for split in splits}
     labels = {split: _labels(arrays, path, split, len(images[split])) for split in splits}
     names = [str(label) for label in sorted({int(label) for values in labels.values() for label in values})]
+    if len(names) < 2:
+        raise DataError(f"{path}: labels are {', '.join(names) or 'none'}; two or more are needed")
     classes = order_classes(names, positive_class)
-    if classes is None or len(names) < 2:
-        raise DataError(f"{path}: labels are {', '.join(names) or 'none'}; two or more are needed, and "
-                        "data.positive_class must be one of two")  # fmt: skip
 
-    def read(sample: Sample) -> Pixels:
+    def read(sample: Sample) -> Picture:
         split, _, row = sample.key.partition("/")
-        pixels: Pixels = images[split][int(row)]
-        return pixels
+        return Picture(images[split][int(row)])
 
     def header(sample: Sample) -> Header:
         shape = images[sample.key.partition("/")[0]].shape
@@ -44,7 +42,7 @@ def list_npz(path: Path, positive_class: str | None) -> Listing:
         for split in splits
         for row, label in enumerate(labels[split])
     )
-    return Listing(path, classes, samples, header, read)
+    return Listing(path, modality, classes, samples, header, read)
 
 
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.data.images import Header, Pixels
+from src.data.images import Header, Picture
+from src.errors import DataError
 
 SPLITS = ("train", "val", "test")
 
@@ -19,6 +20,7 @@ class Sample:
         label: Index into the listing's classes.
         patient: The patient it belongs to, None where unknown.
         split: ``train``, ``val`` or ``test`` where the source says so, else None.
+        image_id: Which of a patient's images it is, the same in every modality; None where not told.
     """
 
     file: Path
@@ -26,6 +28,7 @@ class Sample:
     label: int
     patient: str | None
     split: str | None
+    image_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Listing:
 
     Attributes:
         root: The folder or ``.npz`` that was listed.
+        modality: Its tag.
         classes: Class names; of two, the last is the positive one.
         samples: One per image. Either all of them have a split, or none.
         header: Reads the size and channels of a sample without decoding it.
@@ -41,10 +45,11 @@ class Listing:
     """
 
     root: Path
+    modality: str
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     header: Callable[[Sample], Header]
-    read: Callable[[Sample], Pixels]
+    read: Callable[[Sample], Picture]
 
     @property
     def is_split(self) -> bool:
@@ -52,10 +57,16 @@ class Listing:
         return bool(self.samples) and self.samples[0].split is not None
 
 
-def order_classes(names: list[str], positive: str | None) -> tuple[str, ...] | None:
-    """``names`` with ``positive`` last; None where ``positive`` is not one of two names."""
+def order_classes(names: list[str], positive: str | None) -> tuple[str, ...]:
+    """``names`` with ``positive`` last, or as they are without one.
+
+    Raises:
+        DataError: ``positive`` is not one of two names.
+    """
     if positive is None:
         return tuple(names)
     if positive not in names or len(names) != 2:
-        return None
+        raise DataError(
+            f"data.positive_class: {positive!r} must be one of two classes; there are {', '.join(names)}"
+        )
     return tuple(sorted(names, key=lambda name: name == positive))

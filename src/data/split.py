@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from src.data.samples import SPLITS
 from src.errors import DataError
 
 
@@ -59,22 +58,3 @@ def _groups_by_class(groups: Sequence[str], classes: Sequence[str]) -> dict[str,
     for group, names in found.items():
         members[min(names, key=lambda name: (frequency[name], name))].append(group)
     return members
-
-
-def find_leaks(splits: Sequence[str], keys: Sequence[str | None]) -> dict[str, set[str]]:
-    """Keys (image hashes or patients) that occur in more than one split, with these splits."""
-    places: dict[str, set[str]] = defaultdict(set)
-    for split, key in zip(splits, keys, strict=True):
-        if key is not None:
-            places[key].add(split)
-    return {key: found for key, found in places.items() if len(found) > 1}
-
-
-def describe_leaks(leaks: dict[str, set[str]], what: str) -> str:
-    """Such as ``1 image in train and test``; empty without leaks. Names no image and no patient."""
-    pairs: dict[str, int] = defaultdict(int)
-    for found in leaks.values():
-        pairs[" and ".join(split for split in SPLITS if split in found)] += 1
-    return ", ".join(
-        f"{count} {what}{'s' if count > 1 else ''} in {where}" for where, count in sorted(pairs.items())
-    )

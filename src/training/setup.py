@@ -61,7 +61,8 @@ def set_up(config: Config, dataset: Dataset) -> Setup:
     resolved = config.updated(
         {
             "data.image_size": dataset.size,
-            "data.channels": dataset.channels,
+            "data.channels": dataset.channels_each,
+            "data.window": None if dataset.window is None else list(dataset.window),
             "model.weights": built.weights,
             "model.stem": built.stem,
             "training.precision": "float32" if autocast is None else str(autocast).removeprefix("torch."),

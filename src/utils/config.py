@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from src.errors import ConfigError
 from src.utils.config_errors import explain
-from src.utils.yaml_files import parse_yaml, read_yaml
+from src.utils.dotted import flatten, merge_dotted
+from src.utils.yaml_files import read_yaml
 
 RECORD_KEYS = ("best_metrics", "test_metrics", "updated_at", "mlflow")
 """Top-level keys of ``config/best_hparams/*.yaml`` that record a result; no settings, so not read here."""
@@ -34,6 +35,18 @@ def _threshold(value: float | str) -> float | str:
     elif not 0 < value < 1:
         raise ValueError(f"{value} is not between 0 and 1")
     return value
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("each modality stands there once")
+    return names
+
+
+def _ascending(window: tuple[float, float]) -> tuple[float, float]:
+    if not window[0] < window[1]:
+        raise ValueError(f"low must be below high, such as [-160, 240]; {list(window)} is not")
+    return window
 
 
 def _free_name(name: str) -> str:
@@ -65,16 +78,32 @@ class AugmentConfig(_Section):
 class DataConfig(_Section):
     """Which images, how they are split, and how they reach the network."""
 
-    root_dir: str = Field("demo", min_length=1, description="demo, a folder of images, or a MedMNIST .npz")
-    modalities: tuple[Name, ...] = Field(
-        ("A",), min_length=1, description="the modality to train on, as a list"
+    root_dir: str = Field(
+        "demo",
+        min_length=1,
+        description="demo, a folder of images or with a manifest.csv, or a MedMNIST .npz",
+    )
+    allow_outside_root: bool = Field(False, description="let a manifest name files outside its folder")
+    modalities: Annotated[tuple[Name, ...], AfterValidator(_distinct)] = Field(
+        ("A",), min_length=1, description="what to train on, as a list; several are stacked as channels"
     )
     image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=4096)] = Field(
         "auto", description="side in pixels; auto: the images' own size, at most 224"
     )
-    channels: Literal["auto", 1, 3] = Field("auto", description="1 gray, 3 RGB; auto: what the images have")
+    channels: Literal["auto", 1, 3] = Field(
+        "auto", description="of each modality: 1 gray, 3 RGB; auto: what the images have"
+    )
+    window: Annotated[tuple[float, float], AfterValidator(_ascending)] | None = Field(
+        None,
+        description="[low, high] for DICOM (in HU) and 16-bit images; "
+        "null: the file's own, else the type's full range",
+    )
     patient_regex: str | None = Field(
         None, description="group 1 found in a file's name is its patient; null: each file is its own patient"
+    )
+    image_id_regex: str | None = Field(
+        None,
+        description="group 1 found in a file's name is what joins modalities; null: the whole name",
     )
     positive_class: str | None = Field(
         None, description="the class that sensitivity is about (of two); null: the last by name"
@@ -87,6 +116,9 @@ class DataConfig(_Section):
     )
     on_bad_image: Literal["error", "skip"] = Field("error", description="an image that cannot be read")
     cache_dir: str | None = Field(None, description="decoded images; null: {experiment.output_dir}/cache")
+    cache_gb: float = Field(
+        50.0, gt=0, description="of decoded images kept, in GB; the least recently used go first"
+    )
     augment: AugmentConfig = AugmentConfig()
 
 
@@ -229,7 +261,7 @@ class Config(_Section):
 
     def flat(self) -> dict[str, Any]:
         """One value per dotted key, such as ``training.learning_rate``."""
-        return _flatten(self.to_dict())
+        return flatten(self.to_dict())
 
     def updated(self, changes: Mapping[str, Any], source: str = "config") -> Self:
         """A copy with the dotted keys in ``changes`` replaced, checked anew."""
@@ -260,51 +292,3 @@ def modernized(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         raise ConfigError(f"{source}: model.pretrained is true or false, and excludes model.weights")
     rest = {key: value for key, value in model.items() if key != "pretrained"}
     return {**values, "model": {**rest, "weights": "imagenet" if pretrained else "none"}}
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def merge_dotted(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` (nested) with the dotted keys of ``changes`` laid over them.
-
-    Raises:
-        ConfigError: A key leads below something that is no section.
-    """
-    merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
-    for dotted, value in changes.items():
-        head, _, rest = dotted.partition(".")
-        below = merged.get(head)
-        if rest and not (below is None or isinstance(below, Mapping)):
-            raise ConfigError(f"{head}: settings such as {dotted} belong below it (got {below!r})")
-        merged[head] = (
-            merge_dotted(below if isinstance(below, Mapping) else {}, {rest: value}) if rest else value
-        )
-    return merged
-
-
-def parse_overrides(items: list[str]) -> dict[str, Any]:
-    """Reads ``dotted.key=value`` items; values are YAML, so ``1e-4``, ``null`` and ``[A, P]`` work.
-
-    Raises:
-        ConfigError: An item has no ``=``, or its value is no YAML.
-    """
-    changes: dict[str, Any] = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {item}: write it as dotted.key=value, such as training.epochs=5")
-        changes[key.strip()] = parse_yaml(text, source=f"--set {item}")
-    return changes
-
-
-def split_overrides(text: str) -> list[str]:
-    """Splits a comma-separated list of overrides; commas inside a value such as ``[A, P]`` stay."""
-    return [item for item in re.split(r",(?=\s*[a-z_]+(?:\.[a-z_]+)+=)", text) if item.strip()]

@@ -1,11 +1,16 @@
 """Whatever a user can get wrong before training: exit 2, one message, no traceback, no run."""
 
+import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+from PIL import Image
+from pydicom.data import get_testdata_file
 
 from src.train import main
 from tests.conftest import make_images, write_folder, write_npz
@@ -111,6 +116,38 @@ def folder_in_use(folder: Path) -> list[str]:
     return [*tiny(folder), "--set", "experiment.name=mine"]
 
 
+def manifest(folder: Path, text: str) -> list[str]:
+    write_folder(folder / "d", counts={"train": 8, "val": 8})
+    (folder / "other.png").write_bytes((folder / "d/A/train/pos/p000_1.png").read_bytes())
+    (folder / "d/manifest.csv").write_text(text)
+    return ["--data", "d"]
+
+
+def dicom(folder: Path, name: str) -> list[str]:
+    write_folder(folder / "d", counts={"train": 8, "val": 8})
+    shutil.copy(str(get_testdata_file(name)), folder / f"d/A/train/pos/{name}")
+    return ["--data", "d"]
+
+
+def image_bomb(folder: Path) -> list[str]:
+    """A PNG of a few bytes that says to hold ten thousand million pixels."""
+    write_folder(folder / "d", counts={"train": 8, "val": 8})
+    file = folder / "d/A/train/pos/bomb.png"
+    Image.new("L", (8, 8)).save(file)
+    header = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
+    return ["--data", "d"]
+
+
+def nothing_joins(folder: Path) -> list[str]:
+    write_folder(folder / "d", counts={"train": 8, "val": 8})
+    write_folder(folder / "d", counts={"train": 8, "val": 8}, modality="P")
+    for file in (folder / "d/P").rglob("*.png"):
+        file.rename(file.with_name(f"x{file.name}"))
+    return ["--data", "d", "--modality", "A+P"]
+
+
 CASES: dict[str, tuple[Prepare, list[str]]] = {
     "missing folder": (
         lambda _: ["--data", "nowhere"],
@@ -123,6 +160,42 @@ CASES: dict[str, tuple[Prepare, list[str]]] = {
     "too few to split": (too_few_to_split, ["2 patients, too few"]),
     "corrupt image": (corrupt_image, ["p000_1.png: damaged", "data.on_bad_image=skip"]),
     "text named png": (text_named_png, ["notes.png: not an image"]),
+    "manifest without a column": (
+        lambda f: manifest(f, "path,label\na.png,pos\n"),
+        ["manifest.csv: no column modality", "path, label, modality"],
+    ),
+    "absolute path in a manifest": (
+        lambda f: manifest(f, "path,label,modality\n/data/p1.png,pos,A\n/data/p2.png,neg,A\n"),
+        ["manifest.csv, line 2: the path '/data/p1.png' is absolute", "data.allow_outside_root=true"],
+    ),
+    "path outside the root": (
+        lambda f: manifest(f, "path,label,modality\nA/train/pos/p000_1.png,pos,A\n../other.png,neg,A\n"),
+        ["line 3: the path '../other.png' lies outside the folder", "data.allow_outside_root=true"],
+    ),
+    "DICOM without pixels": (lambda f: dicom(f, "rtplan.dcm"), ["rtplan.dcm: holds no image"]),
+    "DICOM of several frames": (lambda f: dicom(f, "emri_small.dcm"), ["emri_small.dcm: holds 10 frames"]),
+    "transfer syntax that cannot be decoded": (
+        lambda f: dicom(f, "JPGExtended.dcm"),
+        ["JPGExtended.dcm: its transfer syntax, JPEG Extended (Process 2 and 4)", "convert it"],
+    ),
+    "image bomb": (image_bomb, ["bomb.png: refused as too large"]),
+    "modalities that do not join": (
+        nothing_joins,
+        ["no image of A has a partner in P", "data.patient_regex and data.image_id_regex"],
+    ),
+    "several modalities of an npz": (
+        lambda f: [*tiny(f), "--modality", "A+P"],
+        ["d.npz: an .npz holds one modality; choose one of A, P"],
+    ),
+    "a modality twice": (lambda _: ["--modality", "A+A"], ["data.modalities", "stands there once"]),
+    "a window the wrong way round": (
+        lambda _: ["--set", "data.window=[240, -160]"],
+        ["data.window: low must be below high"],
+    ),
+    "a cache that is too small": (
+        lambda f: [*tiny(f), "--set", "data.cache_gb=1e-6"],
+        ["the decoded images take", "raise data.cache_gb"],
+    ),
     "unknown model": (lambda f: [*tiny(f), "--model", "resnet19"], ["resnet19", "resnet18"]),
     "unknown modality": (other_modality, ["no modality 'X'", "P, V"]),
     "bad YAML": (lambda f: config_file(f, "training: ["), ["my.yaml: not valid YAML", "line 1"]),

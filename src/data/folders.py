@@ -1,0 +1,133 @@
+"""Folders of images: ``ROOT/{modality}/{train,val,test}/{class}/*`` or ``ROOT/{modality}/{class}/*``."""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.data.files import SUFFIXES, is_image, read_header, read_picture
+from src.data.samples import SPLITS, Listing, Sample, order_classes
+from src.errors import DataError
+
+
+@dataclass(frozen=True)
+class NamePatterns:
+    """What is read from a file's name, by group 1 of each: its patient, and which image it is."""
+
+    patient: re.Pattern[str] | None = None
+    image_id: re.Pattern[str] | None = None
+
+
+def list_folder(root: Path, modality: str, positive_class: str | None, patterns: NamePatterns) -> Listing:
+    """Lists one modality of a folder.
+
+    Args:
+        root: The folder.
+        modality: Its subfolder.
+        positive_class: The class to put last, None for the last by name.
+        patterns: What is read from the names of files.
+
+    Raises:
+        DataError: The layout is another, or there are no two classes with images.
+    """
+    present = _folders(root)
+    if modality not in present:
+        found = f"modalities there: {', '.join(present)}" if present else "it holds no folders"
+        raise DataError(f"{root}: no modality {modality!r}; {found}")
+    base = root / modality
+    below = _folders(base)
+    splits: list[str | None] = [split for split in SPLITS if split in below]
+    if splits and (set(below) - set(SPLITS) or not {"train", "val"} <= set(below)):
+        raise DataError(
+            f"{base}: holds {', '.join(below)}; it takes train, val and perhaps test, or one folder per class"
+        )
+    files = _files_by_class(base, splits or [None])
+    classes = _classes(sorted({name for _, name in files}), positive_class, base)
+    samples = (
+        _sample(root, file, classes.index(name), split, patterns)
+        for (split, name), found in files.items()
+        for file in found
+    )
+    return listing_of_files(root, modality, classes, samples)
+
+
+def listing_of_files(
+    root: Path, modality: str, classes: tuple[str, ...], samples: Iterable[Sample]
+) -> Listing:
+    """A listing of image files, in an order that does not depend on the disk."""
+    in_order = tuple(sorted(samples, key=lambda sample: sample.key))
+    return Listing(root, modality, classes, in_order, read_header, read_picture)
+
+
+def _folders(path: Path) -> list[str]:
+    try:
+        return sorted(
+            entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")
+        )
+    except OSError as error:
+        _refuse(error)
+        raise
+
+
+def _files_by_class(base: Path, splits: list[str | None]) -> dict[tuple[str | None, str], list[Path]]:
+    """The image files of each (split, class) that has any."""
+    folders = {
+        (split, name): base / (split or "") / name
+        for split in splits
+        for name in _folders(base / (split or ""))
+    }
+    found = {place: _image_files(folder) for place, folder in folders.items()}
+    return {place: files for place, files in found.items() if files}
+
+
+def _image_files(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
+        # Hidden folders hold copies, such as those of notebooks.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files = (Path(parent, name) for name in names if not name.startswith("."))
+        found += [file for file in files if is_image(file)]
+    return found
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(
+        f"{error.filename}: cannot be listed: {error.strerror}", public="a folder cannot be listed"
+    )
+
+
+def _classes(names: list[str], positive: str | None, base: Path) -> tuple[str, ...]:
+    if len(names) < 2:
+        found = (
+            f"images of the class {names[0]!r} only"
+            if names
+            else f"no images ({', '.join(sorted(SUFFIXES))})"
+        )
+        raise DataError(
+            f"{base}: {found}; a classifier needs a folder of images for each of two classes or more"
+        )
+    return order_classes(names, positive)
+
+
+def _sample(root: Path, file: Path, label: int, split: str | None, patterns: NamePatterns) -> Sample:
+    return Sample(
+        file,
+        file.relative_to(root).as_posix(),
+        label,
+        _named(file, patterns.patient, "patient_regex"),
+        split,
+        _named(file, patterns.image_id, "image_id_regex"),
+    )
+
+
+def _named(file: Path, pattern: re.Pattern[str] | None, setting: str) -> str | None:
+    if pattern is None:
+        return None
+    match = pattern.search(file.name)
+    if match is None or not match[1]:
+        raise DataError(
+            f"{file}: its name does not match data.{setting} {pattern.pattern!r}",
+            public=f"a file's name does not match data.{setting} {pattern.pattern!r}",
+        )
+    return match[1]

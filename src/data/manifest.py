@@ -1,0 +1,167 @@
+"""A folder's ``manifest.csv``: one line per image, with its label, modality, patient and split."""
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.data.folders import listing_of_files
+from src.data.samples import SPLITS, Listing, Sample, order_classes
+from src.errors import DataError
+from src.utils.config import DataConfig
+
+NAME = "manifest.csv"
+
+_NEEDED = ("path", "label", "modality")
+_OPTIONAL = ("patient_id", "image_id", "split")
+# How people spell the columns whose loss would go unnoticed: without patients and splits, images leak.
+_MISSPELT = {
+    "patient": "patient_id",
+    "patientid": "patient_id",
+    "subject": "patient_id",
+    "subjectid": "patient_id",
+    "imageid": "image_id",
+    "set": "split",
+    "subset": "split",
+}
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line: its number, and its cells by column."""
+
+    number: int
+    cells: Row
+
+
+def list_manifest(path: Path, modality: str, config: DataConfig) -> Listing:
+    """Lists one modality of a manifest; paths are relative to the folder that it lies in.
+
+    Args:
+        path: The CSV file (UTF-8, comma-separated) with the columns ``path, label, modality`` and
+            perhaps ``patient_id, image_id, split``; other columns are left alone.
+        modality: Which lines to take.
+        config: The data section.
+
+    Raises:
+        DataError: A column is missing, a cell empty or wrong, a file outside the folder, or there are
+            no two classes; the message names the line.
+    """
+    lines = list(_read(path))
+    chosen = [line for line in lines if line.cells["modality"] == modality]
+    if not chosen:
+        there = ", ".join(sorted({line.cells["modality"] for line in lines})) or "none"
+        raise DataError(f"{path}: no line of modality {modality!r}; modalities there: {there}")
+    names = sorted({line.cells["label"] for line in chosen})
+    if len(names) < 2:
+        raise DataError(f"{path}: {modality} has the label {names[0]!r} only; two or more are needed")
+    classes = order_classes(names, config.positive_class)
+    _check_all_or_none(path, chosen, "split")
+    _check_all_or_none(path, chosen, "patient_id")
+    place = _placer(path.parent, allow_outside=config.allow_outside_root)
+    samples = [_sample(path, line, classes, place) for line in chosen]
+    _check_repeats(path, chosen)
+    return listing_of_files(path.parent, modality, classes, samples)
+
+
+def _read(path: Path) -> Iterator[_Line]:
+    """The lines of a manifest, with cells stripped of spaces around them."""
+    try:
+        # With Excel's mark of UTF-8, or without.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            columns = [name.strip() for name in next(reader, [])]
+            _check_columns(path, columns)
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    yield _line(path, reader.line_num, columns, cells)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start})") from None
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a table: {error}") from None
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    missing = [name for name in _NEEDED if name not in columns]
+    if missing:
+        there = ", ".join(columns)[:200] or "nothing"
+        raise DataError(
+            f"{path}: no column {', '.join(missing)}; the first line holds {there}, and must name "
+            f"{', '.join(_NEEDED)} (perhaps {', '.join(_OPTIONAL)}), separated by commas"
+        )
+    for name in columns:
+        if columns.count(name) > 1 and name in _NEEDED + _OPTIONAL:
+            raise DataError(f"{path}: the column {name} stands there twice")
+        meant = _MISSPELT.get(re.sub(r"[^a-z]", "", name.lower()))
+        if meant is not None and meant not in columns:
+            raise DataError(f"{path}: the column {name!r} would not be read; name it {meant}, or take it out")
+
+
+def _line(path: Path, number: int, columns: list[str], cells: list[str]) -> _Line:
+    if len(cells) != len(columns):
+        raise DataError(f"{path}, line {number}: {len(cells)} cells for {len(columns)} columns")
+    found = {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}
+    for name in _NEEDED:
+        if not found[name]:
+            raise DataError(f"{path}, line {number}: {name} is empty")
+    split = found.get("split", "")
+    if split and split not in SPLITS:
+        raise DataError(f"{path}, line {number}: split is {split!r}; it takes {', '.join(SPLITS)} or nothing")
+    return _Line(number, found)
+
+
+def _check_all_or_none(path: Path, lines: list[_Line], column: str) -> None:
+    without = [line.number for line in lines if not line.cells.get(column)]
+    if without and len(without) < len(lines):
+        raise DataError(
+            f"{path}, line {without[0]}: {column} is empty, as in {len(without)} of {len(lines)} lines of "
+            "this modality; either all lines have one, or none"
+        )
+
+
+def _check_repeats(path: Path, lines: Iterable[_Line]) -> None:
+    first: dict[str, int] = {}
+    for line in lines:
+        before = first.setdefault(line.cells["path"], line.number)
+        if before != line.number:
+            raise DataError(f"{path}, line {line.number}: the same file as in line {before}")
+
+
+def _placer(root: Path, *, allow_outside: bool) -> Callable[[str], Path]:
+    """Returns what turns a cell into a file's path and refuses, by ValueError, what leads outside."""
+    real_root = root.resolve()
+
+    def place(cell: str) -> Path:
+        file = root / Path(cell).expanduser() if allow_outside else root / cell
+        if allow_outside:
+            return file
+        if Path(cell).is_absolute():
+            raise ValueError("is absolute; write it relative to the folder of the manifest")
+        # Resolved, so that neither .. nor a link leads out.
+        if not file.resolve().is_relative_to(real_root):
+            raise ValueError("lies outside the folder of the manifest")
+        return file
+
+    return place
+
+
+def _sample(path: Path, line: _Line, classes: tuple[str, ...], place: Callable[[str], Path]) -> Sample:
+    cells = line.cells
+    try:
+        file = place(cells["path"])
+    except (ValueError, OSError, RuntimeError) as error:
+        raise DataError(
+            f"{path}, line {line.number}: the path {cells['path']!r} {error}, or set "
+            "data.allow_outside_root=true",
+            public=f"a path in line {line.number} of the manifest is refused; stderr shows it",
+        ) from None
+    return Sample(
+        file,
+        cells["path"],
+        classes.index(cells["label"]),
+        cells.get("patient_id") or None,
+        cells.get("split") or None,
+        cells.get("image_id"),
+    )

@@ -1,0 +1,73 @@
+"""PNG, JPEG, TIFF and BMP files, by Pillow."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from src.data.images import BadImage, Header, Picture, check_pixels
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
+
+_16_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
+_GRAY_MODES = frozenset({"1", "L", "LA"}) | _16_BITS
+_COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+_FULL_16_BITS = (0.0, 65535.0)
+
+# An image of more pixels is refused below; Pillow's own warning would only repeat it.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The opened image, with every way in which a file can be bad turned into `BadImage`."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (BadImage, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(f"{path}: not an image that can be read (is it a text file, or empty?)") from None
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"{path}: refused as too large: {error}") from None
+    except OSError as error:
+        # With a number it is the file system that failed, not the picture.
+        raise BadImage(f"{path}: damaged or unreadable: {error}", lasting=error.errno is None) from None
+    except Exception as error:  # Pillow's parsers raise a dozen kinds on damaged files
+        raise BadImage(f"{path}: damaged or unreadable: {error}") from None
+
+
+def read_header(path: Path) -> Header:
+    """Size and channels of an image file, from its header.
+
+    Raises:
+        BadImage: It is no image, has several pages, or pixels of a kind that is not read.
+    """
+    with _opened(path) as image:
+        check_pixels(path, image.width, image.height)
+        pages = getattr(image, "n_frames", 1)
+        if pages > 1:
+            raise BadImage(f"{path}: holds {pages} pages; export each slice as a file of its own")
+        if image.mode not in _GRAY_MODES | _COLOUR_MODES:
+            raise BadImage(f"{path}: pixels of kind {image.mode!r} are not read; convert it to 8 or 16 bits")
+        return Header(image.height, image.width, 1 if image.mode in _GRAY_MODES else 3)
+
+
+def read_picture(path: Path) -> Picture:
+    """Decodes an image file.
+
+    Returns:
+        uint8 pixels, gray or RGB; 16-bit gray in its raw values.
+
+    Raises:
+        BadImage: The file is damaged, no image, too large to be one, or of a kind that is not read.
+    """
+    header = read_header(path)
+    with _opened(path) as image:
+        if image.mode in _16_BITS:
+            return Picture(np.asarray(image, dtype=np.uint16), full=_FULL_16_BITS)
+        upright = ImageOps.exif_transpose(image)
+        return Picture(np.asarray(upright.convert("L" if header.channels == 1 else "RGB")))

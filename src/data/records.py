@@ -1,0 +1,200 @@
+"""The samples of a run: one image of each modality, joined by patient and image id."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from src.data.cache import DecodedImages
+from src.errors import DataError
+from src.utils.io import sha256
+
+_SHOWN = 5
+Key = tuple[str, str]
+"""Patient and image id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One sample.
+
+    Attributes:
+        rows: Its row in the pack of each modality.
+        label: Class index.
+        patient: Whose it is, None where unknown.
+        shas: SHA-256 of each image's pixels.
+        key: Place of the first image below the root.
+        split: On which side it is; "" while that is to be decided.
+    """
+
+    rows: tuple[int, ...]
+    label: int
+    patient: str | None
+    shas: tuple[str, ...]
+    key: str
+    split: str
+
+    @property
+    def sample(self) -> str:
+        """What names the sample by its pixels: the image's hash, or the hash of the hashes of several."""
+        return self.shas[0] if len(self.shas) == 1 else sha256("\n".join(self.shas).encode())
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The samples, how many images found no partner, and sentences for the user."""
+
+    records: list[Record]
+    unpaired: int
+    notes: list[str]
+
+
+def join(decoded: Sequence[DecodedImages]) -> Joined:
+    """Joins the images of several modalities; those of one are taken as they are.
+
+    Images belong together where patient and image id are the same. Where no image id is told, the
+    patient is enough as long as each has one image per modality; else the file's name decides, or its
+    path below the modality where names repeat.
+
+    Raises:
+        DataError: Two images of a modality have the same place, partners differ in label or split, or
+            no image has its partners.
+    """
+    records, notes = _with_patients([_records_of(images) for images in decoded], decoded)
+    if len(records) == 1:
+        return Joined(records[0], 0, notes)
+    names = [images.listing.modality for images in decoded]
+    keyed = [
+        _by_key(keys, of_one, name)
+        for keys, of_one, name in zip(_keys(decoded, records), records, names, strict=True)
+    ]
+    common = [key for key in keyed[0] if all(key in other for other in keyed)]
+    if not common:
+        raise _nothing_joins(keyed, names)
+    joined = [_merge([by_key[key] for by_key in keyed], names) for key in common]
+    unpaired = sum(len(by_key) - len(common) for by_key in keyed)
+    return Joined(joined, unpaired, notes + _describe_unpaired(keyed, names, set(common)))
+
+
+def _records_of(images: DecodedImages) -> list[Record]:
+    return [
+        Record((row,), sample.label, sample.patient, (entry.sha,), sample.key, sample.split or "")
+        for row, (sample, entry) in enumerate(zip(images.samples, images.entries, strict=True))
+    ]
+
+
+def _with_patients(
+    records: list[list[Record]], decoded: Sequence[DecodedImages]
+) -> tuple[list[list[Record]], list[str]]:
+    """Where nothing else tells the patient, the files themselves may (DICOM's PatientID)."""
+    told = [{entry.patient for entry in images.entries} for images in decoded]
+    everyone = set().union(*told)
+    if everyone == {""}:
+        return records, []
+    unknown = any(record.patient is None for of_one in records for record in of_one)
+    if len(everyone) == 1 and unknown and sum(map(len, records)) > len(records):
+        return records, [
+            "all files name the same PatientID, which then tells nothing: each image counts as a patient of "
+            "its own; data.patient_regex or a manifest's patient_id can tell them apart"
+        ]
+    return [
+        [
+            replace(record, patient=record.patient or entry.patient or None)
+            for record, entry in zip(of_one, images.entries, strict=True)
+        ]
+        for of_one, images in zip(records, decoded, strict=True)
+    ], []
+
+
+def _keys(decoded: Sequence[DecodedImages], records: list[list[Record]]) -> list[list[Key]]:
+    """The key of every record, by the same rule in all modalities: the first that tells images apart."""
+    if all(sample.image_id is not None for images in decoded for sample in images.samples):
+        return [
+            [
+                (record.patient or "", sample.image_id or "")
+                for record, sample in zip(of_one, images.samples, strict=True)
+            ]
+            for of_one, images in zip(records, decoded, strict=True)
+        ]
+    modalities = [images.listing.modality for images in decoded]
+    rules = (_by_patient, _by_name, _by_path)
+    tried = [
+        [[rule(r, m) for r in of_one] for of_one, m in zip(records, modalities, strict=True)]
+        for rule in rules
+    ]
+    return next((keys for keys in tried if all(map(_are_distinct, keys))), tried[-1])
+
+
+def _by_patient(record: Record, _modality: str) -> Key:
+    # A record without a patient shares this key with all others of its kind.
+    return record.patient or "", ""
+
+
+def _by_name(record: Record, _modality: str) -> Key:
+    return record.patient or "", PurePosixPath(record.key).stem
+
+
+def _by_path(record: Record, modality: str) -> Key:
+    path = PurePosixPath(record.key)
+    return record.patient or "", str(path.with_suffix("")).removeprefix(f"{modality}/")
+
+
+def _are_distinct(keys: list[Key]) -> bool:
+    return len(set(keys)) == len(keys)
+
+
+def _by_key(keys: list[Key], records: list[Record], modality: str) -> dict[Key, Record]:
+    repeated = [key for key, count in Counter(keys).items() if count > 1]
+    if repeated:
+        first, second = [record.key for key, record in zip(keys, records, strict=True) if key == repeated[0]][
+            :2
+        ]
+        raise DataError(
+            f"{modality}: {first} and {second} are of the same patient and image id, so it is open which to "
+            "join; tell them apart by data.image_id_regex or a manifest's image_id",
+            public=f"{modality}: {len(repeated)} pairs of patient and image id stand there twice",
+        )
+    return dict(zip(keys, records, strict=True))
+
+
+def _nothing_joins(keyed: list[dict[Key, Record]], names: list[str]) -> DataError:
+    examples = "; ".join(
+        f"{name} has patient {key[0] or 'unknown'!r}, image {key[1]!r}"
+        for name, by_key in zip(names, keyed, strict=True)
+        for key in list(by_key)[:1]
+    )
+    what = f"no image of {names[0]} has a partner in {' and '.join(names[1:])}"
+    remedy = "set data.patient_regex and data.image_id_regex so that partners agree"
+    return DataError(f"{what}: {examples}; {remedy}", public=f"{what}; {remedy}")
+
+
+def _merge(parts: list[Record], names: list[str]) -> Record:
+    first = parts[0]
+    for part, name in zip(parts[1:], names[1:], strict=True):
+        for what in ("label", "split"):
+            if getattr(part, what) != getattr(first, what):
+                raise DataError(
+                    f"{first.key} ({names[0]}) and {part.key} ({name}) belong together and differ in {what}; "
+                    "mend the one that is wrong",
+                    public=f"images of {names[0]} and {name} that belong together differ in {what}",
+                )
+    return replace(
+        first,
+        rows=tuple(row for part in parts for row in part.rows),
+        shas=tuple(sha for part in parts for sha in part.shas),
+    )
+
+
+def _describe_unpaired(keyed: list[dict[Key, Record]], names: list[str], common: set[Key]) -> list[str]:
+    """How many images, and how many patients altogether, are left out for want of a partner."""
+    alone = [[key for key in by_key if key not in common] for by_key in keyed]
+    if not any(alone):
+        return []
+    counts = ", ".join(f"{len(keys)} of {name}" for name, keys in zip(names, alone, strict=True) if keys)
+    patients = {key[0] for keys in alone for key in keys} - {key[0] for key in common}
+    files = [by_key[key].key for by_key, keys in zip(keyed, alone, strict=True) for key in keys]
+    more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
+    return [
+        f"images without a partner in every modality are left out: {counts}; {len(patients - {''})} patients "
+        f"lose all of theirs ({', '.join(files[:_SHOWN])}{more})"
+    ]

@@ -1,0 +1,240 @@
+"""DICOM on pydicom's own test files."""
+
+import itertools
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.pixels.processing import apply_windowing
+
+from src.data import dicom
+from src.data.dataset import Dataset, load_dataset
+from src.data.images import BadImage, to_8_bits
+from src.errors import DataError
+from src.utils.config import DataConfig
+
+
+def real(name: str) -> Path:
+    found = get_testdata_file(name)
+    assert found is not None, name
+    return Path(str(found))
+
+
+# One picture under several transfer syntaxes; compressed without loss, so to the last bit the same.
+SAME = {
+    "explicit": "MR_small.dcm",
+    "implicit": "MR_small_implicit.dcm",
+    "big endian": "MR_small_expb.dcm",
+    "RLE": "MR_small_RLE.dcm",
+    "JPEG-LS": "MR_small_jpeg_ls_lossless.dcm",
+    "JPEG 2000": "MR_small_jp2klossless.dcm",
+}
+
+
+@pytest.mark.parametrize("name", SAME.values(), ids=SAME)
+def test_transfer_syntaxes_give_the_same_picture(name: str) -> None:
+    first, other = dicom.read_picture(real(SAME["explicit"])), dicom.read_picture(real(name))
+    assert other.content == first.content
+    assert np.array_equal(other.values, pydicom.dcmread(real(SAME["explicit"])).pixel_array)
+    assert (other.full, other.own, other.inverted) == ((-32768, 32767), (-200, 1399), False)
+
+
+def test_slope_and_intercept_give_hounsfield_units() -> None:
+    picture = dicom.read_picture(real("CT_small.dcm"))
+    assert (picture.values.min(), picture.values.max()) == (128 - 1024, 2191 - 1024)
+    assert picture.full == (-32768.0 - 1024, 32767.0 - 1024)
+    assert picture.own is None
+    picture = dicom.read_picture(real("MR2_UNCR.dcm"))
+    assert picture.values.max() == pytest.approx(595 * 3.774114 + 0.000061)
+    assert picture.full == pytest.approx((0.000061, 4095 * 3.774114 + 0.000061))
+
+
+def test_a_modality_look_up_table_is_applied() -> None:
+    dataset = pydicom.dcmread(real("mlut_18.dcm"))
+    picture = dicom.read_picture(real("mlut_18.dcm"))
+    table = np.asarray(dataset.ModalityLUTSequence[0].LUTData)
+    assert picture.full is not None
+    assert table.min() <= picture.values.min() < picture.values.max() <= table.max()
+
+
+@pytest.mark.parametrize("name", ["MR_small.dcm", "693_UNCI.dcm", "MR2_UNCR.dcm", "bad_sequence.dcm"])
+def test_the_file_s_window_is_that_of_pydicom(name: str) -> None:
+    dataset = pydicom.dcmread(real(name))
+    picture = dicom.read_picture(real(name))
+    expected = apply_windowing(picture.values, dataset)
+    ends = apply_windowing(np.array([-1e6, 1e6]), dataset)
+    scaled = (expected - ends[0]) * 255 / (ends[1] - ends[0])
+    assert np.abs(to_8_bits(picture, None) - scaled).max() <= 0.501
+    assert len(np.unique(to_8_bits(picture, None))) > 50
+
+
+def test_windows_by_the_standard() -> None:
+    dataset = pydicom.Dataset()
+    dataset.WindowCenter, dataset.WindowWidth = 40, 400
+    assert dicom.own_window(dataset) == (-160, 239)
+    dataset.VOILUTFunction = "LINEAR_EXACT"
+    assert dicom.own_window(dataset) == (-160, 240)
+    dataset.VOILUTFunction = "SIGMOID"
+    assert dicom.own_window(dataset) is None
+    dataset.VOILUTFunction = "LINEAR"
+    dataset.WindowWidth = 1  # black and white only
+    assert dicom.own_window(dataset) is None
+    dataset.WindowCenter, dataset.WindowWidth = [40, 450], [350, 1500]
+    assert dicom.own_window(dataset) == (-135, 214)
+
+
+def test_a_window_asked_for_wins_and_monochrome1_is_inverted() -> None:
+    picture = dicom.read_picture(real("RG3_UNCR.dcm"))
+    assert picture.inverted
+    seen = to_8_bits(picture, (200, 710))
+    raw = pydicom.dcmread(real("RG3_UNCR.dcm")).pixel_array
+    assert (seen[raw <= 200] == 255).all()
+    assert (seen[raw >= 710] == 0).all()
+    assert (seen[raw == 455] == 127).all()
+    assert np.array_equal(
+        dicom.read_picture(real("RG3_J2KR.dcm")).values, picture.values
+    )  # JPEG 2000 without loss
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SC_rgb_jpeg_dcmtk.dcm",  # JPEG baseline, YBR
+        "SC_rgb_jpeg_gdcm.dcm",  # JPEG lossless
+        "SC_rgb_gdcm_KY.dcm",  # JPEG 2000
+        "SC_rgb_rle.dcm",
+        "SC_rgb_expb.dcm",
+        "SC_ybr_full_uncompressed.dcm",
+    ],
+)
+def test_colour(name: str) -> None:
+    expected = pydicom.dcmread(real("SC_rgb.dcm")).pixel_array.astype(int)
+    picture = dicom.read_picture(real(name))
+    assert picture.full is None
+    assert picture.values.dtype == np.uint8
+    # Lossy ones differ at edges, and by a little elsewhere; swapped channels would differ by 255.
+    assert np.median(np.abs(picture.values - expected), axis=(0, 1)).max() <= 4
+
+
+def test_a_palette_becomes_colour() -> None:
+    values = dicom.read_picture(real("OBXXXX1A.dcm")).values
+    assert values.shape == (600, 800, 3)
+    assert values.max() > 200
+    assert not np.array_equal(values[..., 0], values[..., 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rtplan.dcm", "holds no image"),
+        ("reportsi.dcm", "holds no image"),
+        ("waveform_ecg.dcm", "holds no image"),
+        ("emri_small.dcm", "holds 10 frames"),
+        ("rtdose_1frame.dcm", "pixels of 32 bits"),
+        ("SC_rgb_16bit.dcm", "colour of more than 8 bits"),
+        ("JPGExtended.dcm", r"transfer syntax, JPEG Extended \(Process 2 and 4\), cannot be decoded"),
+        ("MR_truncated.dcm", "bytes of pixel data is less than expected"),
+        ("badVR.dcm", "damaged or unreadable"),
+        ("no_meta.dcm", "no DICOM file"),
+    ],
+)
+def test_what_is_not_read_is_a_sentence(name: str, message: str) -> None:
+    with pytest.raises(BadImage, match=rf"{name}: .*{message}"):
+        dicom.read_picture(real(name))
+
+
+def test_every_file_is_read_or_told() -> None:
+    folders = {real("MR_small.dcm").parent, real("RG3_UNCR.dcm").parent}
+    files = sorted(path for folder in folders for path in folder.glob("*.dcm"))
+    assert len(files) > 100
+    told = {path: message_of(path) for path in files}
+    assert all(path.name in message for path, message in told.items() if message)
+    assert sum(not message for message in told.values()) > 70
+
+
+def message_of(path: Path) -> str:
+    """Why a file is not read; empty where it is, and its header agrees."""
+    try:
+        picture, header = dicom.read_picture(path), dicom.read_header(path)
+    except BadImage as bad:
+        return str(bad)
+    assert picture.values.shape[:2] == (header.height, header.width)
+    assert to_8_bits(picture, None).dtype == np.uint8
+    return ""
+
+
+def ct_folder(root: Path, *, same_patient: bool = False) -> Path:
+    """Eight patients of two slices each, made of one CT slice; names without an ending, as archives have."""
+    dataset = pydicom.dcmread(real("CT_small.dcm"))
+    pixels = dataset.pixel_array
+    for patient, image in itertools.product(range(16), range(2)):
+        dataset.PatientID = "SAME" if same_patient else f"CANARY{patient}"
+        dataset.PixelData = np.roll(pixels, 7 * patient + image, axis=0).tobytes()
+        path = root / "A" / ("neg", "pos")[patient % 2] / f"IM{patient:03d}{image}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dataset.save_as(path)
+    return root
+
+
+def load(root: Path, **settings: object) -> Dataset:
+    return load_dataset(DataConfig.model_validate({"root_dir": str(root), **settings}), root.parent / "cache")
+
+
+def test_patients_are_those_of_the_files(folder: Path) -> None:
+    root = ct_folder(folder / "d")
+    first = load(root, window=(-160.0, 240.0))
+    assert sum(len(split) for split in first.splits.values()) == 32
+    sides = {name: set(split.patients) for name, split in first.splits.items()}
+    assert None not in sides["train"]
+    assert not sides["train"] & (sides["val"] | sides["test"])
+    assert sum(map(len, sides.values())) == 16
+    assert load(root, window=(-160.0, 240.0)).fingerprint == first.fingerprint
+    (index,) = (folder / "cache/index").glob("*.json")
+    assert "CANARY" not in index.read_text()
+
+
+def test_a_patient_that_is_everybody_is_nobody(folder: Path) -> None:
+    dataset = load(ct_folder(folder / "d", same_patient=True))
+    assert set(dataset.splits["train"].patients) == {None}
+    assert any("all files name the same PatientID" in note for note in dataset.warnings)
+
+
+def test_the_window_is_chosen_warned_of_and_recorded(folder: Path) -> None:
+    root = ct_folder(folder / "d")
+    without = load(root)
+    assert without.window == (-33792.0, 31743.0)
+    (note,) = [note for note in without.warnings if "window" in note]
+    assert "-33792 to 31743, and hold -896 to 1167" in note
+    assert without.packs[0].max() - without.packs[0].min() < 10  # nearly one gray
+    seen = load(root, window=(-160.0, 240.0))
+    assert seen.window == (-160.0, 240.0)
+    assert seen.warnings == ()
+    assert seen.packs[0].min() == 0
+    assert seen.packs[0].max() == 255
+    # Another window shows the same data otherwise; it is not other data.
+    assert seen.fingerprint == without.fingerprint
+    assert len(list((folder / "cache/packs").glob("*.npy"))) == 2
+
+
+def test_files_that_ask_for_different_windows_are_told(folder: Path) -> None:
+    root = ct_folder(folder / "d")
+    for number, path in enumerate(sorted((root / "A/pos").iterdir())):
+        dataset = pydicom.dcmread(path)
+        dataset.WindowCenter, dataset.WindowWidth = (40, 401) if number % 2 else (-600, 1501)
+        dataset.save_as(path)
+    loaded = load(root)
+    assert loaded.window is None
+    assert any("-160.5 to 239.5 in 8" in note for note in loaded.warnings)
+    assert any("16 images of more than 8 bits name no window" in note for note in loaded.warnings)
+    assert load(root, window=(-160.0, 240.0)).window == (-160.0, 240.0)
+
+
+def test_a_report_among_images_is_a_bad_image(folder: Path) -> None:
+    root = ct_folder(folder / "d")
+    shutil.copy(real("reportsi.dcm"), root / "A/pos/report.dcm")
+    with pytest.raises(DataError, match=r"report\.dcm: holds no image"):
+        load(root)
+    assert load(root, on_bad_image="skip").counts["bad_images"] == 1

@@ -1,0 +1,128 @@
+"""The decode cache keeps within its bounds."""
+
+import multiprocessing
+import os
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.data.dataset import load_dataset
+from src.data.packs import PackFolder
+from src.errors import DataError
+from src.utils.config import DataConfig
+from src.utils.io import TEMP_PREFIX
+from tests.conftest import write_folder
+
+IMAGE = 100  # bytes of one image, 1 x 10 x 10
+SHAPE = (10, 1, 10, 10)
+
+
+def make(packs: PackFolder, name: str, count: int = 10, age: float = 0) -> None:
+    with packs.new("key", (count, *SHAPE[1:])) as pack:
+        for number in range(count):
+            pack.add(np.full(SHAPE[1:], number, np.uint8))
+        pack.keep(name)
+    os.utime(packs.folder / f"{name}.npy", (1e9 - age, 1e9 - age))
+
+
+def names(packs: PackFolder) -> set[str]:
+    return {path.stem for path in packs.folder.glob("*.npy")}
+
+
+def test_what_was_written_is_mapped(folder: Path) -> None:
+    packs = PackFolder(folder, 10_000)
+    with packs.new("key", SHAPE) as pack:
+        for number in range(7):  # three of ten could not be read
+            pack.add(np.full(SHAPE[1:], number, np.uint8))
+        kept = pack.keep("x")
+    found = packs.find("x")
+    assert found is not None
+    assert found.shape == kept.shape == (7, 1, 10, 10)
+    assert [int(image.max()) for image in found] == list(range(7))
+    assert np.array_equal(np.load(folder / "x.npy"), found)
+    assert packs.find("y") is None
+
+
+def test_the_least_recently_used_goes_first(folder: Path) -> None:
+    packs = PackFolder(folder, 3 * 1128)
+    for age, name in enumerate(["new", "middle", "old"]):
+        make(packs, name, age=age)
+    assert packs.find("old") is not None  # used just now, by nobody any more
+    make(packs, "next")
+    assert names(packs) == {"new", "old", "next"}
+    make(packs, "two", count=20)
+    assert names(packs) == {"old", "two"}
+
+
+def test_one_in_use_stays(folder: Path) -> None:
+    packs = PackFolder(folder, 2 * 1128)
+    make(packs, "used", age=2)
+    make(packs, "idle", age=1)
+    mapped = packs.find("used")
+    os.utime(folder / "used.npy", (1, 1))
+    make(packs, "next")
+    assert names(packs) == {"used", "next"}
+    with pytest.raises(DataError, match=r"take 2.13e-06 GB, 1.13e-06 GB more are in use.*data\.cache_gb"):
+        make(packs, "large", count=20)
+    assert names(packs) == {"used"}
+    assert mapped is not None
+    assert mapped[3].max() == 3
+    del mapped
+    make(packs, "large", count=20)
+    assert names(packs) == {"large"}
+
+
+def _use(path: str, ready: Event, done: Event) -> None:
+    mapped = PackFolder(Path(path), 10_000).find("used")
+    ready.set()
+    done.wait(60)
+    assert mapped is not None
+
+
+def test_another_process_s_use_counts_until_it_ends_however_it_ends(folder: Path) -> None:
+    packs = PackFolder(folder, 1128)
+    make(packs, "used")
+    spawn = multiprocessing.get_context("spawn")
+    ready, done = spawn.Event(), spawn.Event()
+    process = spawn.Process(target=_use, args=(str(folder), ready, done))
+    process.start()
+    assert ready.wait(60)
+    with pytest.raises(DataError, match="in use by other runs"):
+        make(packs, "next")
+    process.kill()
+    process.join(60)
+    make(packs, "next")
+    assert names(packs) == {"next"}
+
+
+def test_leftovers_of_a_killed_build_are_swept_and_running_ones_count(folder: Path) -> None:
+    packs = PackFolder(folder, 2 * 1128)
+    (folder / f"{TEMP_PREFIX}dead.npy").write_bytes(bytes(5000))
+    with packs.new("one", SHAPE):
+        assert names(packs) == {f"{TEMP_PREFIX}one"}
+        with packs.new("two", SHAPE), pytest.raises(DataError, match="more are in use"):
+            make(packs, "three")
+    assert names(packs) == set()
+
+
+def test_a_data_set_that_is_too_large_is_told_before_it_is_decoded(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    config = DataConfig(root_dir=str(root), cache_gb=1e-6)
+    with pytest.raises(DataError, match=r"data\.cache_gb: the decoded images take 4\.22e-06 GB"):
+        load_dataset(config, folder / "c")
+    assert not list((folder / "c/packs").glob("*.npy"))
+
+
+def test_data_sets_take_turns(folder: Path) -> None:
+    for name in ("one", "two"):
+        config = DataConfig(
+            root_dir=str(write_folder(folder / name, counts={"train": 8 + 2 * len(name), "val": 8})),
+            cache_gb=1e-5,
+        )
+        load_dataset(config, folder / "c")
+        write_folder(folder / name, counts={"train": 16, "val": 10})
+        load_dataset(config, folder / "c")
+    sizes = [path.stat().st_size for path in (folder / "c/packs").glob("*.npy")]
+    assert 0 < sum(sizes) <= 10_000
