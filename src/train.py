@@ -2,8 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,10 +158,9 @@ def _run(setup: "Setup", dataset: "Dataset", folders: "RunFolders | None") -> No
     with tracked_run(_tags(setup.config, dataset)) as run, determinism(settings.deterministic):
         folders = folders or RunFolders(_output(setup.config), _default_name(run.run_id)).claim()
         _record_start(run, setup, dataset, folders)
-        with _files_kept(run, folders):
-            state = _fit(run, setup, dataset, folders)
+        state = _fit(run, setup, dataset, folders)
         results = _record_results(run, setup, dataset, state, folders)
-    _print_summary(run, state, results, folders)
+        _print_summary(run, state, results, folders)  # before what a server may have to say at the end
 
 
 def _promote(config: "Config", *, only_warn: bool) -> None:
@@ -211,8 +209,9 @@ def _record_start(run: "TrackedRun", setup: "Setup", dataset: "Dataset", folders
         chosen or f"{setup.config.model.name}_{setup.config.modality}_{folders.name.removeprefix('exp_')}"
     )
     run.log_params(setup.config.flat() | {"experiment.name": folders.name})
-    run.log_artifact(folders.config)
     run.log_dataset(dataset, setup.config.modality)
+    run.keep_in(folders.results)
+    run.log_artifact(folders.config)
     print(f"run {run.run_id} ({folders.name}) on {setup.network.device}")
 
 
@@ -239,35 +238,11 @@ def _fit(run: "TrackedRun", setup: "Setup", dataset: "Dataset", folders: "RunFol
     return trainer.fit()
 
 
-@contextmanager
-def _files_kept(run: "TrackedRun", folders: "RunFolders") -> Iterator[None]:
-    """Makes what is on disk part of the run, also when the block ends early; its error has the word then."""
-    try:
-        yield
-    except BaseException:
-        try:
-            _keep_files(run, folders)
-        except Exception as error:  # the store or the disk may be what is wrong
-            warn(f"not all files were kept with the run; they are in {folders.results}: {error}")
-        raise
-    _keep_files(run, folders)
-
-
-def _keep_files(run: "TrackedRun", folders: "RunFolders") -> None:
-    from src.tracking.names import CHECKPOINTS
-
-    if folders.history.exists():
-        run.log_artifact(folders.history)
-    for checkpoint in sorted(folders.checkpoints.glob("*.pth")):
-        run.log_artifact(checkpoint, CHECKPOINTS)
-
-
 def _record_results(
     run: "TrackedRun", setup: "Setup", dataset: "Dataset", state: "TrainerState", folders: "RunFolders"
 ) -> "Results":
     """Scores the best weights, on test for the only time, and logs what they leave."""
     from src.models.serving import ServingModel
-    from src.tracking.logged_model import log_model
     from src.tracking.names import PLOTS, PREDICTIONS
     from src.training.results import score_best, write_results
 
@@ -282,7 +257,7 @@ def _record_results(
     for path, folder in [(p, PREDICTIONS) for p in tables] + [(p, PLOTS) for p in pictures]:
         run.log_artifact(path, folder)
     run.log_metrics(results.metrics(state), step=state.best_epoch)
-    log_model(
+    run.log_model(
         ServingModel(setup.network.model, setup.network.spec),
         channels=dataset.channels,
         size=dataset.size,

@@ -13,10 +13,13 @@ import numpy as np
 
 from src.errors import ClaimError
 from src.tracking.archive import check_archive
-from src.tracking.names import LOGGED_MODEL
-from src.tracking.store import local_folder, reason, store_errors
+from src.tracking.names import DELIVERY, LOGGED_MODEL
+from src.tracking.store import local_folder, pages, reason, store_errors
+from src.utils.io import atomic_write_text
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
     from torch import nn
 
 
@@ -40,32 +43,95 @@ def log_model(
         metadata: Plain values that travel with the model.
     """
     import mlflow.pytorch
+
+    options = _options(channels, size, classes, metadata)
+    with _silenced():
+        info = mlflow.pytorch.log_model(module.cpu().eval(), name=LOGGED_MODEL, step=step, **options)
+    return str(info.model_id)
+
+
+def save_model(
+    module: "nn.Module",
+    folder: Path,
+    *,
+    channels: int,
+    size: int,
+    classes: tuple[str, ...],
+    metadata: dict[str, Any],
+) -> None:
+    """Writes what `log_model` would log into a folder that is not there yet; `deliver_model` logs it."""
+    import mlflow.pytorch
+
+    options = _options(channels, size, classes, metadata)
+    with _silenced():
+        mlflow.pytorch.save_model(module.cpu().eval(), str(folder), **options)
+
+
+def _options(channels: int, size: int, classes: tuple[str, ...], metadata: dict[str, Any]) -> dict[str, Any]:
+    import mlflow
     import torch
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, channels, size, size))]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(classes)))]),
+    return {
+        "signature": ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, channels, size, size))]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(classes)))]),
+        ),
+        # Black images: an example must not be a patient's. Two, for a batch of one is exported as fixed.
+        "input_example": np.zeros((2, channels, size, size), dtype=np.uint8),
+        "serialization_format": "pt2",
+        # Named here, for MLflow would load the model in a second process to find out.
+        "pip_requirements": [
+            f"mlflow=={mlflow.__version__}",
+            f"torch=={torch.__version__.split('+')[0]}",
+            "numpy",
+        ],
+        "metadata": {"classes": list(classes), **metadata},
+    }
+
+
+def deliver_model(client: "MlflowClient", run_id: str, folder: Path, *, step: int, key: str) -> None:
+    """Logs a saved model on a run; called again after it failed, it finishes what was begun.
+
+    Args:
+        client: Of the store.
+        run_id: The run.
+        folder: What `save_model` wrote.
+        step: The epoch that the weights are from.
+        key: Names this very model among those of the run.
+    """
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    run = client.get_run(run_id)
+    logged = _find_logged(client, run, key) or client.create_logged_model(
+        run.info.experiment_id,
+        LOGGED_MODEL,
+        run_id,
+        tags={name: value for name, value in run.data.tags.items() if _says_origin(name)} | {DELIVERY: key},
+        params=run.data.params,
     )
-    with _silenced():
-        info = mlflow.pytorch.log_model(
-            module.cpu().eval(),
-            name=LOGGED_MODEL,
-            signature=signature,
-            # Black images: an example must not be a patient's. Two, for a batch of one is exported as fixed.
-            input_example=np.zeros((2, channels, size, size), dtype=np.uint8),
-            serialization_format="pt2",
-            # Named here, for MLflow would load the model in a second process to find out.
-            pip_requirements=[
-                f"mlflow=={mlflow.__version__}",
-                f"torch=={torch.__version__.split('+')[0]}",
-                "numpy",
-            ],
-            metadata={"classes": list(classes), **metadata},
-            step=step,
-        )
-    return str(info.model_id)
+    if logged.status != "READY":
+        model = Model.load(str(folder))
+        model.run_id, model.model_id, model.model_uuid = run_id, logged.model_id, logged.model_id
+        model.artifact_path = logged.artifact_location
+        atomic_write_text(folder / "MLmodel", model.to_yaml())
+        client.log_model_artifacts(logged.model_id, str(folder))
+        client.finalize_logged_model(logged.model_id, "READY")
+    there = run.outputs.model_outputs if run.outputs else []
+    if logged.model_id not in {output.model_id for output in there}:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+
+
+def _find_logged(client: "MlflowClient", run: "Run", key: str) -> "LoggedModel | None":
+    mine = f"source_run_id = '{run.info.run_id}'"
+    found = pages(lambda token: client.search_logged_models([run.info.experiment_id], mine, page_token=token))
+    return next((logged for logged in found if logged.tags.get(DELIVERY) == key), None)
+
+
+def _says_origin(tag: str) -> bool:
+    return tag == "mlflow.user" or tag.startswith("mlflow.source.")
 
 
 def load_model(source: str, folder: Path) -> "nn.Module":

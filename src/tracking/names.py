@@ -13,6 +13,9 @@ SEED = "seed"
 ERROR = "error"
 """Why a run did not finish."""
 
+DELIVERY = "delivery"
+"""On a logged model: which one of its run it is, so that none is made twice."""
+
 BEST_VAL_AUC = "best_val_auc"
 """What promotion ranks by."""
 

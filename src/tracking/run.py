@@ -1,5 +1,6 @@
 """One MLflow run from start to its true end."""
 
+import contextlib
 import os
 import time
 import warnings
@@ -9,37 +10,62 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.errors import MlprojectError, StoreError, TrackingError, UserError
+from src.tracking.delivery import MAX_TAG, Delivery
+from src.tracking.journal import METRICS, TAGS, Item
+from src.tracking.logged_model import log_model, save_model
 from src.tracking.names import ERROR, ROLE
-from src.tracking.store import local_folder, open_store, reason, shown_uri
+from src.tracking.outbox import Outbox, UndeliveredError
+from src.tracking.store import (
+    http_retries,
+    is_server,
+    local_folder,
+    open_store,
+    quiet_client,
+    reason,
+    resolve_uri,
+    shown_uri,
+)
+from src.tracking.system_metrics import Monitor, wants_system_metrics
 from src.utils.cli import warn
 from src.utils.io import atomic_link
 from src.utils.runtime import Stopped
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from src.data.dataset import Dataset
 
-_MAX_TAG = 5000  # MLflow refuses longer tag values
 _CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
 
 
 class TrackedRun:
-    """The record of one run in MLflow; satisfies the trainer's `Tracker`."""
+    """The record of one run in MLflow; satisfies the trainer's `Tracker`.
+
+    A local store takes everything at once. What goes to a server waits in an `Outbox`, so that
+    training neither waits for it nor ends when it goes away.
+    """
 
     def __init__(self, run_id: str) -> None:
         """Wraps the active run ``run_id``."""
         import mlflow
 
         self._client = mlflow.MlflowClient()
+        self._delivery = Delivery(run_id, Path())
+        self._outbox: Outbox | None = None
+        self._monitor: Monitor | None = None
         self.run_id = run_id
         self.info = self._client.get_run(run_id).info
 
+    def keep_in(self, results: Path) -> None:
+        """From here on what a server has not confirmed is kept in ``results``, and training goes on."""
+        if is_server(resolve_uri()):
+            self._outbox = Outbox(results, self.run_id)
+            if wants_system_metrics():
+                self._monitor = Monitor(self.run_id, self.log_metrics)
+
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Sets tags, replacing those of the same name."""
-        from mlflow.entities import RunTag
-
-        self._client.log_batch(
-            self.run_id, tags=[RunTag(key, str(value)[:_MAX_TAG]) for key, value in tags.items()]
-        )
+        self._send(TAGS, {key: str(value) for key, value in tags.items()})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Records settings that the run does not hold yet; ``mlflow run`` has logged some by itself."""
@@ -51,10 +77,14 @@ class TrackedRun:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Records all metrics in one call."""
-        from mlflow.entities import Metric
-
         now = int(time.time() * 1000)
-        self._client.log_batch(self.run_id, [Metric(key, value, now, step) for key, value in metrics.items()])
+        self._send(METRICS, {"step": step, "timestamp": now, "values": dict(metrics)})
+
+    def _send(self, kind: str, content: dict[str, Any]) -> None:
+        if self._outbox is None:
+            self._delivery.send(Item(0, kind, content))
+        else:
+            self._outbox.put(kind, content)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Keeps a file with the run: a hard link where the store is on the same file system, else a copy.
@@ -62,10 +92,19 @@ class TrackedRun:
         ``path`` must be a file that is only ever replaced, never written in place.
         """
         local = local_folder(self.info.artifact_uri)
-        if local is None:
-            self._client.log_artifact(self.run_id, str(path), folder)
-        else:
+        if local is not None:
             atomic_link(path, local / (folder or "") / path.name)
+        elif self._outbox is not None:
+            self._outbox.put_file(path, folder)
+        else:
+            self._client.log_artifact(self.run_id, str(path), folder)
+
+    def log_model(self, module: "nn.Module", *, step: int, **options: Any) -> None:  # noqa: ANN401
+        """Keeps a model with the run; the options are those of `src.tracking.logged_model.log_model`."""
+        if self._outbox is None:
+            log_model(module, step=step, **options)
+        else:
+            self._outbox.put_model(lambda folder: save_model(module, folder, **options), step)
 
     def log_dataset(self, dataset: "Dataset", name: str) -> None:
         """Records which data went in, one input per split."""
@@ -92,7 +131,20 @@ class TrackedRun:
         self._client.update_run(self.run_id, name=name)
 
     def finish(self, status: str, message: str | None = None) -> None:
-        """Ends the run; a message goes with it as a tag."""
+        """Ends the run; a message goes with it as a tag.
+
+        Raises:
+            UndeliveredError: A server did not take everything; what is missing is in its journal.
+        """
+        try:
+            if self._outbox is None:
+                self._end(status, message)
+            else:
+                self._end_delivered(self._outbox, status, message)
+        finally:
+            _forget_active_run(self.run_id)
+
+    def _end(self, status: str, message: str | None) -> None:
         import mlflow
 
         if message is not None:
@@ -100,6 +152,26 @@ class TrackedRun:
         # First the fact, then MLflow's own book-keeping, which a second signal may cut short.
         self._client.set_terminated(self.run_id, status)
         mlflow.end_run(status)
+
+    def _end_delivered(self, outbox: Outbox, status: str, message: str | None) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()
+        if message is not None and not outbox.has_status:
+            with contextlib.suppress(OSError):  # a full disk may be what is wrong; the status counts more
+                self.log_tags({ERROR: message})
+        outbox.put_status(status)
+        outbox.close(hurry=status != "FINISHED")
+
+
+def _forget_active_run(run_id: str) -> None:
+    """Takes the run from MLflow, which would mark any that it holds FINISHED when the process ends."""
+    from mlflow.tracking import fluent
+
+    runs = fluent._active_run_stack.get()
+    runs[:] = [run for run in runs if run.info.run_id != run_id]
+    monitor = fluent.run_id_to_system_metrics_monitor.pop(run_id, None)
+    if monitor is not None:
+        monitor._shutdown_event.set()  # its own end would wait for the store
 
 
 @contextmanager
@@ -111,8 +183,14 @@ def tracked_run(tags: Mapping[str, str]) -> Iterator[TrackedRun]:
 
     Raises:
         StoreError: No run can be started.
-        TrackingError: The store failed while the run was under way.
+        TrackingError: The store failed while the run was under way, or did not get all of it.
     """
+    # Every further attempt is the outbox's: it knows what must not be sent twice.
+    with http_retries(0), quiet_client():
+        yield from _tracked(tags)
+
+
+def _tracked(tags: Mapping[str, str]) -> Iterator[TrackedRun]:
     from mlflow import MlflowException
 
     run: TrackedRun | None = None
@@ -120,6 +198,8 @@ def tracked_run(tags: Mapping[str, str]) -> Iterator[TrackedRun]:
         run = _start(tags)
         yield run
         run.finish("FINISHED")
+    except UndeliveredError:
+        raise
     except Stopped as stopped:
         _finish_anyway(run, "KILLED", str(stopped))
         raise
@@ -135,8 +215,8 @@ def tracked_run(tags: Mapping[str, str]) -> Iterator[TrackedRun]:
 def _start(tags: Mapping[str, str]) -> TrackedRun:
     import mlflow
 
-    # Set, this variable has the last word; the monitor is a thread that some machines forbid.
-    wanted = None if "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING" in os.environ else True
+    # At a server the outbox's monitor does this: MLflow's own ends at the first request that fails.
+    wanted = wants_system_metrics() and not is_server(resolve_uri())
     try:
         active = mlflow.start_run(tags=dict(tags), log_system_metrics=wanted)
     except mlflow.MlflowException as error:
@@ -164,6 +244,8 @@ def _finish_anyway(run: TrackedRun | None, status: str, message: str) -> None:
         return
     try:
         run.finish(status, message)
+    except UndeliveredError as error:
+        warn(str(error))
     except Exception as error:  # whatever the store raises
         warn(f"the run could not be marked {status}: {reason(error)}")
 
@@ -203,7 +285,7 @@ def _end_project_run(status: str, why: BaseException) -> None:
     try:
         open_store()
         client = mlflow.MlflowClient()
-        client.set_tag(run_id, ERROR, _message(why)[:_MAX_TAG])
+        client.set_tag(run_id, ERROR, _message(why)[:MAX_TAG])
         client.set_terminated(run_id, status)
     except Exception as error:  # the store may be what is wrong
         warn(f"the run {run_id} could not be marked {status}: {reason(error)}")

@@ -33,7 +33,7 @@ def open_store(*, must_exist: bool = False) -> None:
         os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     try:
         if path is None:
-            with _impatient():
+            with http_retries(2):  # a server that is down is told within seconds
                 _touch(make=not must_exist)
         elif must_exist:
             if not path.exists():
@@ -100,16 +100,38 @@ def _make_schema(uri: str, path: Path) -> None:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """A server that is down is told within seconds; MLflow's own patience, minutes, serves runs under way."""
+def http_retries(count: int) -> Iterator[None]:
+    """Within the block MLflow's HTTP client tries ``count`` times more, unless the user has set a number.
+
+    Its own patience is minutes long, and silent.
+    """
     name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
     before = os.environ.get(name)
-    os.environ.setdefault(name, "2")
+    os.environ.setdefault(name, str(count))
     try:
         yield
     finally:
         if before is None:
-            del os.environ[name]
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def quiet_client() -> Iterator[None]:
+    """Keeps MLflow's client from telling again what the outbox tells once, and from its own farewell."""
+    names = ("mlflow.system_metrics", "mlflow.tracking", "mlflow.utils", "urllib3")
+    levels = {name: logging.getLogger(name).level for name in names}
+    variables = ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR")
+    ours = [name for name in variables if name not in os.environ]
+    os.environ |= {name: str(name == variables[0]).lower() for name in ours}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 def _touch(*, make: bool) -> None:
@@ -157,6 +179,11 @@ def pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
             return
 
 
+def is_server(uri: str) -> bool:
+    """Whether runs are kept by a server."""
+    return uri.startswith(("http://", "https://"))
+
+
 def local_path(uri: str) -> Path | None:
     """The database file or folder of a local store, None for a server or another database."""
     if uri.startswith(_SQLITE):
@@ -176,7 +203,7 @@ def how_to_look(experiment_id: str) -> str:
     """What to type, and where to go, to see the runs of an experiment."""
     uri = resolve_uri()
     page = f"#/experiments/{experiment_id}/runs"
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         return f"{_without_password(uri)}/{page}"
     store = (
         f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {uri}"

@@ -210,6 +210,13 @@ class Trainer:
         if improved:
             metrics["best_val_auc"] = row["val_auc"]
         self.tracker.log_metrics(metrics, step=self.state.epoch)
+        self._keep_files(improved)
+
+    def _keep_files(self, improved: bool) -> None:
+        """After each epoch, so that whatever ends the run, its files are with its metrics."""
+        self.tracker.log_artifact(self.history_path)
+        for path in [self.checkpoints.latest] + [self.checkpoints.best] * improved:
+            self.tracker.log_artifact(path, self.checkpoints.folder.name)
 
     def _load_best(self) -> None:
         if self.state.best_epoch == 0:

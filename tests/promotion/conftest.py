@@ -1,46 +1,20 @@
 """A ready store in every test's folder, and a data set beside it."""
 
-import contextlib
-import os
-import shutil
-import signal
-import socket
-import sqlite3
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import mlflow
 import pytest
 
 from src.promotion.history import Entry
-from src.tracking.store import open_store
-from tests.conftest import clean_environment, write_npz
+from tests.conftest import write_npz
+from tests.servers import Server, make_store, place_store
 
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's SQLite file as it makes it; the migrations take seconds, a copy nothing."""
-    folder = tmp_path_factory.mktemp("store")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        open_store()
-    finally:
-        os.chdir(before)
-    return folder / "mlflow.db"
-
-
-def place_store(empty_store: Path, path: Path, artifacts: str) -> Path:
-    """Puts a new store at ``path``, whose default experiment keeps its artifacts at ``artifacts``."""
-    shutil.copy(empty_store, path)
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE experiments SET artifact_location = ?", (artifacts,))
-    return path
+    """An empty SQLite store, to be copied."""
+    return make_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
@@ -52,34 +26,12 @@ def sqlite(folder: Path, empty_store: Path) -> Path:
 @pytest.fixture(scope="session")
 def running_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[str]:
     """``mlflow server`` on loopback, with artifacts of its own."""
-    folder = tmp_path_factory.mktemp("server")
-    store = place_store(empty_store, folder / "mlflow.db", "mlflow-artifacts:/0")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", f"{folder}/served"]
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command,
-            # Its job runners, seven processes, serve nothing that is tested here.
-            env=clean_environment(folder / "torch") | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    uri = f"http://127.0.0.1:{port}"
+    server = Server(tmp_path_factory.mktemp("server"), empty_store)
     try:
-        for _ in range(300):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{uri}/health", timeout=5)
-                break
-            assert process.poll() is None, (folder / "server.log").read_text()
-            time.sleep(0.2)
-        yield uri
+        server.start()
+        yield server.uri
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
+        server.kill()
 
 
 @pytest.fixture

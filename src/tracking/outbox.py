@@ -1,0 +1,240 @@
+"""Delivers beside the training loop what a run records, and goes on where a server went away."""
+
+import contextlib
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from src.errors import TrackingError
+from src.tracking.delivery import Delivery, allowed_attempts, is_answer
+from src.tracking.journal import ARTIFACT, METRICS, MODEL, STATUS, TAGS, Item, Journal, journal_lock
+from src.tracking.names import LOGGED_MODEL
+from src.tracking.store import reason, shown_uri
+from src.utils.cli import warn
+from src.utils.io import atomic_link
+
+_RANKS = {METRICS: 0, TAGS: 0, ARTIFACT: 2, MODEL: 3, STATUS: 4}
+_MAX_PAUSE, _MAX_LAST_PAUSE = 30.0, 5.0
+_PATIENCE_NAME = "MLPROJECT_SERVER_PATIENCE"
+_PATIENCE = 60.0
+_HURRY = 3.0  # what a user waits for after Ctrl-C where the server is gone
+_SLOW = 20.0  # and where it answers, yet nothing more arrives
+
+
+class UndeliveredError(TrackingError):
+    """The run is whole on disk, and not in the store."""
+
+
+class Outbox:
+    """The items of one run, each on disk before it is on the way; a thread delivers them in order.
+
+    Small items go before files, the last status goes last.
+    """
+
+    def __init__(self, results: Path, run_id: str) -> None:
+        """Opens the journal in ``results``; what an earlier process has left is delivered as well.
+
+        Raises:
+            TrackingError: Another process delivers from it.
+        """
+        self.results = results
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(journal_lock(results))
+        self._journal = Journal.begin(results, run_id, shown_uri())
+        self._delivery = Delivery(run_id, self._journal.folder)
+        self._changed = threading.Condition()
+        self._waiting = dict(self._journal.pending)
+        self._sending: Item | None = None
+        self._refused: list[str] = []
+        self._failures, self._pause_until, self._max_pause = 0, 0.0, _MAX_PAUSE
+        self._gone_since: float | None = None
+        self._is_told_gone = False
+        self._arrived_at = time.monotonic()
+        self._is_closed = False
+        self.has_status = False
+        # A daemon: what it holds is on disk, so the process never has to wait for it.
+        self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
+        self._thread.start()
+
+    def put(self, kind: str, content: dict[str, Any]) -> None:
+        """Takes an item; it returns once the item is on disk.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        with self._changed:
+            self._enqueue(self._journal.add(self._journal.reserve(), kind, content))
+
+    def put_file(self, path: Path, folder: str | None) -> None:
+        """Takes a file as it is now; an earlier version that still waits is no longer sent."""
+        with self._changed:
+            number = self._journal.reserve(with_folder=True)
+            atomic_link(path, self._journal.place(number) / path.name)
+            self._enqueue(self._journal.add(number, ARTIFACT, {"name": path.name, "folder": folder or ""}))
+
+    def put_model(self, save: Callable[[Path], None], step: int) -> None:
+        """Takes a model.
+
+        Args:
+            save: Writes it into a folder that is not there yet.
+            step: The epoch that its weights are from.
+        """
+        with self._changed:
+            number = self._journal.reserve(with_folder=True)
+        save(self._journal.place(number) / LOGGED_MODEL)
+        with self._changed:
+            content = {"name": LOGGED_MODEL, "step": step, "key": uuid.uuid4().hex}
+            self._enqueue(self._journal.add(number, MODEL, content))
+
+    def put_status(self, status: str) -> None:
+        """Takes the last status of the run, the first time; on a full disk it is tried all the same."""
+        if self.has_status:
+            return
+        self.has_status = True
+        content = {"status": status, "end_time": int(time.time() * 1000)}
+        with self._changed:
+            number = self._journal.reserve()
+            try:
+                item = self._journal.add(number, STATUS, content)
+            except OSError:
+                item = Item(number, STATUS, content)
+            self._enqueue(item)
+
+    def _enqueue(self, item: Item) -> None:
+        self._waiting[item.number] = item
+        self._drop_older(item.target)
+        self._changed.notify_all()
+
+    def _drop_older(self, target: str | None) -> None:
+        """Of the versions of a file that wait, only the newest is delivered."""
+        versions = sorted(n for n, item in self._waiting.items() if target and item.target == target)
+        for number in versions[:-1]:
+            if self._waiting[number] is not self._sending:
+                self._journal.done(self._waiting.pop(number))
+
+    def _work(self) -> None:
+        while (item := self._next()) is not None:
+            try:
+                self._delivery.send(item)
+            except Exception as error:  # whatever the store raises
+                with self._changed:
+                    self._failed(item, error)
+            else:
+                with self._changed:
+                    self._arrived(item)
+
+    def _next(self) -> Item | None:
+        """Waits for something to do; None at the end."""
+        with self._changed:
+            self._sending = None
+            while not self._is_closed:
+                pause = self._pause_until - time.monotonic()
+                if self._waiting and pause <= 0:
+                    self._sending = min(self._waiting.values(), key=in_order)
+                    return self._sending
+                self._changed.wait(pause if self._waiting else None)
+            return None
+
+    def _arrived(self, item: Item) -> None:
+        self._answered()
+        self._arrived_at = time.monotonic()
+        self._waiting.pop(item.number, None)
+        self._journal.done(item)
+        self._changed.notify_all()
+
+    def _answered(self) -> None:
+        if self._is_told_gone:
+            warn(f"the server {shown_uri()} answers again; what it missed is being delivered")
+        self._failures, self._gone_since, self._is_told_gone = 0, None, False
+
+    def _failed(self, item: Item, error: Exception) -> None:
+        item.attempts, item.is_doubtful = item.attempts + 1, True
+        self._sending = None
+        allowed = allowed_attempts(error)
+        if allowed is None:
+            self._gone_since = self._gone_since or time.monotonic()
+            if self._failures and not self._is_told_gone:  # once may be chance
+                self._is_told_gone = True
+                self._warn_gone()
+        elif is_answer(error):
+            self._answered()
+        if allowed is not None and item.attempts >= allowed:
+            self._refuse(item, error)
+        else:
+            self._failures += 1
+            pause = min(2.0 ** (item.attempts - 1), self._max_pause)
+            self._pause_until = time.monotonic() + pause
+            self._drop_older(item.target)
+        self._changed.notify_all()
+
+    def _refuse(self, item: Item, error: Exception) -> None:
+        """The item stays in the journal, for `sync` to try once more; nothing waits for it."""
+        self._waiting.pop(item.number)
+        self._refused.append(f"{item.kind}: {reason(error)}")
+        if len(self._refused) == 1:
+            warn(f"{shown_uri()} refuses what the run records ({self._refused[0]}); training goes on")
+
+    def _warn_gone(self) -> None:
+        since = time.strftime("%H:%M:%S", time.localtime(time.time() - 1))
+        warn(
+            f"the server {shown_uri()} does not answer since {since}; training goes on, everything is on "
+            f"disk in {self.results}, and is delivered once it answers"
+        )
+
+    def close(self, *, hurry: bool) -> None:
+        """Delivers what is left, for a while, and ends.
+
+        Args:
+            hurry: Somebody waits for the process to end: give up within seconds.
+
+        Raises:
+            UndeliveredError: Something was not delivered; it is in the journal.
+        """
+        started, is_told = time.monotonic(), False
+        with self._changed:
+            # The last chance: try at once, and often.
+            self._pause_until, self._max_pause = 0.0, _MAX_LAST_PAUSE
+            self._changed.notify_all()
+            while self._waiting and not self._is_hopeless(started, hurry=hurry):
+                self._changed.wait(0.1)
+                if not is_told and time.monotonic() - started > 2:
+                    is_told = True
+                    warn(f"delivering what is left to {shown_uri()} ({len(self._waiting)} items) ...")
+        self._end()
+
+    def _is_hopeless(self, started: float, *, hurry: bool) -> bool:
+        now = time.monotonic()
+        if hurry and now - max(started, self._arrived_at) > _SLOW:
+            return True
+        patience = _HURRY if hurry else float(os.environ.get(_PATIENCE_NAME, _PATIENCE))
+        return self._gone_since is not None and now - max(started, self._gone_since) > patience
+
+    def _end(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+            count = len({*self._journal.pending, *self._waiting})
+            if not count:
+                self._journal.remove()
+            self._lock.close()
+        if count:
+            raise UndeliveredError(self._message(count))
+
+    def _message(self, count: int) -> str:
+        why = f"; refused: {self._refused[0]}" if self._refused else ""
+        return (
+            f"{count} items of the run were not delivered to {shown_uri()}{why}. Everything is on disk in "
+            f"{self.results}; python -m src.store sync {self.results} delivers it"
+        )
+
+
+def in_order(item: Item) -> tuple[int, int]:
+    """Sorts items as they are delivered."""
+    rank = _RANKS[item.kind]
+    if item.kind == STATUS and item.content["status"] != "FINISHED":
+        rank = 1  # that it ended is true whatever arrives; FINISHED says that everything has
+    return rank, item.number

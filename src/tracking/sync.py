@@ -1,0 +1,105 @@
+"""Delivers what a run has left in its journal."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.errors import StoreError, TrackingError, UserError
+from src.tracking.delivery import Delivery, allowed_attempts
+from src.tracking.journal import FOLDER, STATUS, TAGS, Item, Journal, journal_lock
+from src.tracking.names import ERROR
+from src.tracking.outbox import in_order
+from src.tracking.store import http_retries, open_store, reason, shown_uri
+
+_UNKNOWN_END = "the process ended without saying why; src.store sync delivered what it left"
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What was done.
+
+    Attributes:
+        run_id: The run, None where there was no journal.
+        count: How many items were delivered.
+        status: What the run's status is now.
+    """
+
+    run_id: str | None = None
+    count: int = 0
+    status: str = ""
+
+
+def sync(results: Path) -> Synced:
+    """Delivers everything that the journal in ``results`` says is missing.
+
+    A run whose process died has no last status there; it is marked KILLED, for that is what it was.
+
+    Args:
+        results: The folder of the run, such as ``outputs/NAME``.
+
+    Raises:
+        UserError: It is no folder of a run.
+        TrackingError: The run is still going on, the store is not reachable, or refused something.
+    """
+    if not (results / FOLDER).is_dir():
+        if not (results / "checkpoints").is_dir():
+            raise UserError(f"{results}: no folder of a run; outputs/NAME is one, with checkpoints in it")
+        return Synced()
+    with journal_lock(results), http_retries(0):
+        journal = Journal.read(results)
+        status = _open(journal)
+        pending = sorted(journal.pending.values(), key=in_order)
+        if status == "RUNNING" and not any(item.kind == STATUS for item in pending):
+            pending += _unknown_end()
+        count, status = _deliver(journal, pending, status)
+        journal.remove()
+    return Synced(journal.run_id, count, status)
+
+
+def _open(journal: Journal) -> str:
+    """Opens the store and returns the status that it has for the run."""
+    import mlflow
+
+    try:
+        open_store(must_exist=True)
+        info = mlflow.MlflowClient().get_run(journal.run_id).info
+    except StoreError as error:
+        raise TrackingError(f"{error}. The run was recorded at {journal.store}") from None
+    except mlflow.MlflowException as error:
+        raise TrackingError(
+            f"{shown_uri()} has no run {journal.run_id} ({reason(error)}); it was recorded at "
+            f"{journal.store}: set MLFLOW_TRACKING_URI to that store"
+        ) from None
+    if info.lifecycle_stage != "active":
+        raise TrackingError(
+            f"run {journal.run_id} is deleted; mlflow runs restore --run-id {journal.run_id} brings it back"
+        )
+    return str(info.status)
+
+
+def _unknown_end() -> list[Item]:
+    killed = {"status": "KILLED", "end_time": None}
+    return [Item(0, TAGS, {ERROR: _UNKNOWN_END}), Item(0, STATUS, killed)]
+
+
+def _deliver(journal: Journal, pending: list[Item], status: str) -> tuple[int, str]:
+    delivery, count, refused = Delivery(journal.run_id, journal.folder), 0, list[str]()
+    for item in pending:
+        try:
+            delivery.send(item)
+        except Exception as error:  # whatever the store raises
+            if allowed_attempts(error) is None:
+                raise TrackingError(
+                    f"{shown_uri()} does not answer ({reason(error)}); {count} items were delivered, "
+                    f"{len(journal.pending)} are left: sync again"
+                ) from None
+            refused.append(f"{item.kind}: {reason(error)}")
+        else:
+            count += item.number > 0
+            status = item.content["status"] if item.kind == STATUS else status
+            journal.done(item)
+    if refused:
+        raise TrackingError(
+            f"{shown_uri()} refuses {len(refused)} items of run {journal.run_id}, the first: {refused[0]}; "
+            f"{count} were delivered, and what is refused stays in {journal.folder}"
+        )
+    return count, status
