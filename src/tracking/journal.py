@@ -137,9 +137,13 @@ class Journal:
         Raises:
             OSError: It could not be written; the journal is as it was.
         """
-        item = Item(number, kind, content)
-        self._write({"number": number, "kind": kind, "content": content}, durable=True)
-        self.pending[number] = item
+        # First in memory: a signal that cuts this short then leaves an item too many, not one too few.
+        item = self.pending[number] = Item(number, kind, content)
+        try:
+            self._write({"number": number, "kind": kind, "content": content}, durable=True)
+        except OSError:
+            del self.pending[number]
+            raise
         return item
 
     def done(self, item: Item) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import threading
 import time
 import uuid
@@ -22,7 +23,7 @@ _MAX_PAUSE, _MAX_LAST_PAUSE = 30.0, 5.0
 _PATIENCE_NAME = "MLPROJECT_SERVER_PATIENCE"
 _PATIENCE = 60.0
 _HURRY = 3.0  # what a user waits for after Ctrl-C where the server is gone
-_SLOW = 20.0  # and where it answers, yet nothing more arrives
+_SLOW = 10.0  # and where it answers, yet nothing more arrives
 
 
 class UndeliveredError(TrackingError):
@@ -49,10 +50,11 @@ class Outbox:
         self._changed = threading.Condition()
         self._waiting = dict(self._journal.pending)
         self._sending: Item | None = None
+        self._sent_at = 0.0
         self._refused: list[str] = []
         self._failures, self._pause_until, self._max_pause = 0, 0.0, _MAX_PAUSE
-        self._gone_since: float | None = None
-        self._is_told_gone = False
+        self._failing_since: float | None = None
+        self._is_told_gone = self._is_told_refused = False
         self._arrived_at = time.monotonic()
         self._is_closed = False
         self.has_status = False
@@ -121,11 +123,19 @@ class Outbox:
             try:
                 self._delivery.send(item)
             except Exception as error:  # whatever the store raises
-                with self._changed:
-                    self._failed(item, error)
+                self._settle(item, error)
             else:
-                with self._changed:
-                    self._arrived(item)
+                self._settle(item, None)
+
+    def _settle(self, item: Item, error: Exception | None) -> None:
+        with self._changed:
+            if self._is_closed:
+                return  # too late: a sync may be at work
+            if error is None:
+                self._arrived(item)
+            else:
+                self._failed(item, error)
+            self._changed.notify_all()
 
     def _next(self) -> Item | None:
         """Waits for something to do; None at the end."""
@@ -134,7 +144,7 @@ class Outbox:
             while not self._is_closed:
                 pause = self._pause_until - time.monotonic()
                 if self._waiting and pause <= 0:
-                    self._sending = min(self._waiting.values(), key=in_order)
+                    self._sending, self._sent_at = min(self._waiting.values(), key=in_order), time.monotonic()
                     return self._sending
                 self._changed.wait(pause if self._waiting else None)
             return None
@@ -144,79 +154,84 @@ class Outbox:
         self._arrived_at = time.monotonic()
         self._waiting.pop(item.number, None)
         self._journal.done(item)
-        self._changed.notify_all()
 
     def _answered(self) -> None:
         if self._is_told_gone:
             warn(f"the server {shown_uri()} answers again; what it missed is being delivered")
-        self._failures, self._gone_since, self._is_told_gone = 0, None, False
+        self._failures, self._failing_since, self._is_told_gone = 0, None, False
 
     def _failed(self, item: Item, error: Exception) -> None:
         item.attempts, item.is_doubtful = item.attempts + 1, True
         self._sending = None
         allowed = allowed_attempts(error)
-        if allowed is None:
-            self._gone_since = self._gone_since or time.monotonic()
-            if self._failures and not self._is_told_gone:  # once may be chance
-                self._is_told_gone = True
-                self._warn_gone()
-        elif is_answer(error):
+        if allowed == 1 and is_answer(error):
             self._answered()
+        else:
+            self._failing_since = self._failing_since or time.monotonic()
+        if allowed is None and self._failures and not self._is_told_gone:  # once may be chance
+            self._is_told_gone = True
+            self._warn_gone()
         if allowed is not None and item.attempts >= allowed:
             self._refuse(item, error)
         else:
+            self._pause_until = time.monotonic() + min(2.0 ** min(self._failures, 9), self._max_pause)
             self._failures += 1
-            pause = min(2.0 ** (item.attempts - 1), self._max_pause)
-            self._pause_until = time.monotonic() + pause
             self._drop_older(item.target)
-        self._changed.notify_all()
 
     def _refuse(self, item: Item, error: Exception) -> None:
         """The item stays in the journal, for `sync` to try once more; nothing waits for it."""
         self._waiting.pop(item.number)
         self._refused.append(f"{item.kind}: {reason(error)}")
-        if len(self._refused) == 1:
+        if not self._is_told_refused:
+            self._is_told_refused = True
             warn(f"{shown_uri()} refuses what the run records ({self._refused[0]}); training goes on")
 
     def _warn_gone(self) -> None:
-        since = time.strftime("%H:%M:%S", time.localtime(time.time() - 1))
+        seconds = time.monotonic() - (self._failing_since or time.monotonic())
+        since = time.strftime("%H:%M:%S", time.localtime(time.time() - seconds))
         warn(
             f"the server {shown_uri()} does not answer since {since}; training goes on, everything is on "
             f"disk in {self.results}, and is delivered once it answers"
         )
 
-    def close(self, *, hurry: bool) -> None:
-        """Delivers what is left, for a while, and ends.
+    def close(self, status: str) -> None:
+        """Delivers what is left, for as long as it arrives and a while longer, and ends.
 
         Args:
-            hurry: Somebody waits for the process to end: give up within seconds.
+            status: How the run ended; unless FINISHED, somebody may wait for the process to end.
 
         Raises:
             UndeliveredError: Something was not delivered; it is in the journal.
         """
         started, is_told = time.monotonic(), False
         with self._changed:
-            # The last chance: try at once, and often.
+            # The last chance: everything at once, what was refused as well.
+            self._waiting |= self._journal.pending
+            self._refused.clear()
             self._pause_until, self._max_pause = 0.0, _MAX_LAST_PAUSE
             self._changed.notify_all()
-            while self._waiting and not self._is_hopeless(started, hurry=hurry):
+            while self._waiting and not self._is_hopeless(started, status):
                 self._changed.wait(0.1)
                 if not is_told and time.monotonic() - started > 2:
                     is_told = True
-                    warn(f"delivering what is left to {shown_uri()} ({len(self._waiting)} items) ...")
+                    warn(f"delivering what is left to {shown_uri()} ({_items(len(self._waiting))}) ...")
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join(1)
         self._end()
 
-    def _is_hopeless(self, started: float, *, hurry: bool) -> bool:
+    def _is_hopeless(self, started: float, status: str) -> bool:
         now = time.monotonic()
-        if hurry and now - max(started, self._arrived_at) > _SLOW:
+        if status == "KILLED" and now - max(started, self._arrived_at) > _SLOW:
             return True
-        patience = _HURRY if hurry else float(os.environ.get(_PATIENCE_NAME, _PATIENCE))
-        return self._gone_since is not None and now - max(started, self._gone_since) > patience
+        patience = float(os.environ.get(_PATIENCE_NAME, _PATIENCE)) if status == "FINISHED" else _HURRY
+        # A server that hangs: a large file may take its time, nothing else does.
+        is_stuck = self._sending is not None and self._sending.kind not in (ARTIFACT, MODEL)
+        since = self._failing_since or (self._sent_at if is_stuck else None)
+        return since is not None and now - max(started, since) > patience
 
     def _end(self) -> None:
         with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
             count = len({*self._journal.pending, *self._waiting})
             if not count:
                 self._journal.remove()
@@ -227,9 +242,13 @@ class Outbox:
     def _message(self, count: int) -> str:
         why = f"; refused: {self._refused[0]}" if self._refused else ""
         return (
-            f"{count} items of the run were not delivered to {shown_uri()}{why}. Everything is on disk in "
-            f"{self.results}; python -m src.store sync {self.results} delivers it"
+            f"{_items(count)} of the run not delivered to {shown_uri()}{why}. Everything is on disk in "
+            f"{self.results}; python -m src.store sync {shlex.quote(str(self.results))} delivers it"
         )
+
+
+def _items(count: int) -> str:
+    return f"{count} item{'s' * (count != 1)}"
 
 
 def in_order(item: Item) -> tuple[int, int]:

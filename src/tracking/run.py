@@ -160,7 +160,7 @@ class TrackedRun:
             with contextlib.suppress(OSError):  # a full disk may be what is wrong; the status counts more
                 self.log_tags({ERROR: message})
         outbox.put_status(status)
-        outbox.close(hurry=status != "FINISHED")
+        outbox.close(status)
 
 
 def _forget_active_run(run_id: str) -> None:

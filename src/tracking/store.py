@@ -76,6 +76,9 @@ def promotion_lock() -> Path | None:
 
 def reason(error: Exception) -> str:
     """What a store's error comes down to, in one line: SQLAlchemy wraps it in statements and links."""
+    unreachable = re.match(r"API request to \S+ failed with .*\[Errno -?\d+\] ([^\"')\]]+)", str(error))
+    if unreachable is not None:
+        return f"the server does not answer: {unreachable[1]}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = next((line for line in lines if re.match(r"\(\w+\.\w*Error\) ", line)), lines[0])
     return _without_password(line)

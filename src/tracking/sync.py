@@ -8,7 +8,7 @@ from src.tracking.delivery import Delivery, allowed_attempts
 from src.tracking.journal import FOLDER, STATUS, TAGS, Item, Journal, journal_lock
 from src.tracking.names import ERROR
 from src.tracking.outbox import in_order
-from src.tracking.store import http_retries, open_store, reason, shown_uri
+from src.tracking.store import http_retries, open_store, quiet_client, reason, shown_uri
 
 _UNKNOWN_END = "the process ended without saying why; src.store sync delivered what it left"
 
@@ -44,7 +44,7 @@ def sync(results: Path) -> Synced:
         if not (results / "checkpoints").is_dir():
             raise UserError(f"{results}: no folder of a run; outputs/NAME is one, with checkpoints in it")
         return Synced()
-    with journal_lock(results), http_retries(0):
+    with journal_lock(results), http_retries(0), quiet_client():
         journal = Journal.read(results)
         status = _open(journal)
         pending = sorted(journal.pending.values(), key=in_order)
@@ -89,7 +89,7 @@ def _deliver(journal: Journal, pending: list[Item], status: str) -> tuple[int, s
         except Exception as error:  # whatever the store raises
             if allowed_attempts(error) is None:
                 raise TrackingError(
-                    f"{shown_uri()} does not answer ({reason(error)}); {count} items were delivered, "
+                    f"{shown_uri()}: {reason(error)}; {count} items were delivered, "
                     f"{len(journal.pending)} are left: sync again"
                 ) from None
             refused.append(f"{item.kind}: {reason(error)}")

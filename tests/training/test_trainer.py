@@ -92,6 +92,16 @@ def test_one_call_per_epoch_and_the_improvements(dataset: Dataset, folder: Path)
     assert state.best_val_auc == max(m["val_auc"] for _, m in memory.metrics)
 
 
+def test_every_epoch_keeps_its_files(dataset: Dataset, folder: Path) -> None:
+    memory = Memory()
+    make_trainer(make_config(training__epochs=3), dataset, folder, memory).fit()
+    expected: list[tuple[str | None, str]] = []
+    for _, metrics in memory.metrics:
+        expected += [(None, "training_history.csv"), ("checkpoints", "latest.pth")]
+        expected += [("checkpoints", "best_model.pth")] * ("best_val_auc" in metrics)
+    assert memory.files == expected
+
+
 def test_same_seed_same_weights_another_seed_others(dataset: Dataset, folder: Path) -> None:
     def weights(name: str, seed: int) -> dict[str, torch.Tensor]:
         make_trainer(make_config(training__seed=seed), dataset, folder / name, Memory()).fit()
