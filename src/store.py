@@ -33,6 +33,7 @@ def _store(argv: Sequence[str] | None) -> None:
 
 
 def _sync(folder: Path) -> None:
+    from src.tracking.journal import items
     from src.tracking.store import shown_uri
     from src.tracking.sync import sync
 
@@ -42,7 +43,7 @@ def _sync(folder: Path) -> None:
     elif done.count == 0:
         print(f"run {done.run_id}: nothing is missing at {shown_uri()}; the run is {done.status}")
     else:
-        print(f"run {done.run_id}: {done.count} items delivered to {shown_uri()}; the run is {done.status}")
+        print(f"run {done.run_id}: {items(done.count)} delivered to {shown_uri()}; the run is {done.status}")
 
 
 if __name__ == "__main__":

@@ -183,6 +183,11 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+def items(count: int) -> str:
+    """A number of items, in words."""
+    return f"{count} item{'s' * (count != 1)}"
+
+
 @contextlib.contextmanager
 def journal_lock(results: Path) -> Iterator[None]:
     """Held for as long as a process delivers from the journal of a run: one at a time does.

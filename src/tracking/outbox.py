@@ -12,7 +12,7 @@ from typing import Any
 
 from src.errors import TrackingError
 from src.tracking.delivery import Delivery, allowed_attempts, is_answer
-from src.tracking.journal import ARTIFACT, METRICS, MODEL, STATUS, TAGS, Item, Journal, journal_lock
+from src.tracking.journal import ARTIFACT, METRICS, MODEL, STATUS, TAGS, Item, Journal, items, journal_lock
 from src.tracking.names import LOGGED_MODEL
 from src.tracking.store import reason, shown_uri
 from src.utils.cli import warn
@@ -181,7 +181,7 @@ class Outbox:
     def _refuse(self, item: Item, error: Exception) -> None:
         """The item stays in the journal, for `sync` to try once more; nothing waits for it."""
         self._waiting.pop(item.number)
-        self._refused.append(f"{item.kind}: {reason(error)}")
+        self._refused.append(f"{item.kind}: {reason(error).rstrip('.')}")
         if not self._is_told_refused:
             self._is_told_refused = True
             warn(f"{shown_uri()} refuses what the run records ({self._refused[0]}); training goes on")
@@ -214,7 +214,7 @@ class Outbox:
                 self._changed.wait(0.1)
                 if not is_told and time.monotonic() - started > 2:
                     is_told = True
-                    warn(f"delivering what is left to {shown_uri()} ({_items(len(self._waiting))}) ...")
+                    warn(f"delivering what is left to {shown_uri()} ({items(len(self._waiting))}) ...")
             self._is_closed = True
             self._changed.notify_all()
         self._thread.join(1)
@@ -242,13 +242,9 @@ class Outbox:
     def _message(self, count: int) -> str:
         why = f"; refused: {self._refused[0]}" if self._refused else ""
         return (
-            f"{_items(count)} of the run not delivered to {shown_uri()}{why}. Everything is on disk in "
+            f"{items(count)} of the run not delivered to {shown_uri()}{why}. Everything is on disk in "
             f"{self.results}; python -m src.store sync {shlex.quote(str(self.results))} delivers it"
         )
-
-
-def _items(count: int) -> str:
-    return f"{count} item{'s' * (count != 1)}"
 
 
 def in_order(item: Item) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from src.errors import StoreError, TrackingError, UserError
 from src.tracking.delivery import Delivery, allowed_attempts
-from src.tracking.journal import FOLDER, STATUS, TAGS, Item, Journal, journal_lock
+from src.tracking.journal import FOLDER, STATUS, TAGS, Item, Journal, items, journal_lock
 from src.tracking.names import ERROR
 from src.tracking.outbox import in_order
 from src.tracking.store import http_retries, open_store, quiet_client, reason, shown_uri
@@ -89,8 +89,8 @@ def _deliver(journal: Journal, pending: list[Item], status: str) -> tuple[int, s
         except Exception as error:  # whatever the store raises
             if allowed_attempts(error) is None:
                 raise TrackingError(
-                    f"{shown_uri()}: {reason(error)}; {count} items were delivered, "
-                    f"{len(journal.pending)} are left: sync again"
+                    f"{shown_uri()}: {reason(error)}; {items(count)} delivered, "
+                    f"{len(journal.pending)} left: sync again"
                 ) from None
             refused.append(f"{item.kind}: {reason(error)}")
         else:
@@ -99,7 +99,7 @@ def _deliver(journal: Journal, pending: list[Item], status: str) -> tuple[int, s
             journal.done(item)
     if refused:
         raise TrackingError(
-            f"{shown_uri()} refuses {len(refused)} items of run {journal.run_id}, the first: {refused[0]}; "
-            f"{count} were delivered, and what is refused stays in {journal.folder}"
+            f"{shown_uri()} refuses {items(len(refused))} of run {journal.run_id}, the first: {refused[0]}; "
+            f"{count} delivered, and what is refused stays in {journal.folder}"
         )
     return count, status

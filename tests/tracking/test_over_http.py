@@ -4,6 +4,7 @@ import csv
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,9 @@ def test_killed_over_http_then_delivered(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     process = start_training(folder, server, no_process_is_left, 5000)
+    history = Path("outputs/logs/mine/training_history.csv")
+    while not history.exists() or len(history.read_text().splitlines()) < 5:
+        time.sleep(0.05)
     assert store.main(["sync", "outputs/mine"]) == 1
     assert "wait for its end" in capsys.readouterr().err
     process.send_signal(signal.SIGKILL)
@@ -137,7 +141,7 @@ def test_killed_over_http_then_delivered(
     run = only_run()
     assert run.info.status == "KILLED"
     assert "ended without saying why" in run.data.tags["error"]
-    rows = Path("outputs/logs/mine/training_history.csv").read_text().splitlines()[1:]
+    rows = history.read_text().splitlines()[1:]
     points = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val_auc")
     # The kill may have come between the table's last row and its delivery.
     assert [p.step for p in points] in ([*range(1, len(rows) + 1)], [*range(1, len(rows))])
