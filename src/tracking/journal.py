@@ -59,6 +59,7 @@ class Journal:
         run_id: The run.
         store: The URI that it was made for, without a password.
         pending: What is not confirmed, in order.
+        last: The highest number so far.
     """
 
     folder: Path
@@ -74,12 +75,12 @@ class Journal:
 
         What that process thought of the run's end is forgotten: the run goes on.
         """
-        journal = cls(results / FOLDER, run_id, store)
-        if journal._path.exists():
+        if cls.exists(results):
             journal = cls.read(results)
             for item in [item for item in journal.pending.values() if item.kind == STATUS]:
                 journal.done(item)
         else:
+            journal = cls(results / FOLDER, run_id, store)
             journal._write({"run_id": run_id, "store": store})
             journal._header = journal._path.stat().st_size
         return journal
@@ -105,6 +106,11 @@ class Journal:
         for record in records[1:]:
             journal._replay(record)
         return journal
+
+    @staticmethod
+    def exists(results: Path) -> bool:
+        """Whether a run has left anything to deliver."""
+        return (results / FOLDER / _FILE).is_file()
 
     def _replay(self, record: dict[str, Any]) -> None:
         if "done" in record:

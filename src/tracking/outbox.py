@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from src.errors import TrackingError
+from src.errors import ConfigError, TrackingError
 from src.tracking.delivery import Delivery, allowed_attempts, is_answer
 from src.tracking.journal import ARTIFACT, METRICS, MODEL, STATUS, TAGS, Item, Journal, items, journal_lock
 from src.tracking.names import LOGGED_MODEL
@@ -21,8 +21,7 @@ from src.utils.io import atomic_link
 _RANKS = {METRICS: 0, TAGS: 0, ARTIFACT: 2, MODEL: 3, STATUS: 4}
 _MAX_PAUSE, _MAX_LAST_PAUSE = 30.0, 5.0
 _PATIENCE_NAME = "MLPROJECT_SERVER_PATIENCE"
-_PATIENCE = 60.0
-_HURRY = 3.0  # what a user waits for after Ctrl-C where the server is gone
+_HURRY = 5.0  # what a user waits for after Ctrl-C where the server is gone
 _SLOW = 10.0  # and where it answers, yet nothing more arrives
 
 
@@ -40,9 +39,10 @@ class Outbox:
         """Opens the journal in ``results``; what an earlier process has left is delivered as well.
 
         Raises:
-            TrackingError: Another process delivers from it.
+            ConfigError: The environment says something else than seconds.
+            TrackingError: Another process delivers from the journal.
         """
-        self.results = results
+        self.results, self._patience = results, _read_patience()
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(journal_lock(results))
         self._journal = Journal.begin(results, run_id, shown_uri())
@@ -69,7 +69,8 @@ class Outbox:
             OSError: It could not be written.
         """
         with self._changed:
-            self._enqueue(self._journal.add(self._journal.reserve(), kind, content))
+            if not self._is_closed:  # a measurement of the machine may come late
+                self._enqueue(self._journal.add(self._journal.reserve(), kind, content))
 
     def put_file(self, path: Path, folder: str | None) -> None:
         """Takes a file as it is now; an earlier version that still waits is no longer sent."""
@@ -224,7 +225,7 @@ class Outbox:
         now = time.monotonic()
         if status == "KILLED" and now - max(started, self._arrived_at) > _SLOW:
             return True
-        patience = float(os.environ.get(_PATIENCE_NAME, _PATIENCE)) if status == "FINISHED" else _HURRY
+        patience = self._patience if status == "FINISHED" else _HURRY
         # A server that hangs: a large file may take its time, nothing else does.
         is_stuck = self._sending is not None and self._sending.kind not in (ARTIFACT, MODEL)
         since = self._failing_since or (self._sent_at if is_stuck else None)
@@ -245,6 +246,14 @@ class Outbox:
             f"{items(count)} of the run not delivered to {shown_uri()}{why}. Everything is on disk in "
             f"{self.results}; python -m src.store sync {shlex.quote(str(self.results))} delivers it"
         )
+
+
+def _read_patience() -> float:
+    text = os.environ.get(_PATIENCE_NAME, "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{_PATIENCE_NAME}: {text!r} is no number of seconds") from None
 
 
 def in_order(item: Item) -> tuple[int, int]:

@@ -123,9 +123,12 @@ def quiet_client() -> Iterator[None]:
     """Keeps MLflow's client from telling again what the outbox tells once, and from its own farewell."""
     names = ("mlflow.system_metrics", "mlflow.tracking", "mlflow.utils", "urllib3")
     levels = {name: logging.getLogger(name).level for name in names}
-    variables = ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR")
-    ours = [name for name in variables if name not in os.environ]
-    os.environ |= {name: str(name == variables[0]).lower() for name in ours}
+    variables = {
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }
+    ours = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ |= ours
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

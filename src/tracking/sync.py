@@ -5,7 +5,7 @@ from pathlib import Path
 
 from src.errors import StoreError, TrackingError, UserError
 from src.tracking.delivery import Delivery, allowed_attempts
-from src.tracking.journal import FOLDER, STATUS, TAGS, Item, Journal, items, journal_lock
+from src.tracking.journal import STATUS, TAGS, Item, Journal, items, journal_lock
 from src.tracking.names import ERROR
 from src.tracking.outbox import in_order
 from src.tracking.store import http_retries, open_store, quiet_client, reason, shown_uri
@@ -40,7 +40,7 @@ def sync(results: Path) -> Synced:
         UserError: It is no folder of a run.
         TrackingError: The run is still going on, the store is not reachable, or refused something.
     """
-    if not (results / FOLDER).is_dir():
+    if not Journal.exists(results):
         if not (results / "checkpoints").is_dir():
             raise UserError(f"{results}: no folder of a run; outputs/NAME is one, with checkpoints in it")
         return Synced()

@@ -57,5 +57,6 @@ class Monitor:
                 monitor.clear_metrics()
 
     def finish(self) -> None:
-        """Ends; a measurement that has begun is not waited for."""
+        """Ends; a measurement that takes long is not waited for."""
         self._is_over.set()
+        self._thread.join(2)

@@ -10,10 +10,13 @@ from typing import Any
 
 import mlflow
 import pytest
+from mlflow.models import Model
 
 from src.store import main
 from src.tracking.delivery import Delivery
 from src.tracking.journal import FOLDER, METRICS, Item, Journal
+from src.tracking.logged_model import deliver_model
+from src.tracking.names import DELIVERY
 from src.tracking.outbox import Outbox, UndeliveredError
 from src.tracking.run import tracked_run
 from src.tracking.store import http_retries
@@ -59,6 +62,22 @@ def test_sent_twice_there_once(folder: Path) -> None:
     assert points(run_id, "a") == [(1, 0.1), (2, 0.2)]
     assert len(points(run_id, "b")) == len(points(run_id, "c")) == 1
     assert points(run_id, "d") == [(1, 4.0)]
+
+
+@pytest.mark.usefixtures("server")
+def test_a_model_that_was_begun_is_finished_not_made_again(folder: Path) -> None:
+    run_id, client = new_run(), mlflow.MlflowClient()
+    Model().save(str(folder / "MLmodel"))
+    begun = client.create_logged_model("0", "model", run_id, tags={DELIVERY: "k1"})
+    for _ in range(2):
+        deliver_model(client, run_id, folder, step=3, key="k1")
+    deliver_model(client, run_id, folder, step=4, key="k2")  # of a run that went on
+    outputs = client.get_run(run_id).outputs
+    assert outputs is not None
+    assert {3: begun.model_id}.items() <= {o.step: o.model_id for o in outputs.model_outputs}.items()
+    assert sorted(output.step for output in outputs.model_outputs) == [3, 4]
+    assert client.get_logged_model(begun.model_id).status == "READY"
+    assert Model.load(f"models:/{begun.model_id}").model_id == begun.model_id
 
 
 def test_gone_and_back(server: Server, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
