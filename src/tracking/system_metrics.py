@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Mapping
 
 _PREFIX = "system/"
-_SECONDS = 10.0
 
 
 def wants_system_metrics() -> bool:

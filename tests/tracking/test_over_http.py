@@ -37,7 +37,7 @@ def no_process_is_left() -> Iterator[list["subprocess.Popen[str]"]]:
 def start_training(
     folder: Path, server: Server, started: list["subprocess.Popen[str]"], epochs: int, **env: str
 ) -> "subprocess.Popen[str]":
-    env = {"MLFLOW_TRACKING_URI": server.uri, "MLPROJECT_SERVER_PATIENCE": "2"} | env
+    env = {"MLFLOW_TRACKING_URI": server.uri, "MLPROJECT_SERVER_PATIENCE": "1"} | env
     options = [*NAMED, "--set", f"training.epochs={epochs}"]
     process = start(folder, "-m", "src.train", *options, group=False, **env)
     started.append(process)
@@ -105,7 +105,7 @@ def test_over_http_from_training_to_a_champion(folder: Path, capsys: pytest.Capt
 def test_a_server_that_never_returns_ends_no_training(
     folder: Path, server: Server, no_process_is_left: list["subprocess.Popen[str]"]
 ) -> None:
-    process = start_training(folder, server, no_process_is_left, 8)
+    process = start_training(folder, server, no_process_is_left, 5)
     server.kill()
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
@@ -119,7 +119,7 @@ def test_a_server_that_never_returns_ends_no_training(
     assert only_run().info.status == "RUNNING"
     assert store.main(["sync", "moved/mine"]) == 0
     Path("moved").rename("outputs")
-    check_epochs(only_run(), 8, folder)
+    check_epochs(only_run(), 5, folder)
     check_finished(only_run(), folder)
 
 
