@@ -4,6 +4,8 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 
+from src.utils.cli import warn
+
 _PREFIX = "system/"
 
 
@@ -37,6 +39,12 @@ class Monitor:
         self._thread.start()
 
     def _work(self) -> None:
+        try:
+            self._measure()
+        except Exception as error:  # of drivers, of a full disk: training goes on, or says so itself
+            warn(f"the machine's load is no longer recorded: {type(error).__name__}: {error}")
+
+    def _measure(self) -> None:
         source, prefix = self._source, _PREFIX
         if source.node_id:
             prefix += f"{source.node_id}/"
@@ -47,10 +55,7 @@ class Monitor:
                 if self._is_over.wait(source.sampling_interval):
                     return
             measured = source.aggregate_metrics()
-            try:
-                self._log({prefix + name: float(value) for name, value in measured.items()}, step)
-            except OSError:  # the disk is full: training will say so
-                return
+            self._log({prefix + name: float(value) for name, value in measured.items()}, step)
             step += 1
             for monitor in source.monitors:
                 monitor.clear_metrics()
