@@ -231,7 +231,7 @@ def _fit(run: "TrackedRun", setup: "Setup", dataset: "Dataset", folders: "RunFol
             "run_id": run.run_id,
             "config": setup.config.to_dict(),
             "classes": list(dataset.classes),
-            "input": setup.network.spec.to_dict(),
+            "input": setup.network.spec.to_dict() | {"window": dataset.window},
             "data_fingerprint": dataset.fingerprint,
         },
     )
@@ -263,7 +263,11 @@ def _record_results(
         size=dataset.size,
         classes=dataset.classes,
         step=state.best_epoch,
-        metadata={"threshold": results.threshold, "modality": setup.config.modality},
+        metadata={
+            "threshold": results.threshold,
+            "modality": setup.config.modality,
+            "window": dataset.window,
+        },
     )
     return results
 
