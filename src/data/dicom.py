@@ -121,12 +121,12 @@ def _stored_pixels(path: Path, dataset: "Dataset") -> NDArray[Any]:
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         return np.asarray(dataset.pixel_array)
-    except Exception as error:
+    except Exception:  # each of pydicom's decoders fails in its own way
         if not syntax.is_compressed:
             raise
         raise BadImage(
-            f"{path}: its transfer syntax, {syntax.name}, cannot be decoded here "
-            f"({_first_line(error)}); convert it, for example with gdcmconv --raw"
+            f"{path}: damaged, or its transfer syntax, {syntax.name}, cannot be decoded here; if other "
+            "programs show it, convert it to an uncompressed one (dcmdjpeg, gdcmconv --raw)"
         ) from None
 
 

@@ -53,7 +53,7 @@ def check_leaks(records: list[Record], on_leak: str) -> Checked:
         return Checked(records, counts | {"allowed_leaks": allowed}, [note])
     kept = [record for record in records if record.split != "train" or not _leaks(record, images, patients)]
     dropped = len(records) - len(kept)
-    note = f"leak between splits: {found}; {dropped} images are dropped from train, val and test stay"
+    note = f"leak between splits: {found}; dropped from train: {dropped}; val and test stay"
     return Checked(kept, counts | {"leaked_images": dropped}, [note])
 
 

@@ -141,7 +141,7 @@ def _placer(root: Path, *, allow_outside: bool) -> Callable[[str], Path]:
             raise ValueError("is absolute; write it relative to the folder of the manifest")
         # Resolved, so that neither .. nor a link leads out.
         if not file.resolve().is_relative_to(real_root):
-            raise ValueError("lies outside the folder of the manifest")
+            raise ValueError("lies outside the folder of the manifest; move the file there")
         return file
 
     return place

@@ -32,7 +32,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise BadImage(f"{path}: not an image that can be read (is it a text file, or empty?)") from None
     except Image.DecompressionBombError as error:
-        raise BadImage(f"{path}: refused as too large: {error}") from None
+        raise BadImage(f"{path}: refused as too large: {str(error).rstrip('.')}") from None
     except OSError as error:
         # With a number it is the file system that failed, not the picture.
         raise BadImage(f"{path}: damaged or unreadable: {error}", lasting=error.errno is None) from None

@@ -159,13 +159,18 @@ def _by_key(keys: list[Key], records: list[Record], modality: str) -> dict[Key, 
 
 def _nothing_joins(keyed: list[dict[Key, Record]], names: list[str]) -> DataError:
     examples = "; ".join(
-        f"{name} has patient {key[0] or 'unknown'!r}, image {key[1]!r}"
+        f"{name} has {_named(key)}"
         for name, by_key in zip(names, keyed, strict=True)
         for key in list(by_key)[:1]
     )
     what = f"no image of {names[0]} has a partner in {' and '.join(names[1:])}"
     remedy = "set data.patient_regex and data.image_id_regex so that partners agree"
     return DataError(f"{what}: {examples}; {remedy}", public=f"{what}; {remedy}")
+
+
+def _named(key: Key) -> str:
+    patient, image_id = key
+    return " ".join([f"patient {patient!r}"] * bool(patient) + [f"image {image_id!r}"] * bool(image_id))
 
 
 def _merge(parts: list[Record], names: list[str]) -> Record:

@@ -1,7 +1,7 @@
 """Which window the images of a run are seen through, and what of it the user should know."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from src.data.cache import Entry
 from src.data.images import Range, applied_window
@@ -28,12 +28,10 @@ def _note_full_range(entries: Sequence[Entry]) -> list[str]:
     wide = [e for e in entries if e.own is None and e.full and e.full[1] - e.full[0] > _8_BIT_SPAN]
     if not wide:
         return []
-    observed = [entry.observed for entry in wide if entry.observed is not None]
-    low, high = min(low for low, _ in observed), max(high for _, high in observed)
-    full = Counter(entry.full for entry in wide).most_common(1)[0][0] or (0.0, 0.0)
+    full, observed = _union(entry.full for entry in wide), _union(entry.observed for entry in wide)
     return [
         f"{len(wide)} images of more than 8 bits name no window: they are shown over all that their type "
-        f"can hold, {_span(full)}, and hold {_span((low, high))}; data.window=[low, high] uses the gray "
+        f"can hold, {_span(full)}, and hold {_span(observed)}; data.window=[low, high] uses the gray "
         "levels better"
     ]
 
@@ -48,6 +46,11 @@ def _note_different(windows: Sequence[Range | None]) -> list[str]:
         f"the files ask for {len(own)} different windows ({shown}{more}), so that the same value is not "
         "the same gray; data.window=[low, high] shows all alike"
     ]
+
+
+def _union(ranges: Iterable[Range | None]) -> Range:
+    known = [ends for ends in ranges if ends is not None]
+    return min(low for low, _ in known), max(high for _, high in known)
 
 
 def _span(ends: Range) -> str:

@@ -176,7 +176,7 @@ CASES: dict[str, tuple[Prepare, list[str]]] = {
     "DICOM of several frames": (lambda f: dicom(f, "emri_small.dcm"), ["emri_small.dcm: holds 10 frames"]),
     "transfer syntax that cannot be decoded": (
         lambda f: dicom(f, "JPGExtended.dcm"),
-        ["JPGExtended.dcm: its transfer syntax, JPEG Extended (Process 2 and 4)", "convert it"],
+        ["JPGExtended.dcm: damaged, or its transfer syntax, JPEG Extended (Process 2 and 4)", "convert it"],
     ),
     "image bomb": (image_bomb, ["bomb.png: refused as too large"]),
     "modalities that do not join": (

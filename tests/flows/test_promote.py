@@ -55,6 +55,7 @@ def test_a_training_whose_promotion_fails_is_finished_and_says_so(
     assert run.info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_goes_the_whole_way(
     folder: Path, npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -176,6 +176,17 @@ def test_no_step_sees_a_longer_gradient(scaled: bool, dataset: Dataset, folder: 
     assert max(free_norms) > limit * 1.01
 
 
+def test_a_vision_transformer_learns_at_a_size_of_its_patches(folder: Path) -> None:
+    path = write_npz(folder / "d.npz")
+    config = make_config(**SGD, model__name="vit_b_16", data__root_dir=str(path), data__image_size=32)
+    dataset = load_dataset(config.data, folder / "c")
+    setup = set_up(config, dataset)
+    images = setup.network.spec.normalize(dataset.batch("train", np.arange(8)) / 255)
+    targets = torch.from_numpy(dataset.splits["train"].labels[:8])
+    losses = [float(setup.optimization.step(setup.network, images, targets)) for _ in range(4)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
 def states_after_steps(trainer: Trainer) -> list[State]:
     """Fills with the trained weights after each optimizer step."""
     states: list[State] = []
