@@ -126,6 +126,8 @@ def _print_split(dataset: "Dataset") -> None:
     for split, name, images, patients in dataset.table():
         table.add_row(split, name, str(images), "unknown" if patients is None else str(patients))
     Console().print(table)
+    if len(dataset.classes) == 2:
+        print(f"sensitivity is about the class {dataset.classes[1]} (data.positive_class)")
 
 
 def _set_up(config: "Config", dataset: "Dataset") -> "Setup":

@@ -1,6 +1,6 @@
 """Decodes every image once: an index of what each file holds, and packs of resized uint8 pixels.
 
-``index/{root}.json`` maps (key, size, mtime_ns) of a file to the hash of its pixels, so that a later
+``index/{root}.json`` maps (key, size, times) of a file to the hash of its pixels, so that a later
 start opens no image. Of each modality, ``packs`` holds one array, named by the hashes of what is in it.
 """
 
@@ -39,7 +39,8 @@ class Entry:
 
     Attributes:
         size: Bytes of the file.
-        mtime_ns: When it was changed.
+        mtime_ns: When its content was changed.
+        ctime_ns: When it was changed in any way: a file that takes another's place keeps its ``mtime``.
         height: Of the image.
         width: Of the image.
         channels: Of the image, 1 or 3.
@@ -53,6 +54,7 @@ class Entry:
 
     size: int
     mtime_ns: int
+    ctime_ns: int
     height: int = 0
     width: int = 0
     channels: int = 0
@@ -163,11 +165,11 @@ def _entry_before_decoding(listing: Listing, sample: Sample, index: dict[str, En
     try:
         state = sample.file.stat()
     except OSError as gone:
-        return Entry(_UNKNOWN, 0, error=f"{sample.file}: {gone.strerror}")
+        return Entry(_UNKNOWN, 0, 0, error=f"{sample.file}: {gone.strerror}")
     known = index.get(sample.key)
-    if known is not None and (known.size, known.mtime_ns) == (state.st_size, state.st_mtime_ns):
+    fresh = Entry(state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    if known is not None and astuple(known)[:3] == astuple(fresh)[:3]:
         return known
-    fresh = Entry(state.st_size, state.st_mtime_ns)
     try:
         header = listing.header(sample)
     except BadImage as bad:
@@ -185,12 +187,16 @@ def _with_error(entry: Entry, bad: BadImage) -> Entry:
 def _resolve_shown(entries: Sequence[Entry], config: DataConfig) -> _Shown:
     shapes = [(max(entry.height, entry.width), entry.channels) for entry in entries if entry.height]
     if not shapes:
-        raise DataError(f"no image can be read; the first: {entries[0].error}")
+        raise _unreadable("no image", entries[0])
     # The median, so that a few odd images do not decide for all.
     own = int(np.median([side for side, _ in shapes]))
     size = min(own, AUTO_SIZE_LIMIT) if config.image_size == "auto" else int(config.image_size)
     channels = max(count for _, count in shapes) if config.channels == "auto" else int(config.channels)
     return _Shown(size, channels, config.window)
+
+
+def _unreadable(what: str, first: Entry) -> DataError:
+    return DataError(f"{what} can be read; the first: {first.error}", public=f"{what} can be read")
 
 
 def _decode(listing: Listing, entries: list[Entry], cache: _Cache, shown: _Shown) -> DecodedImages:
@@ -228,9 +234,7 @@ def _build_pack(
             if image is not None:
                 pack.add(image)
         if not pack.count:
-            raise DataError(
-                f"{listing.root}: none of {len(done)} images can be read; the first: {done[0].error}"
-            )
+            raise _unreadable(f"{listing.root}: none of {len(done)} images", done[0])
         return done, pack.keep(_pack_name(done, shown))
 
 

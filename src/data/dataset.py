@@ -157,7 +157,7 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
             **checked.counts,
         },
     )
-    _check_classes(dataset)
+    _check_classes(dataset, checked.notes)
     return dataset
 
 
@@ -229,11 +229,15 @@ def _fingerprint(records: list[Record], patients: list[int | None], classes: tup
     return sha256("\n".join(lines).encode())
 
 
-def _check_classes(dataset: Dataset) -> None:
+def _check_classes(dataset: Dataset, notes: list[str]) -> None:
+    why = "".join(f"; {note}" for note in notes)
     for name, split in dataset.splits.items():
         missing = [c for label, c in enumerate(dataset.classes) if not (split.labels == label).any()]
         if missing:
             numbers = ", ".join(f"{s} {c}: {count}" for s, c, count, _ in dataset.table())
-            raise DataError(f"{dataset.root}: {name} has no image of class {', '.join(missing)} ({numbers})")
+            raise DataError(
+                f"{dataset.root}: {name} has no image of class {', '.join(missing)} ({numbers}){why}"
+            )
     if not {"train", "val"} <= set(dataset.splits):
-        raise DataError(f"{dataset.root}: no image for {' or '.join({'train', 'val'} - set(dataset.splits))}")
+        missing_splits = " or ".join(sorted({"train", "val"} - set(dataset.splits)))
+        raise DataError(f"{dataset.root}: no image for {missing_splits}{why}")

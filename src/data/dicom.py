@@ -1,6 +1,7 @@
 """DICOM files, by pydicom: one image a file, gray in its units (HU for CT), or 8-bit colour."""
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,7 +113,7 @@ def read_picture(path: Path) -> Picture:
         dataset = dcmread(path)
         header = _header(path, dataset)
         stored = _stored_pixels(path, dataset)
-        return _gray(dataset, stored) if header.channels == 1 else _colour(dataset, stored)
+        return _gray(path, dataset, stored) if header.channels == 1 else _colour(dataset, stored)
 
 
 def _stored_pixels(path: Path, dataset: "Dataset") -> NDArray[Any]:
@@ -126,19 +127,24 @@ def _stored_pixels(path: Path, dataset: "Dataset") -> NDArray[Any]:
             raise
         raise BadImage(
             f"{path}: damaged, or its transfer syntax, {syntax.name}, cannot be decoded here; if other "
-            "programs show it, convert it to an uncompressed one (dcmdjpeg, gdcmconv --raw)"
+            "programs show it, convert it to an uncompressed one (dcmdjpeg, gdcmconv --raw)",
+            lasting=False,  # a decoder may be installed meanwhile
         ) from None
 
 
-def _gray(dataset: "Dataset", stored: NDArray[Any]) -> Picture:
+def _gray(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> Picture:
     from pydicom.pixels.processing import apply_modality_lut
 
     bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
     ends = np.array([-(1 << bits - 1), (1 << bits - 1) - 1] if signed else [0, (1 << bits) - 1])
     # The same rescaling for the ends of the range; a look-up table takes what lies beyond it to its own.
     full = np.sort(np.asarray(apply_modality_lut(ends, dataset), dtype=np.float64))
+    with np.errstate(over="ignore"):
+        values = np.asarray(apply_modality_lut(stored, dataset), dtype=np.float32)
+    if not (np.isfinite(full).all() and full[0] < full[-1] and np.isfinite(values).all()):
+        raise BadImage(f"{path}: its rescale slope, intercept or look-up table gives no usable values")
     return Picture(
-        np.asarray(apply_modality_lut(stored, dataset), dtype=np.float32),
+        values,
         full=(float(full[0]), float(full[-1])),
         own=own_window(dataset),
         inverted=dataset.PhotometricInterpretation == "MONOCHROME1",
@@ -157,7 +163,7 @@ def own_window(dataset: "Dataset") -> Range | None:
         return None
     if function == "LINEAR":
         center, width = center - 0.5, width - 1
-    return (center - width / 2, center + width / 2) if width > 0 else None
+    return (center - width / 2, center + width / 2) if width > 0 and math.isfinite(center + width) else None
 
 
 def _first(value: Any) -> float | None:  # noqa: ANN401 -- pydicom: nothing, one value, or several

@@ -98,6 +98,8 @@ def _refuse(error: OSError) -> None:
 
 
 def _classes(names: list[str], positive: str | None, base: Path) -> tuple[str, ...]:
+    if not all(name.isprintable() for name in names):  # bytes that are no UTF-8 are not
+        raise DataError(f"{base}: the name of a class is not text: {', '.join(map(repr, names))}")
     if len(names) < 2:
         found = (
             f"images of the class {names[0]!r} only"
@@ -115,19 +117,24 @@ def _sample(root: Path, file: Path, label: int, split: str | None, patterns: Nam
         file,
         file.relative_to(root).as_posix(),
         label,
-        _named(file, patterns.patient, "patient_regex"),
+        read_name(file, patterns.patient, "patient_regex"),
         split,
-        _named(file, patterns.image_id, "image_id_regex"),
+        read_name(file, patterns.image_id, "image_id_regex"),
     )
 
 
-def _named(file: Path, pattern: re.Pattern[str] | None, setting: str) -> str | None:
+def read_name(file: Path, pattern: re.Pattern[str] | None, setting: str) -> str | None:
+    """Group 1 of a pattern in a file's name; None without a pattern.
+
+    Raises:
+        DataError: The name does not match.
+    """
     if pattern is None:
         return None
     match = pattern.search(file.name)
     if match is None or not match[1]:
         raise DataError(
-            f"{file}: its name does not match data.{setting} {pattern.pattern!r}",
-            public=f"a file's name does not match data.{setting} {pattern.pattern!r}",
+            f"{file}: its name does not match data.{setting}={pattern.pattern}",
+            public=f"a file's name does not match data.{setting}={pattern.pattern}",
         )
     return match[1]

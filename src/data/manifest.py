@@ -4,27 +4,26 @@ import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from src.data.folders import listing_of_files
+from src.data.folders import NamePatterns, listing_of_files, read_name
 from src.data.samples import SPLITS, Listing, Sample, order_classes
 from src.errors import DataError
 from src.utils.config import DataConfig
 
 NAME = "manifest.csv"
 
+_OR_ALLOW = "or set data.allow_outside_root=true"
 _NEEDED = ("path", "label", "modality")
 _OPTIONAL = ("patient_id", "image_id", "split")
 # How people spell the columns whose loss would go unnoticed: without patients and splits, images leak.
-_MISSPELT = {
-    "patient": "patient_id",
-    "patientid": "patient_id",
-    "subject": "patient_id",
-    "subjectid": "patient_id",
-    "imageid": "image_id",
-    "set": "split",
-    "subset": "split",
+_SYNONYMS = {
+    "patient_id": ("patient", "subject", "subjectid", "subjid", "pid", "mrn"),
+    "split": ("splits", "set", "subset", "datasplit", "partition", "fold"),
 }
+_MEANT = {re.sub("[^a-z]", "", name): name for name in _NEEDED + _OPTIONAL}
+_MEANT |= {other: name for name, others in _SYNONYMS.items() for other in others}
 Row = Mapping[str, str]
 
 
@@ -36,7 +35,7 @@ class _Line:
     cells: Row
 
 
-def list_manifest(path: Path, modality: str, config: DataConfig) -> Listing:
+def list_manifest(path: Path, modality: str, config: DataConfig, patterns: NamePatterns) -> Listing:
     """Lists one modality of a manifest; paths are relative to the folder that it lies in.
 
     Args:
@@ -44,6 +43,7 @@ def list_manifest(path: Path, modality: str, config: DataConfig) -> Listing:
             perhaps ``patient_id, image_id, split``; other columns are left alone.
         modality: Which lines to take.
         config: The data section.
+        patterns: What is read from the names of files, where the manifest has no column for it.
 
     Raises:
         DataError: A column is missing, a cell empty or wrong, a file outside the folder, or there are
@@ -53,7 +53,8 @@ def list_manifest(path: Path, modality: str, config: DataConfig) -> Listing:
     chosen = [line for line in lines if line.cells["modality"] == modality]
     if not chosen:
         there = ", ".join(sorted({line.cells["modality"] for line in lines})) or "none"
-        raise DataError(f"{path}: no line of modality {modality!r}; modalities there: {there}")
+        what = f"{path}: no line of modality {modality!r}"
+        raise DataError(f"{what}; modalities there: {there[:200]}", public=what)
     names = sorted({line.cells["label"] for line in chosen})
     if len(names) < 2:
         raise DataError(f"{path}: {modality} has the label {names[0]!r} only; two or more are needed")
@@ -61,7 +62,8 @@ def list_manifest(path: Path, modality: str, config: DataConfig) -> Listing:
     _check_all_or_none(path, chosen, "split")
     _check_all_or_none(path, chosen, "patient_id")
     place = _placer(path.parent, allow_outside=config.allow_outside_root)
-    samples = [_sample(path, line, classes, place) for line in chosen]
+    _check_told_once(path, chosen[0].cells, patterns)
+    samples = [_sample(path, line, classes, place, patterns) for line in chosen]
     _check_repeats(path, chosen)
     return listing_of_files(path.parent, modality, classes, samples)
 
@@ -84,19 +86,21 @@ def _read(path: Path) -> Iterator[_Line]:
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:
-    missing = [name for name in _NEEDED if name not in columns]
-    if missing:
-        there = ", ".join(columns)[:200] or "nothing"
-        raise DataError(
-            f"{path}: no column {', '.join(missing)}; the first line holds {there}, and must name "
-            f"{', '.join(_NEEDED)} (perhaps {', '.join(_OPTIONAL)}), separated by commas"
-        )
     for name in columns:
-        if columns.count(name) > 1 and name in _NEEDED + _OPTIONAL:
-            raise DataError(f"{path}: the column {name} stands there twice")
-        meant = _MISSPELT.get(re.sub(r"[^a-z]", "", name.lower()))
+        meant = _MEANT.get(re.sub("[^a-z]", "", name.lower()))
         if meant is not None and meant not in columns:
             raise DataError(f"{path}: the column {name!r} would not be read; name it {meant}, or take it out")
+        if columns.count(name) > 1 and name in _NEEDED + _OPTIONAL:
+            raise DataError(f"{path}: the column {name} stands there twice")
+    missing = [name for name in _NEEDED if name not in columns]
+    if missing:
+        what = f"{path}: no column {', '.join(missing)}"
+        must = f"must name {', '.join(_NEEDED)} (perhaps {', '.join(_OPTIONAL)}), separated by commas"
+        there = ", ".join(columns)[:200] or "nothing"
+        # A file without a header starts with a patient.
+        raise DataError(
+            f"{what}; the first line holds {there}, and {must}", public=f"{what}; the first line {must}"
+        )
 
 
 def _line(path: Path, number: int, columns: list[str], cells: list[str]) -> _Line:
@@ -108,7 +112,11 @@ def _line(path: Path, number: int, columns: list[str], cells: list[str]) -> _Lin
             raise DataError(f"{path}, line {number}: {name} is empty")
     split = found.get("split", "")
     if split and split not in SPLITS:
-        raise DataError(f"{path}, line {number}: split is {split!r}; it takes {', '.join(SPLITS)} or nothing")
+        takes = f"it takes {', '.join(SPLITS)} or nothing"
+        raise DataError(
+            f"{path}, line {number}: split is {split!r}; {takes}",
+            public=f"{path}, line {number}: a split is unknown; {takes}",
+        )
     return _Line(number, found)
 
 
@@ -132,36 +140,56 @@ def _check_repeats(path: Path, lines: Iterable[_Line]) -> None:
 def _placer(root: Path, *, allow_outside: bool) -> Callable[[str], Path]:
     """Returns what turns a cell into a file's path and refuses, by ValueError, what leads outside."""
     real_root = root.resolve()
+    is_inside = cache(lambda folder: folder.resolve().is_relative_to(real_root))
 
     def place(cell: str) -> Path:
-        file = root / Path(cell).expanduser() if allow_outside else root / cell
+        if "\0" in cell:
+            raise ValueError("holds a NUL")
         if allow_outside:
-            return file
+            return root / Path(cell).expanduser()
         if Path(cell).is_absolute():
-            raise ValueError("is absolute; write it relative to the folder of the manifest")
-        # Resolved, so that neither .. nor a link leads out.
-        if not file.resolve().is_relative_to(real_root):
-            raise ValueError("lies outside the folder of the manifest; move the file there")
+            raise ValueError(f"is absolute; write it relative to the folder of the manifest, {_OR_ALLOW}")
+        file = root / cell
+        # Resolved, so that neither .. nor a link leads out; folders once each, for there are many files.
+        target = file.resolve().parent if file.is_symlink() or file.name == ".." else file.parent
+        if not is_inside(target):
+            raise ValueError(f"lies outside the folder of the manifest; move the file there, {_OR_ALLOW}")
         return file
 
     return place
 
 
-def _sample(path: Path, line: _Line, classes: tuple[str, ...], place: Callable[[str], Path]) -> Sample:
+def _check_told_once(path: Path, cells: Row, patterns: NamePatterns) -> None:
+    for column, pattern, setting in (
+        ("patient_id", patterns.patient, "patient_regex"),
+        ("image_id", patterns.image_id, "image_id_regex"),
+    ):
+        if pattern is not None and column in cells:
+            raise DataError(
+                f"{path}: has a column {column}, so data.{setting} has no say; take one of them out"
+            )
+
+
+def _sample(
+    path: Path,
+    line: _Line,
+    classes: tuple[str, ...],
+    place: Callable[[str], Path],
+    patterns: NamePatterns,
+) -> Sample:
     cells = line.cells
     try:
         file = place(cells["path"])
     except (ValueError, OSError, RuntimeError) as error:
         raise DataError(
-            f"{path}, line {line.number}: the path {cells['path']!r} {error}, or set "
-            "data.allow_outside_root=true",
+            f"{path}, line {line.number}: the path {cells['path']!r} {error}",
             public=f"a path in line {line.number} of the manifest is refused; stderr shows it",
         ) from None
     return Sample(
         file,
         cells["path"],
         classes.index(cells["label"]),
-        cells.get("patient_id") or None,
+        cells.get("patient_id") or read_name(file, patterns.patient, "patient_regex"),
         cells.get("split") or None,
-        cells.get("image_id"),
+        cells["image_id"] if "image_id" in cells else read_name(file, patterns.image_id, "image_id_regex"),
     )

@@ -6,6 +6,7 @@ ends; so whoever needs room can tell which packs nobody uses.
 """
 
 import fcntl
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -46,6 +47,9 @@ class PackFolder:
                 return _mapped(file)
         except FileNotFoundError:
             return None
+        except ValueError:  # damaged: it is made again
+            path.unlink(missing_ok=True)
+            return None
 
     @contextmanager
     def new(self, key: str, shape: tuple[int, int, int, int]) -> Iterator["NewPack"]:
@@ -61,18 +65,21 @@ class PackFolder:
         temp = self.folder / f"{TEMP_PREFIX}{key}.npy"
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with temp.open("wb+") as file:
+            with file_lock(self.folder / ".lock"):
+                size = _HEADER + math.prod(shape)
+                self._make_room(size, temp)
+                file = temp.open("wb+")
                 fcntl.flock(file, fcntl.LOCK_EX)
-                size = _HEADER + int(np.prod(shape))
-                with file_lock(self.folder / ".lock"):
-                    self._make_room(size, temp)
-                    file.truncate(size)  # what others see as taken, long before it is written
+                file.truncate(size)  # what others see as taken, long before it is written
+            with file:
                 yield NewPack(self, file, temp, shape[1:])
         finally:
             temp.unlink(missing_ok=True)
 
     def _make_room(self, size: int, temp: Path) -> None:
         sizes = {path: _size(path) for path in self.folder.glob("*.npy") if path != temp}
+        if size > self.limit:  # before anything is removed in vain
+            raise self._no_room(size, 0)
         # What a killed process left half-written goes in any case, and first.
         for path in sorted(sizes, key=lambda path: (not _is_temp(path), _last_use(path))):
             is_needed = sum(sizes.values()) + size > self.limit
@@ -80,11 +87,14 @@ class PackFolder:
                 del sizes[path]
         taken = sum(sizes.values())
         if taken + size > self.limit:
-            in_use = f", {taken / GIGABYTE:.3g} GB more are in use by other runs" if taken else ""
-            raise DataError(
-                f"data.cache_gb: the decoded images take {size / GIGABYTE:.3g} GB{in_use}, and the cache may "
-                f"take {self.limit / GIGABYTE:.3g} GB; raise data.cache_gb, or lower data.image_size"
-            )
+            raise self._no_room(size, taken)
+
+    def _no_room(self, size: int, taken: int) -> DataError:
+        in_use = f", {taken / GIGABYTE:.3g} GB more are in use" if taken else ""
+        return DataError(
+            f"data.cache_gb: the decoded images take {size / GIGABYTE:.3g} GB{in_use}, and the cache may "
+            f"take {self.limit / GIGABYTE:.3g} GB; raise data.cache_gb, or lower data.image_size"
+        )
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
@@ -133,8 +143,8 @@ def _mapped(file: IO[bytes]) -> NDArray[np.uint8]:
     file.seek(0)
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    # Copy-on-write, so that torch takes the array as writable while the file stays as it is.
-    return np.memmap(file, dtype=dtype, mode="c", offset=file.tell(), shape=shape)
+    # Read-only: a private writable mapping would count against memory, however large the pack.
+    return np.memmap(file, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
 
 
 def _is_temp(path: Path) -> bool:
@@ -155,7 +165,7 @@ def _size(path: Path) -> int:
 
 def _remove_unused(path: Path) -> bool:
     """Removes a pack unless some process uses it, and says whether it is gone."""
-    with suppress(FileNotFoundError), path.open("rb") as file:
+    with suppress(FileNotFoundError), path.open("rb+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

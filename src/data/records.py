@@ -25,6 +25,7 @@ class Record:
         shas: SHA-256 of each image's pixels.
         key: Place of the first image below the root.
         split: On which side it is; "" while that is to be decided.
+        file_patient: Hash of the patient that the file itself names, "" without.
     """
 
     rows: tuple[int, ...]
@@ -33,6 +34,7 @@ class Record:
     shas: tuple[str, ...]
     key: str
     split: str
+    file_patient: str = ""
 
     @property
     def sample(self) -> str:
@@ -60,7 +62,7 @@ def join(decoded: Sequence[DecodedImages]) -> Joined:
         DataError: Two images of a modality have the same place, partners differ in label or split, or
             no image has its partners.
     """
-    records, notes = _with_patients([_records_of(images) for images in decoded], decoded)
+    records, notes = _with_patients([_records_of(images) for images in decoded])
     if len(records) == 1:
         return Joined(records[0], 0, notes)
     names = [images.listing.modality for images in decoded]
@@ -78,32 +80,42 @@ def join(decoded: Sequence[DecodedImages]) -> Joined:
 
 def _records_of(images: DecodedImages) -> list[Record]:
     return [
-        Record((row,), sample.label, sample.patient, (entry.sha,), sample.key, sample.split or "")
+        Record(
+            (row,),
+            sample.label,
+            sample.patient,
+            (entry.sha,),
+            sample.key,
+            sample.split or "",
+            entry.patient,
+        )
         for row, (sample, entry) in enumerate(zip(images.samples, images.entries, strict=True))
     ]
 
 
-def _with_patients(
-    records: list[list[Record]], decoded: Sequence[DecodedImages]
-) -> tuple[list[list[Record]], list[str]]:
-    """Where nothing else tells the patient, the files themselves may (DICOM's PatientID)."""
-    told = [{entry.patient for entry in images.entries} for images in decoded]
-    everyone = set().union(*told)
-    if everyone == {""}:
+def _with_patients(records: list[list[Record]]) -> tuple[list[list[Record]], list[str]]:
+    """Where nothing else tells the patient, the files themselves may (DICOM's PatientID).
+
+    Raises:
+        DataError: Some files tell and others do not, so that a patient could be on two sides.
+    """
+    unknown = [record for of_one in records for record in of_one if record.patient is None]
+    told = {record.file_patient for record in unknown}
+    if told <= {""}:
         return records, []
-    unknown = any(record.patient is None for of_one in records for record in of_one)
-    if len(everyone) == 1 and unknown and sum(map(len, records)) > len(records):
+    if len(told) == 1 and len(unknown) > len(records):
         return records, [
             "all files name the same PatientID, which then tells nothing: each image counts as a patient of "
             "its own; data.patient_regex or a manifest's patient_id can tell them apart"
         ]
-    return [
-        [
-            replace(record, patient=record.patient or entry.patient or None)
-            for record, entry in zip(of_one, images.entries, strict=True)
-        ]
-        for of_one, images in zip(records, decoded, strict=True)
-    ], []
+    if "" in told:
+        silent = sum(not record.file_patient for record in unknown)
+        raise DataError(
+            f"{silent} of {len(unknown)} files name no patient (PatientID) and the others do, so a patient "
+            "could be on two sides of the split; tell the patients by data.patient_regex or a manifest's "
+            "patient_id (data.patient_regex='(.+)' makes each file a patient of its own)"
+        )
+    return [[replace(r, patient=r.patient or r.file_patient) for r in of_one] for of_one in records], []
 
 
 def _keys(decoded: Sequence[DecodedImages], records: list[list[Record]]) -> list[list[Key]]:
@@ -117,7 +129,8 @@ def _keys(decoded: Sequence[DecodedImages], records: list[list[Record]]) -> list
             for of_one, images in zip(records, decoded, strict=True)
         ]
     modalities = [images.listing.modality for images in decoded]
-    rules = (_by_patient, _by_name, _by_path)
+    is_known = all(record.patient is not None for of_one in records for record in of_one)
+    rules = (_by_patient, _by_name, _by_path) if is_known else (_by_name, _by_path)
     tried = [
         [[rule(r, m) for r in of_one] for of_one, m in zip(records, modalities, strict=True)]
         for rule in rules
@@ -126,7 +139,6 @@ def _keys(decoded: Sequence[DecodedImages], records: list[list[Record]]) -> list
 
 
 def _by_patient(record: Record, _modality: str) -> Key:
-    # A record without a patient shares this key with all others of its kind.
     return record.patient or "", ""
 
 

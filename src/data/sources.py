@@ -42,9 +42,9 @@ def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
         return list_folder(make_demo(cache_dir), modality, config.positive_class, patterns)
     root = Path(config.root_dir).expanduser()
     if root.suffix.lower() == ".csv" and root.is_file():
-        return list_manifest(root, modality, config)
+        return list_manifest(root, modality, config, patterns)
     if (root / manifest.NAME).is_file():
-        return list_manifest(root / manifest.NAME, modality, config)
+        return list_manifest(root / manifest.NAME, modality, config, patterns)
     if root.is_dir():
         return list_folder(root, modality, config.positive_class, patterns)
     if not root.is_file():
@@ -55,6 +55,8 @@ def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
         )
     if len(config.modalities) > 1:
         raise DataError(f"{root}: an .npz holds one modality; choose one of {', '.join(config.modalities)}")
+    if patterns.patient or patterns.image_id:
+        raise DataError(f"{root}: an .npz has no file names for data.patient_regex or data.image_id_regex")
     return list_npz(root, modality, config.positive_class)
 
 

@@ -129,7 +129,8 @@ def decide(
     rival = next((c for c in ranked if not is_same(c, incumbent)), None)
     challenger = None if rival is None else stand(read_run(rival.run_id), rival.val_auc, None, folder)
     found = difference(challenger, champion) if challenger and champion else None
-    verdict, reason = judge(best, incumbent, found, request.rules)
+    is_leaky = champion is not None and champion.is_leaky
+    verdict, reason = judge(best, incumbent, found, request.rules, is_leaky=is_leaky)
     return Decision(state, incumbent, best, verdict, reason, champion, challenger, found, counts)
 
 

@@ -33,6 +33,7 @@ class Standing:
         version: Its registered version, None where it has none yet.
         interval: Of the AUC, None where the predictions are gone.
         predictions: On the validation split, None where they are gone.
+        is_leaky: Whether it was allowed a leak between splits.
     """
 
     val_auc: float
@@ -40,6 +41,7 @@ class Standing:
     version: int | None
     interval: Interval | None
     predictions: Predictions | None
+    is_leaky: bool = False
 
     @property
     def low(self) -> float | None:
@@ -61,7 +63,7 @@ def stand(run: FinishedRun, val_auc: float, version: int | None, folder: Path) -
         if not abs(found.auc - val_auc) <= _SAME_NUMBER:
             # Some other model's: neither an interval nor a test can be had from them.
             found = predictions = None
-    return Standing(val_auc, run.run_id, version, found, predictions)
+    return Standing(val_auc, run.run_id, version, found, predictions, run.is_leaky)
 
 
 def difference(challenger: Standing, champion: Standing) -> Difference | None:

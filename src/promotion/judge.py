@@ -62,7 +62,12 @@ def is_same(candidate: Candidate, incumbent: Incumbent | None) -> bool:
 
 
 def judge(
-    best: Candidate, incumbent: Incumbent | None, difference: Difference | None, rules: Rules
+    best: Candidate,
+    incumbent: Incumbent | None,
+    difference: Difference | None,
+    rules: Rules,
+    *,
+    is_leaky: bool = False,
 ) -> tuple[Verdict, str]:
     """Decides on the best run of a group and says why.
 
@@ -71,7 +76,11 @@ def judge(
         incumbent: What holds now.
         difference: The paired test of the two, None where it cannot be made.
         rules: What the user asks.
+        is_leaky: Whether the incumbent was allowed a leak, so that its score is no bar for a clean run.
     """
+    if is_leaky and not best.is_leaky:
+        floor = _below_floor(best, rules)
+        return (Verdict.REFUSE, floor) if floor else (Verdict.PROMOTE, "the champion was allowed a leak")
     if incumbent is None:
         floor = _below_floor(best, rules)
         return (Verdict.REFUSE, floor) if floor else (Verdict.PROMOTE, "the first of its group")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import TrackingError
-from src.tracking.names import BEST_VAL_AUC, DATA_FINGERPRINT, SPLIT_FINGERPRINT
+from src.tracking.names import ALLOWED_LEAKS, BEST_VAL_AUC, DATA_FINGERPRINT, SPLIT_FINGERPRINT
 from src.tracking.store import local_folder, store_errors
 
 
@@ -30,6 +30,11 @@ class FinishedRun:
     best_at: int
     model_source: str | None
     artifact_uri: str
+
+    @property
+    def is_leaky(self) -> bool:
+        """Whether its user has allowed a leak between splits, so that its scores may be too good."""
+        return self.tags.get(ALLOWED_LEAKS, "0") != "0"
 
     @property
     def fingerprints(self) -> tuple[str | None, str | None]:

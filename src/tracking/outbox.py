@@ -242,9 +242,10 @@ class Outbox:
 
     def _message(self, count: int) -> str:
         why = f"; refused: {self._refused[0]}" if self._refused else ""
+        command = f"MLFLOW_TRACKING_URI={shown_uri()} python -m src.store sync"
         return (
             f"{items(count)} of the run not delivered to {shown_uri()}{why}. Everything is on disk in "
-            f"{self.results}; python -m src.store sync {shlex.quote(str(self.results))} delivers it"
+            f"{self.results}; {command} {shlex.quote(str(self.results))} delivers it"
         )
 
 

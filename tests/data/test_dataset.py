@@ -84,17 +84,38 @@ def test_a_second_start_opens_no_image(folder: Path, monkeypatch: pytest.MonkeyP
     assert load(root, folder / "c").fingerprint == first.fingerprint
 
 
-def test_rehash_does_not_trust_the_index(folder: Path) -> None:
+def test_rehash_does_not_trust_the_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_folder(folder / "d", counts={"train": 8, "val": 8})
-    first = load(root, folder / "c")
-    file = next((root / "A/train/neg").iterdir())
-    state, size = file.stat(), file.stat().st_size
-    Image.fromarray(np.zeros((16, 16), np.uint8)).save(file)
-    file.write_bytes(file.read_bytes().ljust(size, b"\0"))
-    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
     config = DataConfig(root_dir=str(root))
-    assert load_dataset(config, folder / "c").fingerprint == first.fingerprint
-    assert load_dataset(config, folder / "c", rehash=True).fingerprint != first.fingerprint
+    first = load_dataset(config, folder / "c")
+    assert load_dataset(config, folder / "c", rehash=True).fingerprint == first.fingerprint
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an image was opened"))
+    load_dataset(config, folder / "c")
+    with pytest.raises(pytest.fail.Exception):
+        load_dataset(config, folder / "c", rehash=True)
+
+
+def test_files_that_change_places_are_seen(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    files = [root / "A/train/neg/p000_0.bmp", root / "A/train/pos/p000_1.bmp"]
+    for file in files:  # uncompressed, so of one size, and with one time
+        Image.open(file.with_suffix(".png")).save(file)
+        file.with_suffix(".png").unlink()
+        os.utime(file, ns=(10**18, 10**18))
+    first = load(root, folder / "c")
+    files[0].rename(root / "x")
+    files[1].rename(files[0])
+    (root / "x").rename(files[1])
+    assert load(root, folder / "c").fingerprint != first.fingerprint
+
+
+def test_a_damaged_pack_is_made_again(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    expected = load(root, folder / "c").batch("train", np.arange(8)).clone()
+    (pack,) = (folder / "c/packs").glob("*.npy")
+    for damage in (b"", b"nonsense" * 100, pack.read_bytes()[:500]):
+        pack.write_bytes(damage)
+        assert (load(root, folder / "c").batch("train", np.arange(8)) == expected).all()
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", json.dumps({"x": [1]}).encode()])

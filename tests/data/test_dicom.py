@@ -202,6 +202,42 @@ def test_a_patient_that_is_everybody_is_nobody(folder: Path) -> None:
     assert any("all files name the same PatientID" in note for note in dataset.warnings)
 
 
+def rewrite(path: Path, **tags: object) -> None:
+    dataset = pydicom.dcmread(path)
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path)
+
+
+def test_a_patient_that_only_some_files_name_is_refused(folder: Path) -> None:
+    root = ct_folder(folder / "d")
+    rewrite(next((root / "A/pos").iterdir()), PatientID="")
+    with pytest.raises(DataError, match=r"1 of 32 files name no patient.*data\.patient_regex"):
+        load(root)
+    each = load(root, patient_regex="(.+)")
+    assert sum(len(split) for split in each.splits.values()) + each.counts["leaked_images"] == 32
+
+
+def test_the_files_own_patients_leak_too(folder: Path) -> None:
+    """By name each image is a patient of its own; by the files two of them always are one."""
+    dataset = load(ct_folder(folder / "d"), patient_regex="(.+)")
+    assert dataset.counts["leaked_images"] > 0
+    assert any("leak between splits" in note for note in dataset.warnings)
+    assert not any("CANARY" in note for note in dataset.warnings)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [{"RescaleSlope": 0, "RescaleIntercept": 5}, {"RescaleSlope": 1e38, "RescaleIntercept": 0}],
+    ids=["flat", "endless"],
+)
+def test_a_rescaling_without_sense_is_a_bad_image(tags: dict[str, object], folder: Path) -> None:
+    shutil.copy(real("CT_small.dcm"), folder / "x.dcm")
+    rewrite(folder / "x.dcm", **tags)
+    with pytest.raises(BadImage, match=r"x\.dcm: its rescale slope"):
+        dicom.read_picture(folder / "x.dcm")
+
+
 def test_the_window_is_chosen_warned_of_and_recorded(folder: Path) -> None:
     root = ct_folder(folder / "d")
     without = load(root)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from src.data.dataset import Dataset, load_dataset
-from src.data.manifest import list_manifest
 from src.errors import DataError
 from src.utils.config import DataConfig
 from tests.conftest import make_images
@@ -170,6 +169,9 @@ def test_outside_may_be_allowed(root: Path) -> None:
         ("path;label;modality", "no column path, label, modality.*separated by commas"),
         ("", "the first line holds nothing"),
         ("path,label,modality,PatientID", "'PatientID' would not be read; name it patient_id"),
+        ("path,label,modality,MRN", "'MRN' would not be read; name it patient_id"),
+        ("path,label,modality,Split", "'Split' would not be read; name it split"),
+        ("Path,label,modality", "'Path' would not be read; name it path"),
         ("path,label,modality,label", "the column label stands there twice"),
         ("path,label,modality,age", "line 2: 3 cells for 4 columns"),
     ],
@@ -178,6 +180,37 @@ def test_columns_are_checked(root: Path, header: str, message: str) -> None:
     (root / "manifest.csv").write_text(f"{header}\na.png,pos,A\n")
     with pytest.raises(DataError, match=message):
         load(root)
+
+
+def test_patients_may_be_read_from_names(root: Path) -> None:
+    rows = make_rows(root)
+    for row in rows:
+        name = f"files/{row['patient_id']}_{Path(row['path']).name}"
+        (root / row["path"]).rename(root / name)
+        row["path"] = name
+    told = load(write(root, rows))
+    named = load(write(root, rows, ["path", "label", "modality", "split"]), patient_regex="^(CANARY[0-9]+)_")
+    assert named.fingerprint == told.fingerprint
+    with pytest.raises(DataError, match=r"has a column patient_id, so data\.patient_regex has no say"):
+        load(write(root, rows), patient_regex="^(CANARY[0-9]+)_")
+
+
+def test_no_cell_reaches_the_store(root: Path) -> None:
+    rows = make_rows(root)
+    for text in (
+        "CANARY.png,pos,A\n",
+        "path,label,modality,split\nx.png,pos,A,CANARY\n",
+        "path,label,modality\nx.png,a,CANARY\n",
+    ):
+        (root / "manifest.csv").write_text(text)
+        with pytest.raises(DataError, match="CANARY") as error:
+            load(root)
+        assert "CANARY" not in error.value.public
+    for row in rows:
+        row["path"] = f"files/CANARY-{row['path'].rpartition('/')[2]}"
+    with pytest.raises(DataError, match="CANARY") as error:
+        load(write(root, rows))
+    assert "CANARY" not in error.value.public
 
 
 def test_an_unknown_modality_and_a_single_label(root: Path) -> None:
@@ -190,23 +223,25 @@ def test_an_unknown_modality_and_a_single_label(root: Path) -> None:
         load(write(root, rows))
 
 
-@given(
-    st.one_of(
-        st.binary(max_size=300),
-        st.text(max_size=300).map(lambda text: b"path,label,modality\n" + text.encode("utf-8", "replace")),
-        st.lists(st.lists(st.text(max_size=20), min_size=3, max_size=4).map(",".join), max_size=5).map(
-            lambda lines: "\n".join(["path,label,modality,split", *lines]).encode("utf-8", "replace")
-        ),
-    )
+CELL = st.text(max_size=12) | st.sampled_from(["a.png", "../b", "/c", "~x", "train", "val", "1", ""])
+LINE = st.tuples(CELL, st.sampled_from("ab"), st.just("A"), CELL, st.sampled_from(["train", "val"]))
+
+
+CELL = st.text(max_size=12) | st.sampled_from(["a.png", "b.png", "../b", "/c", "~x", "\0", "1", ""])
+LINE = st.tuples(CELL, st.sampled_from("ab"), st.just("A"), CELL, st.sampled_from(["train", "val"]))
+TEXTS = st.binary(max_size=300) | st.lists(LINE.map(",".join), min_size=2, max_size=5).map(
+    lambda lines: "\n".join(["path,label,modality,patient_id,split", *lines]).encode("utf-8", "replace")
 )
+
+
+@given(TEXTS, st.booleans())
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_text_gives_a_traceback(folder: Path, text: bytes) -> None:
+def test_no_text_gives_a_traceback(folder: Path, text: bytes, allow: bool) -> None:
     (folder / "manifest.csv").write_bytes(text)
-    try:
-        listing = list_manifest(folder / "manifest.csv", "A", DataConfig())
-    except DataError:
-        return
-    assert len(listing.classes) > 1
+    config = DataConfig(root_dir=str(folder), allow_outside_root=allow, on_bad_image="skip")
+    # Nothing is an image here, so a manifest that is read ends as one without any.
+    with pytest.raises(DataError):
+        load_dataset(config, folder / "cache")
 
 
 def test_modalities_are_joined_by_patient_and_image_id(root: Path) -> None:

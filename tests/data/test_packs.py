@@ -89,7 +89,7 @@ def test_another_process_s_use_counts_until_it_ends_however_it_ends(folder: Path
     process = spawn.Process(target=_use, args=(str(folder), ready, done))
     process.start()
     assert ready.wait(60)
-    with pytest.raises(DataError, match="in use by other runs"):
+    with pytest.raises(DataError, match="more are in use"):
         make(packs, "next")
     process.kill()
     process.join(60)
@@ -113,6 +113,14 @@ def test_a_data_set_that_is_too_large_is_told_before_it_is_decoded(folder: Path)
     with pytest.raises(DataError, match=r"data\.cache_gb: the decoded images take 4\.22e-06 GB"):
         load_dataset(config, folder / "c")
     assert not list((folder / "c/packs").glob("*.npy"))
+
+
+def test_what_can_never_fit_removes_nothing(folder: Path) -> None:
+    packs = PackFolder(folder, 2 * 1128)
+    make(packs, "idle")
+    with pytest.raises(DataError, match=r"take 0.0001 GB, and the cache"):
+        make(packs, "huge", count=1000)
+    assert names(packs) == {"idle"}
 
 
 def test_data_sets_take_turns(folder: Path) -> None:

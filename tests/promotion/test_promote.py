@@ -214,6 +214,10 @@ def test_a_run_with_an_allowed_leak_needs_force(
     assert champion_run() == clean.run_id
     assert main(["--force", "--data-fingerprint", fingerprint_of(leaky.run_id)]) == 0
     assert champion_run() == leaky.run_id
+    # Its score, which the clean run does not reach, protects it from nobody.
+    assert main(["--data-fingerprint", fingerprint_of(clean.run_id)]) == 0
+    assert champion_run() == clean.run_id
+    assert main(["--check"]) == 0
 
 
 def fingerprint_of(run_id: str) -> str:
