@@ -84,7 +84,7 @@ def find_candidates(experiment: str | None = None) -> list[Candidate]:
     client = mlflow.MlflowClient()
     read = _from_database if is_database(resolve_uri()) else _from_search
     with store_errors("the runs cannot be read"):
-        return list(read(client, _experiments(client, experiment)))
+        return list(read(client, experiment_ids(client, experiment)))
 
 
 def count_runs() -> int:
@@ -92,9 +92,9 @@ def count_runs() -> int:
     import mlflow
 
     client = mlflow.MlflowClient()
-    ids = _experiments(client, None)
+    ids = experiment_ids(client, None)
     if not is_database(resolve_uri()):
-        return sum(1 for _ in _search(client, ids, ""))
+        return sum(1 for _ in search_runs(client, ids, ""))
     import sqlalchemy as sa
     from mlflow.store.tracking.dbmodels.models import SqlRun
 
@@ -102,7 +102,12 @@ def count_runs() -> int:
     return int(row[0])
 
 
-def _experiments(client: "MlflowClient", name: str | None) -> list[str]:
+def experiment_ids(client: "MlflowClient", name: str | None) -> list[str]:
+    """The ids of all experiments, or of the one of this name.
+
+    Raises:
+        UserError: There is no such experiment.
+    """
     there = {
         e.name: e.experiment_id for e in pages(lambda token: client.search_experiments(page_token=token))
     }
@@ -113,14 +118,15 @@ def _experiments(client: "MlflowClient", name: str | None) -> list[str]:
     return [there[name]]
 
 
-def _search(client: "MlflowClient", ids: list[str], filter_string: str) -> Iterator["Run"]:
+def search_runs(client: "MlflowClient", ids: list[str], filter_string: str) -> Iterator["Run"]:
+    """All runs of the experiments that MLflow's own search finds."""
     size = _PAGE if resolve_uri().startswith("http") else _WHOLE
     return pages(lambda token: client.search_runs(ids, filter_string, max_results=size, page_token=token))
 
 
 def _from_search(client: "MlflowClient", ids: list[str]) -> Iterator[Candidate]:
     needed = {MODEL, MODALITY, DATA_FINGERPRINT, SPLIT_FINGERPRINT}
-    for run in _search(client, ids, _FILTER):
+    for run in search_runs(client, ids, _FILTER):
         tags = run.data.tags
         if needed <= set(tags) and ROLE not in tags:
             yield Candidate(

@@ -17,11 +17,12 @@ from typing import Any, Self
 from filelock import Timeout
 
 from src.errors import TrackingError, UserError
-from src.utils.io import file_lock
+from src.utils.io import file_lock, is_locked
 
 FOLDER = "undelivered"
 _FILE = "journal.jsonl"
 _LOCK = "lock"
+_PATIENCE = 0.2  # seconds: who only asks whether somebody holds it does so for a moment
 
 METRICS, TAGS, ARTIFACT, MODEL, STATUS = KINDS = ("metrics", "tags", "artifact", "model", "status")
 
@@ -46,7 +47,9 @@ class Item:
 
     @property
     def target(self) -> str | None:
-        """Where a file goes; of two for one place the later makes the earlier one needless."""
+        """What it changes, a file or tags; of two for one target the later makes the earlier one needless."""
+        if self.kind == TAGS:
+            return f"tags {sorted(self.content)}"
         return f"{self.content['folder']}/{self.content['name']}" if self.kind == ARTIFACT else None
 
 
@@ -86,8 +89,12 @@ class Journal:
         return journal
 
     @classmethod
-    def read(cls, results: Path) -> Self:
+    def read(cls, results: Path, *, mend: bool = True) -> Self:
         """Reads a journal back; a last line that a kill or a full disk has cut is none.
+
+        Args:
+            results: The folder of the run.
+            mend: Take such a line away, which only the holder of the lock may.
 
         Raises:
             UserError: It does not even say which run it is about.
@@ -95,7 +102,7 @@ class Journal:
         path = results / FOLDER / _FILE
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
+        if mend and len(whole) < len(data):
             os.truncate(path, len(whole))
         lines = whole.splitlines()
         records = [record for line in lines if (record := _parse(line)) is not None]
@@ -194,6 +201,11 @@ def items(count: int) -> str:
     return f"{count} item{'s' * (count != 1)}"
 
 
+def is_held(results: Path) -> bool:
+    """Whether a process delivers from the journal of a run."""
+    return is_locked(results / FOLDER / _LOCK)
+
+
 @contextlib.contextmanager
 def journal_lock(results: Path) -> Iterator[None]:
     """Held for as long as a process delivers from the journal of a run: one at a time does.
@@ -204,7 +216,7 @@ def journal_lock(results: Path) -> Iterator[None]:
     path = results / FOLDER / _LOCK
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(file_lock(path, timeout=0))
+            stack.enter_context(file_lock(path, timeout=_PATIENCE))
         except Timeout:
             raise TrackingError(
                 f"{results}: the run itself, or another sync, delivers from it right now; wait for its end"

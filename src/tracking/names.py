@@ -12,6 +12,8 @@ CONFIG_SHA256 = "config.sha256"
 SEED = "seed"
 ERROR = "error"
 """Why a run did not finish."""
+HEARTBEAT = "heartbeat"
+"""Which process works on a run, and when it last did."""
 
 DELIVERY = "delivery"
 """On a logged model: which one of its run it is, so that none is made twice."""

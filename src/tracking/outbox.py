@@ -113,11 +113,12 @@ class Outbox:
         self._changed.notify_all()
 
     def _drop_older(self, target: str | None) -> None:
-        """Of the versions of a file that wait, only the newest is delivered."""
-        versions = sorted(n for n, item in self._waiting.items() if target and item.target == target)
-        for number in versions[:-1]:
-            if self._waiting[number] is not self._sending:
-                self._journal.done(self._waiting.pop(number))
+        """Of the versions of a file or tag that wait or were refused, only the newest is delivered."""
+        versions = [item for item in self._journal.pending.values() if target and item.target == target]
+        for item in sorted(versions, key=in_order)[:-1]:
+            if item is not self._sending:
+                self._waiting.pop(item.number, None)
+                self._journal.done(item)
 
     def _work(self) -> None:
         while (item := self._next()) is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.errors import MlprojectError, StoreError, TrackingError, UserError
 from src.tracking.delivery import MAX_TAG, Delivery
+from src.tracking.heartbeat import Heartbeat, beat, seconds_between
 from src.tracking.journal import METRICS, TAGS, Item
 from src.tracking.logged_model import log_model, save_model
 from src.tracking.names import ERROR, ROLE
@@ -53,8 +54,13 @@ class TrackedRun:
         self._delivery = Delivery(run_id, Path())
         self._outbox: Outbox | None = None
         self._monitor: Monitor | None = None
+        self._heartbeat: Heartbeat | None = None
         self.run_id = run_id
         self.info = self._client.get_run(run_id).info
+
+    def beat_every(self, seconds: float) -> None:
+        """Until the end a tag tells that often that this process works on the run."""
+        self._heartbeat = Heartbeat(self.log_tags, seconds)
 
     def keep_in(self, results: Path) -> None:
         """From here on what a server has not confirmed is kept in ``results``, and training goes on."""
@@ -142,6 +148,9 @@ class TrackedRun:
             else:
                 self._end_delivered(self._outbox, status, message)
         finally:
+            # Not before: the last delivery to a server can take long.
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
             _forget_active_run(self.run_id)
 
     def _end(self, status: str, message: str | None) -> None:
@@ -217,11 +226,14 @@ def _start(tags: Mapping[str, str]) -> TrackedRun:
 
     # At a server the outbox's monitor does this: MLflow's own ends at the first request that fails.
     wanted = wants_system_metrics() and not is_server(resolve_uri())
+    seconds = seconds_between()  # a wrong one is told before there is a run
     try:
-        active = mlflow.start_run(tags=dict(tags), log_system_metrics=wanted)
+        active = mlflow.start_run(tags={**tags, **beat()}, log_system_metrics=wanted)
     except mlflow.MlflowException as error:
         raise StoreError(f"{shown_uri()}: no run can be started: {reason(error)}") from None
-    return TrackedRun(active.info.run_id)
+    run = TrackedRun(active.info.run_id)
+    run.beat_every(seconds)
+    return run
 
 
 def _message(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,20 @@ def open_store(*, must_exist: bool = False) -> None:
             f"{shown_uri()}: the tracking store cannot be opened: {reason(error)}. Check "
             "MLFLOW_TRACKING_URI, the permissions and the free space there"
         ) from None
+
+
+def why_not_writable() -> str | None:
+    """Sets a tag of an experiment and takes it away again; says why that fails, None where it does not."""
+    import mlflow
+
+    client, key = mlflow.MlflowClient(), f"doctor.{uuid.uuid4().hex}"
+    try:
+        (experiment,) = client.search_experiments(max_results=1)
+        client.set_experiment_tag(experiment.experiment_id, key, "")
+        client.delete_experiment_tag(experiment.experiment_id, key)
+    except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
+        return reason(error)
+    return None
 
 
 def resolve_uri() -> str:

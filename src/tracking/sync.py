@@ -1,11 +1,12 @@
 """Delivers what a run has left in its journal."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import StoreError, TrackingError, UserError
 from src.tracking.delivery import Delivery, allowed_attempts
-from src.tracking.journal import STATUS, TAGS, Item, Journal, items, journal_lock
+from src.tracking.journal import FOLDER, STATUS, TAGS, Item, Journal, is_held, items, journal_lock
 from src.tracking.names import ERROR
 from src.tracking.outbox import in_order
 from src.tracking.store import http_retries, open_store, quiet_client, reason, shown_uri
@@ -26,6 +27,44 @@ class Synced:
     run_id: str | None = None
     count: int = 0
     status: str = ""
+
+
+@dataclass(frozen=True)
+class Left:
+    """A journal on disk.
+
+    Attributes:
+        results: The folder of its run.
+        run_id: The run, None where the journal does not say.
+        count: How many items it holds.
+        has_end: Whether the end of the run is one of them.
+        is_held: Whether a process delivers from it right now.
+    """
+
+    results: Path
+    run_id: str | None
+    count: int
+    has_end: bool
+    is_held: bool
+
+
+def find_left(output: Path) -> list[Left]:
+    """The journals of all runs below a folder; changes none."""
+    found = []
+    for folder in sorted(output.rglob(FOLDER)):
+        with contextlib.suppress(FileNotFoundError):  # all has arrived meanwhile
+            found.append(_look(folder.parent))
+    return found
+
+
+def _look(results: Path) -> Left:
+    held = is_held(results)
+    try:
+        journal = Journal.read(results, mend=False)
+    except UserError:
+        return Left(results, None, 0, False, held)
+    has_end = any(item.kind == STATUS for item in journal.pending.values())
+    return Left(results, journal.run_id, len(journal.pending), has_end, held)
 
 
 def sync(results: Path) -> Synced:

@@ -67,6 +67,14 @@ def _fail(message: str, exit_code: int) -> int:
     return exit_code
 
 
+def span(seconds: float) -> str:
+    """A time in words, such as ``12 min``."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
 def warn(message: str) -> None:
     """Shows a warning on stderr."""
     print(f"warning: {message}", file=sys.stderr, flush=True)

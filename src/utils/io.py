@@ -1,5 +1,6 @@
 """Whatever is written is written here: whole or not at all."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -41,7 +42,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         OSError: Nothing could be written; ``path`` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=path.suffix, dir=path.parent)
+    # The process in the name: what it leaves when it is killed is known to be nobody's.
+    prefix = f"{TEMP_PREFIX}{os.getpid()}-"
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
     temp = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -108,6 +111,18 @@ def file_lock(path: Path, timeout: float = -1) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path, timeout=timeout):
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock on a file; it is asked without making, and hardly taking, one."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except (BlockingIOError, PermissionError):  # some file systems say the second for the first
+        return True
+    return False
 
 
 def check_writable(folder: Path) -> None:
