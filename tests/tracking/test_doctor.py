@@ -1,13 +1,10 @@
 """``python -m src.store doctor``: on real stores, with processes that are really gone."""
 
 import fcntl
-import json
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,11 +17,10 @@ from src.store import main
 from src.tracking.heartbeat import Beat
 from src.tracking.journal import METRICS, STATUS, Journal, journal_lock
 from src.tracking.names import HEARTBEAT
+from src.tracking.running import mark_killed, running_runs
 from src.tracking.store import open_store
 from src.utils.io import TEMP_PREFIX
-from tests.servers import Server, make_store, place_store
-
-MakeStore = Callable[[], None]
+from tests.servers import make_store, place_store
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +107,7 @@ def test_only_runs_whose_process_is_gone_are_killed(
     assert any_store != "server" or "http://127.0.0.1" in captured.out
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("sqlite")
 def test_a_journal_tells_more_than_a_heartbeat(
     results: Path, dead: Beat, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,20 +215,8 @@ def test_without_a_store_it_says_what_it_can(
     assert main(["doctor", "--output-dir", "none"]) == 2
 
 
-def test_a_heartbeat_that_is_none() -> None:
-    good = json.loads(Beat.now().to_json())
-    for changes in ({"pid": -1}, {"pid": "x"}, {"started": float("nan")}, {"time": "now"}, {"time": None}):
-        assert Beat.from_json(json.dumps(good | changes)) is None
-    for text in ("", "3", "null", "[]", '{"pid": 3}', "{"):
-        assert Beat.from_json(text) is None
-    again = Beat.from_json(json.dumps(good))
-    assert again is not None
-    assert again.lives()
-
-
-def test_a_run_that_came_alive_meanwhile_is_left_alone(sqlite: Path, dead: Beat, folder: Path) -> None:
-    from src.tracking.running import mark_killed, running_runs
-
+@pytest.mark.usefixtures("sqlite")
+def test_a_run_that_came_alive_meanwhile_is_left_alone(dead: Beat) -> None:
     resumed, ended = start_run(dead), start_run(dead)
     found = {run.run_id: run for run in running_runs([])}
     client = mlflow.MlflowClient()

@@ -14,9 +14,10 @@ from mlflow.models import Model
 
 from src.store import main
 from src.tracking.delivery import Delivery
-from src.tracking.journal import FOLDER, METRICS, Item, Journal
+from src.tracking.heartbeat import Beat, beat
+from src.tracking.journal import FOLDER, METRICS, TAGS, Item, Journal
 from src.tracking.logged_model import deliver_model
-from src.tracking.names import DELIVERY
+from src.tracking.names import DELIVERY, HEARTBEAT
 from src.tracking.outbox import Outbox, UndeliveredError
 from src.tracking.run import tracked_run
 from src.tracking.store import http_retries
@@ -196,3 +197,56 @@ def test_sync_refuses(
     assert main(["sync", str(results)]) == 1
     assert "the server does not answer: Connection refused" in capsys.readouterr().err
     assert json.loads(journal(results)[0])["run_id"] == "0" * 32
+
+
+def last_beat(run_id: str) -> Beat:
+    found = Beat.from_json(mlflow.MlflowClient().get_run(run_id).data.tags[HEARTBEAT])
+    assert found is not None
+    return found
+
+
+@pytest.mark.usefixtures("server")
+def test_a_heartbeat_from_the_start_to_the_end(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLPROJECT_HEARTBEAT_SECONDS", "0.2")
+    with tracked_run({"a": "b"}) as run:
+        first = last_beat(run.run_id)
+        assert first.lives()
+        run.keep_in(results)
+        until(lambda: last_beat(run.run_id).time > first.time)
+    ended = last_beat(run.run_id)
+    time.sleep(1.1)
+    assert last_beat(run.run_id) == ended
+    assert not (results / "undelivered").exists()
+
+
+def test_of_heartbeats_one_waits_where_the_server_is_gone(server: Server, results: Path) -> None:
+    run_id = new_run()
+    with http_retries(0):
+        outbox = Outbox(results, run_id)
+        server.kill()
+        for _ in range(20):
+            outbox.put(TAGS, beat())
+        outbox.put(TAGS, {"other": "stays"})
+        # One may be on the way, one waits.
+        assert len(Journal.read(results, mend=False).pending) <= 3
+        server.start()
+        outbox.put_status("FINISHED")
+        outbox.close("FINISHED")
+    assert last_beat(run_id).lives()
+    assert mlflow.MlflowClient().get_run(run_id).data.tags["other"] == "stays"
+
+
+@pytest.mark.usefixtures("server")
+def test_a_heartbeat_that_is_refused_is_told_once_and_kept_once(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = new_run()
+    outbox = Outbox(results, run_id)
+    mlflow.MlflowClient().delete_run(run_id)
+    for _ in range(5):
+        outbox.put(TAGS, beat())
+        until(lambda: not outbox._waiting)
+    assert len(Journal.read(results, mend=False).pending) == 1
+    with pytest.raises(UndeliveredError):
+        outbox.close("FAILED")
+    assert capsys.readouterr().err.count("refuses what the run records") == 1
