@@ -58,7 +58,10 @@ def why_not_writable() -> str | None:
 
     client, key = mlflow.MlflowClient(), f"doctor.{uuid.uuid4().hex}"
     try:
-        (experiment,) = client.search_experiments(max_results=1)
+        found = client.search_experiments(max_results=1)
+        if not found:
+            return "it holds no experiment to try it on"
+        experiment = found[0]
         client.set_experiment_tag(experiment.experiment_id, key, "")
         client.delete_experiment_tag(experiment.experiment_id, key)
     except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
