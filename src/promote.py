@@ -50,7 +50,7 @@ def _parser() -> CommandParser:
 
 def _promote(argv: Sequence[str] | None) -> None:
     from src.promotion.show import promote_and_show
-    from src.tracking.run import mark_project_run, project_run_told
+    from src.tracking.project_run import mark_project_run, project_run_told
     from src.tracking.store import open_store
 
     with project_run_told():

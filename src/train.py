@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,8 @@ from src.utils.cli import CommandParser, add_flag, run_command, warn
 
 if TYPE_CHECKING:
     from src.data.dataset import Dataset
-    from src.tracking.run import TrackedRun
-    from src.training.checkpoint import TrainerState
+    from src.experiment.resume import Interrupted
     from src.training.folders import RunFolders
-    from src.training.results import Results
     from src.training.setup import Setup
     from src.utils.config import Config
 
@@ -44,38 +41,84 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="show settings, split and store; start nothing"
     )
+    parser.add_argument(
+        "--resume", metavar="RUN_ID", help="go on with a run; auto: the unfinished one with these settings"
+    )
     add_flag(parser, "--promote", "afterwards, promote the best run of this model and modality")
     return parser
 
 
 def _train(argv: Sequence[str] | None) -> None:
-    from src.tracking.run import is_project_run, project_run_told
+    from src.experiment.session import train
+    from src.tracking.project_run import is_project_run, mark_project_run, project_run_told
     from src.tracking.store import open_store
 
     in_project = is_project_run()  # before MLflow takes the run over and forgets
     with project_run_told():
         args = _parser().parse_args(argv)
-        config = _read_config(args)
-        _check_writable(_output(config))
+        interrupted = _named_run(args)
+        config = interrupted.config if interrupted else _read_config(args)
+        _check_writable(config.output_dir)
         dataset = _load(config, rehash=args.rehash)
-        setup = _set_up(config, dataset)
+        if interrupted:
+            interrupted.check_data(dataset.fingerprint)
+        setup = _set_up(config, dataset, interrupted)
         if args.dry_run:
             _show(setup.config, dataset)
             return
         open_store()
-        folders = _claim_named(config)
-    _run(setup, dataset, folders)
+        interrupted = interrupted or _fitting_run(args, setup, dataset)
+        if interrupted:
+            mark_project_run("resume")  # `mlflow run` has made one of its own
+        folders = interrupted.folders if interrupted else _claim_named(config)
+    train(setup, dataset, folders, interrupted)
     if args.promote:
         _promote(setup.config, only_warn=in_project)
+
+
+def _named_run(args: argparse.Namespace) -> "Interrupted | None":
+    """The run that ``--resume`` names by its id."""
+    from src.experiment.resume import resume_by_id
+    from src.tracking.store import open_store
+    from src.utils.config import RECORD_KEYS, modernized
+    from src.utils.dotted import flatten
+    from src.utils.yaml_files import read_yaml
+
+    if args.resume in (None, "", "auto"):
+        return None
+    open_store(must_exist=True)
+    values = read_yaml(Path(args.config)) if args.config else {}
+    sections = {key: value for key, value in values.items() if key not in RECORD_KEYS}
+    return resume_by_id(args.resume, flatten(modernized(sections, args.config or "")) | _changes(args))
+
+
+def _fitting_run(args: argparse.Namespace, setup: "Setup", dataset: "Dataset") -> "Interrupted | None":
+    """The run that ``--resume auto`` finds; a new one is started where there is none."""
+    from src.experiment.record import tags_of
+    from src.experiment.resume import resume_auto
+
+    if args.resume != "auto":
+        return None
+    found = resume_auto(setup.config, tags_of(setup.config, dataset))
+    print(f"resuming {found.run_id}" if found else "no unfinished run fits: a new one is started")
+    return found
 
 
 def _read_config(args: argparse.Namespace) -> "Config":
     """Settings by precedence: --set over named options over the file over defaults."""
     from src.utils.config import Config, modernized
-    from src.utils.dotted import merge_dotted, parse_overrides, split_overrides
-    from src.utils.yaml_files import parse_yaml, read_yaml
+    from src.utils.dotted import merge_dotted
+    from src.utils.yaml_files import read_yaml
 
     values = modernized(read_yaml(Path(args.config)), args.config) if args.config else {}
+    return Config.from_dict(merge_dotted(values, _changes(args)), args.config or "settings")
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options ask for, by dotted key."""
+    from src.utils.dotted import parse_overrides, split_overrides
+    from src.utils.yaml_files import parse_yaml
+
     # An option that is empty says nothing: `mlflow run` passes all of them.
     changes: dict[str, Any] = {}
     if args.model:
@@ -86,8 +129,7 @@ def _read_config(args: argparse.Namespace) -> "Config":
         changes["data.root_dir"] = args.data
     if args.epochs:
         changes["training.epochs"] = parse_yaml(args.epochs, "--epochs")
-    changes |= parse_overrides([*split_overrides(args.overrides), *args.set])
-    return Config.from_dict(merge_dotted(values, changes), args.config or "settings")
+    return changes | parse_overrides([*split_overrides(args.overrides), *args.set])
 
 
 def _check_writable(folder: Path) -> None:
@@ -130,10 +172,10 @@ def _print_split(dataset: "Dataset") -> None:
         print(f"sensitivity is about the class {dataset.classes[1]} (data.positive_class)")
 
 
-def _set_up(config: "Config", dataset: "Dataset") -> "Setup":
+def _set_up(config: "Config", dataset: "Dataset", interrupted: "Interrupted | None") -> "Setup":
     from src.training.setup import set_up
 
-    setup = set_up(config, dataset)
+    setup = set_up(config, dataset, interrupted.spec if interrupted else None)
     for note in setup.notes:
         warn(note)
     return setup
@@ -144,25 +186,7 @@ def _claim_named(config: "Config") -> "RunFolders | None":
     from src.training.folders import RunFolders
 
     name = config.experiment.name
-    return RunFolders(_output(config), name).claim() if name else None
-
-
-def _output(config: "Config") -> Path:
-    return Path(config.experiment.output_dir).expanduser()
-
-
-def _run(setup: "Setup", dataset: "Dataset", folders: "RunFolders | None") -> None:
-    from src.tracking.run import tracked_run
-    from src.training.folders import RunFolders
-    from src.utils.runtime import determinism
-
-    settings = setup.config.training
-    with tracked_run(_tags(setup.config, dataset)) as run, determinism(settings.deterministic):
-        folders = folders or RunFolders(_output(setup.config), _default_name(run.run_id)).claim()
-        _record_start(run, setup, dataset, folders)
-        state = _fit(run, setup, dataset, folders)
-        results = _record_results(run, setup, dataset, state, folders)
-        _print_summary(run, state, results, folders)  # before what a server may have to say at the end
+    return RunFolders(config.output_dir, name).claim() if name else None
 
 
 def _promote(config: "Config", *, only_warn: bool) -> None:
@@ -177,123 +201,6 @@ def _promote(config: "Config", *, only_warn: bool) -> None:
             raise
         # An exit status would make `mlflow run` mark the finished training FAILED.
         warn(f"trained, and not promoted: {error}")
-
-
-def _default_name(run_id: str) -> str:
-    return f"exp_{datetime.now():%Y%m%d_%H%M%S}_{run_id[:8]}"
-
-
-def _tags(config: "Config", dataset: "Dataset") -> dict[str, str]:
-    from src.tracking import names
-    from src.utils.io import sha256
-    from src.utils.runtime import environment
-
-    return {
-        names.MODEL: config.model.name,
-        names.MODALITY: config.modality,
-        names.DATA_FINGERPRINT: dataset.fingerprint,
-        names.SPLIT_FINGERPRINT: dataset.split_fingerprint,
-        names.CONFIG_SHA256: sha256(config.to_yaml().encode()),
-        names.SEED: str(config.training.seed),
-        **{f"data.{what}": str(count) for what, count in dataset.counts.items()},
-        **{f"env.{what}": str(value) for what, value in environment().items()},
-    }
-
-
-def _record_start(run: "TrackedRun", setup: "Setup", dataset: "Dataset", folders: "RunFolders") -> None:
-    """Everything that is known before the first epoch."""
-    from src.utils.io import atomic_write_text
-
-    atomic_write_text(folders.config, setup.config.to_yaml())
-    chosen = setup.config.experiment.name
-    # A name that says what was trained, unless the user has a better one.
-    run.rename(
-        chosen or f"{setup.config.model.name}_{setup.config.modality}_{folders.name.removeprefix('exp_')}"
-    )
-    run.log_params(setup.config.flat() | {"experiment.name": folders.name})
-    run.log_dataset(dataset, setup.config.modality)
-    run.keep_in(folders.results)
-    run.log_artifact(folders.config)
-    print(f"run {run.run_id} ({folders.name}) on {setup.network.device}")
-
-
-def _fit(run: "TrackedRun", setup: "Setup", dataset: "Dataset", folders: "RunFolders") -> "TrainerState":
-    from src.training.checkpoint import CheckpointStore
-    from src.training.trainer import Trainer
-
-    trainer = Trainer(
-        setup.config,
-        dataset,
-        setup.network,
-        setup.optimization,
-        checkpoints=CheckpointStore(folders.checkpoints),
-        history_path=folders.history,
-        tracker=run,
-        extra={
-            "run_id": run.run_id,
-            "config": setup.config.to_dict(),
-            "classes": list(dataset.classes),
-            "input": setup.network.spec.to_dict() | {"window": dataset.window},
-            "data_fingerprint": dataset.fingerprint,
-        },
-    )
-    return trainer.fit()
-
-
-def _record_results(
-    run: "TrackedRun", setup: "Setup", dataset: "Dataset", state: "TrainerState", folders: "RunFolders"
-) -> "Results":
-    """Scores the best weights, on test for the only time, and logs what they leave."""
-    from src.models.serving import ServingModel
-    from src.tracking.names import PLOTS, PREDICTIONS
-    from src.training.results import score_best, write_results
-
-    results = score_best(setup.network, dataset, setup.config)
-    tables, pictures = write_results(
-        results,
-        state,
-        dataset.classes,
-        predictions=folders.results / PREDICTIONS,
-        plots=folders.results / PLOTS,
-    )
-    for path, folder in [(p, PREDICTIONS) for p in tables] + [(p, PLOTS) for p in pictures]:
-        run.log_artifact(path, folder)
-    run.log_metrics(results.metrics(state), step=state.best_epoch)
-    run.log_model(
-        ServingModel(setup.network.model, setup.network.spec),
-        channels=dataset.channels,
-        size=dataset.size,
-        classes=dataset.classes,
-        step=state.best_epoch,
-        metadata={
-            "threshold": results.threshold,
-            "modality": setup.config.modality,
-            "window": dataset.window,
-        },
-    )
-    return results
-
-
-def _print_summary(
-    run: "TrackedRun", state: "TrainerState", results: "Results", folders: "RunFolders"
-) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from src.tracking.store import how_to_look
-
-    table = Table("split", "AUC", "accuracy", "sensitivity", "specificity", "loss")
-    for name, scored in results.splits.items():
-        scores = scored.scores
-        numbers = (scores.auc, scores.acc, scores.sensitivity, scores.specificity, scores.loss)
-        table.add_row(name, *(f"{number:.4f}" for number in numbers))
-    Console().print(table)
-    print(
-        f"best val AUC {state.best_val_auc:.4f} (epoch {state.best_epoch}), threshold {results.threshold:.4f}"
-    )
-    print(f"run          {run.run_id}")
-    print(f"files        {folders.results} and {folders.logs}")
-    print(f"look at it   {how_to_look(run.info.experiment_id)}")
 
 
 if __name__ == "__main__":

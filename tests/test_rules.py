@@ -12,7 +12,16 @@ from src.utils.config import Config
 from tests.conftest import ROOT
 
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-LAYERS = {"errors": 0, "utils": 1, "data": 2, "models": 2, "training": 3, "tracking": 3, "promotion": 4}
+LAYERS = {
+    "errors": 0,
+    "utils": 1,
+    "data": 2,
+    "models": 2,
+    "training": 3,
+    "tracking": 3,
+    "promotion": 4,
+    "experiment": 4,
+}
 COMMAND = 5
 
 

@@ -1,7 +1,6 @@
 """One MLflow run from start to its true end."""
 
 import contextlib
-import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -10,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.errors import MlprojectError, StoreError, TrackingError, UserError
-from src.tracking.delivery import MAX_TAG, Delivery
+from src.tracking.delivery import Delivery
 from src.tracking.heartbeat import Heartbeat, beat, seconds_between
 from src.tracking.journal import METRICS, TAGS, Item
 from src.tracking.logged_model import log_model, save_model
-from src.tracking.names import ERROR, ROLE
+from src.tracking.names import ERROR
 from src.tracking.outbox import Outbox, UndeliveredError
 from src.tracking.store import (
     http_retries,
     is_server,
     local_folder,
-    open_store,
     quiet_client,
     reason,
     resolve_uri,
@@ -46,8 +44,13 @@ class TrackedRun:
     training neither waits for it nor ends when it goes away.
     """
 
-    def __init__(self, run_id: str) -> None:
-        """Wraps the active run ``run_id``."""
+    def __init__(self, run_id: str, *, is_resumed: bool = False) -> None:
+        """Wraps the active run ``run_id``.
+
+        Args:
+            run_id: Its id.
+            is_resumed: Whether it goes on, so that metrics may be there already.
+        """
         import mlflow
 
         self._client = mlflow.MlflowClient()
@@ -56,7 +59,10 @@ class TrackedRun:
         self._monitor: Monitor | None = None
         self._heartbeat: Heartbeat | None = None
         self.run_id = run_id
-        self.info = self._client.get_run(run_id).info
+        self.is_resumed = is_resumed
+        run = self._client.get_run(run_id)
+        self.info = run.info
+        self._model_steps = {o.step for o in run.outputs.model_outputs} if run.outputs else set[int]()
 
     def beat_every(self, seconds: float) -> None:
         """Until the end a tag tells that often that this process works on the run."""
@@ -88,7 +94,7 @@ class TrackedRun:
 
     def _send(self, kind: str, content: dict[str, Any]) -> None:
         if self._outbox is None:
-            self._delivery.send(Item(0, kind, content))
+            self._delivery.send(Item(0, kind, content, is_doubtful=self.is_resumed))
         else:
             self._outbox.put(kind, content)
 
@@ -104,6 +110,10 @@ class TrackedRun:
             self._outbox.put_file(path, folder)
         else:
             self._client.log_artifact(self.run_id, str(path), folder)
+
+    def has_model(self, step: int) -> bool:
+        """Whether the run had a logged model of this epoch when it was started or resumed."""
+        return step in self._model_steps
 
     def log_model(self, module: "nn.Module", *, step: int, **options: Any) -> None:  # noqa: ANN401
         """Keeps a model with the run; the options are those of `src.tracking.logged_model.log_model`."""
@@ -184,8 +194,12 @@ def _forget_active_run(run_id: str) -> None:
 
 
 @contextmanager
-def tracked_run(tags: Mapping[str, str]) -> Iterator[TrackedRun]:
+def tracked_run(tags: Mapping[str, str], run_id: str | None = None) -> Iterator[TrackedRun]:
     """Starts a run, or takes the one that ``mlflow run`` has made for this process.
+
+    Args:
+        tags: The run's tags.
+        run_id: A run to go on with, in status RUNNING again; None starts one.
 
     The run ends FINISHED when the block ends, KILLED when a signal ended it, and FAILED on any
     error, with the message as the tag ``error``.
@@ -196,15 +210,15 @@ def tracked_run(tags: Mapping[str, str]) -> Iterator[TrackedRun]:
     """
     # Every further attempt is the outbox's: it knows what must not be sent twice.
     with http_retries(0), quiet_client():
-        yield from _tracked(tags)
+        yield from _tracked(tags, run_id)
 
 
-def _tracked(tags: Mapping[str, str]) -> Iterator[TrackedRun]:
+def _tracked(tags: Mapping[str, str], run_id: str | None) -> Iterator[TrackedRun]:
     from mlflow import MlflowException
 
     run: TrackedRun | None = None
     try:
-        run = _start(tags)
+        run = _start(tags, run_id)
         yield run
         run.finish("FINISHED")
     except UndeliveredError:
@@ -213,7 +227,7 @@ def _tracked(tags: Mapping[str, str]) -> Iterator[TrackedRun]:
         _finish_anyway(run, "KILLED", str(stopped))
         raise
     except BaseException as error:
-        message = _message(error)
+        message = message_of(error)
         _finish_anyway(run, "FAILED", message)
         if run is not None and isinstance(error, MlflowException | UserError):
             # Whatever it is, it is no longer something to mend before training.
@@ -221,22 +235,28 @@ def _tracked(tags: Mapping[str, str]) -> Iterator[TrackedRun]:
         raise
 
 
-def _start(tags: Mapping[str, str]) -> TrackedRun:
+def _start(tags: Mapping[str, str], run_id: str | None) -> TrackedRun:
     import mlflow
 
     # At a server the outbox's monitor does this: MLflow's own ends at the first request that fails.
     wanted = wants_system_metrics() and not is_server(resolve_uri())
     seconds = seconds_between()  # a wrong one is told before there is a run
     try:
-        active = mlflow.start_run(tags={**tags, **beat()}, log_system_metrics=wanted)
+        if run_id is not None:  # RUNNING again it must not have the heartbeat of the process before
+            for name, value in beat().items():
+                mlflow.MlflowClient().set_tag(run_id, name, value)
+        active = mlflow.start_run(run_id, tags={**tags, **beat()}, log_system_metrics=wanted)
+        if run_id is not None and ERROR in active.data.tags:
+            mlflow.delete_tag(ERROR)
     except mlflow.MlflowException as error:
         raise StoreError(f"{shown_uri()}: no run can be started: {reason(error)}") from None
-    run = TrackedRun(active.info.run_id)
+    run = TrackedRun(active.info.run_id, is_resumed=run_id is not None)
     run.beat_every(seconds)
     return run
 
 
-def _message(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """Why a run ended, in words that the store may keep."""
     from mlflow import MlflowException
 
     if isinstance(error, MlflowException):
@@ -260,44 +280,3 @@ def _finish_anyway(run: TrackedRun | None, status: str, message: str) -> None:
         warn(str(error))
     except Exception as error:  # whatever the store raises
         warn(f"the run could not be marked {status}: {reason(error)}")
-
-
-def is_project_run() -> bool:
-    """Whether ``mlflow run`` started this process and made a run for it."""
-    return "MLFLOW_RUN_ID" in os.environ
-
-
-def mark_project_run(role: str) -> None:
-    """Says on the run that ``mlflow run`` made, where there is one, that it trains nothing."""
-    if is_project_run():
-        import mlflow
-
-        mlflow.MlflowClient().set_tag(os.environ["MLFLOW_RUN_ID"], ROLE, role)
-
-
-@contextmanager
-def project_run_told() -> Iterator[None]:
-    """Where ``mlflow run`` made a run for this process: tells it why the block ended before training."""
-    try:
-        yield
-    except Stopped as stopped:
-        _end_project_run("KILLED", stopped)
-        raise
-    except BaseException as error:
-        _end_project_run("FAILED", error)
-        raise
-
-
-def _end_project_run(status: str, why: BaseException) -> None:
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id is None:
-        return
-    import mlflow
-
-    try:
-        open_store()
-        client = mlflow.MlflowClient()
-        client.set_tag(run_id, ERROR, _message(why)[:MAX_TAG])
-        client.set_terminated(run_id, status)
-    except Exception as error:  # the store may be what is wrong
-        warn(f"the run {run_id} could not be marked {status}: {reason(error)}")

@@ -1,17 +1,20 @@
 """Checkpoints: one typed state, whole files only, nothing pickled but tensors and plain values."""
 
 import pickle
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from src.errors import DataError
 from src.training.auc import is_better
 from src.utils.io import atomic_file, atomic_link
 
 LATEST = "latest.pth"
+PREVIOUS = "latest.prev.pth"
 BEST = "best_model.pth"
 
 
@@ -21,12 +24,16 @@ class TrainerState:
 
     Attributes:
         epoch: Epochs that are complete.
+        steps: Optimizer steps of the epoch after that; its batches up to there are not seen again.
+        loss_sum: Summed training loss over these steps.
         best_val_auc: Highest finite val AUC so far, None before there is one.
         best_epoch: Its epoch, 0 before there is one.
         history: One row per epoch, in order: ``epoch`` and the metrics.
     """
 
     epoch: int = 0
+    steps: int = 0
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
     best_val_auc: float | None = None
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -34,25 +41,39 @@ class TrainerState:
     def record(self, row: dict[str, float]) -> bool:
         """Appends one finished epoch; True where its val AUC is the best so far."""
         self.history.append(row)
-        self.epoch = int(row["epoch"])
+        self.epoch, self.steps, self.loss_sum = int(row["epoch"]), 0, torch.zeros_like(self.loss_sum)
         improved = is_better(row["val_auc"], self.best_val_auc)
         if improved:
             self.best_val_auc, self.best_epoch = row["val_auc"], self.epoch
         return improved
 
     def state_dict(self) -> dict[str, Any]:
-        """One key per attribute."""
+        """One key per attribute, plain values."""
         return {
             "epoch": self.epoch,
+            "steps": self.steps,
+            "loss_sum": float(self.loss_sum),  # a float32, which a Python float holds exactly
             "best_val_auc": self.best_val_auc,
             "best_epoch": self.best_epoch,
             "history": self.history,
         }
 
+    @classmethod
+    def from_checkpoint(cls, checkpoint: dict[str, Any]) -> "TrainerState":
+        """The state that a checkpoint holds."""
+        return cls(
+            checkpoint["epoch"],
+            checkpoint["steps"],
+            torch.tensor(checkpoint["loss_sum"], dtype=torch.float32),
+            checkpoint["best_val_auc"],
+            checkpoint["best_epoch"],
+            checkpoint["history"],
+        )
+
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """``latest.pth`` and ``best_model.pth`` in one folder."""
+    """``latest.pth``, the one before it, and ``best_model.pth`` in one folder."""
 
     folder: Path
 
@@ -60,6 +81,11 @@ class CheckpointStore:
     def latest(self) -> Path:
         """Written after every epoch."""
         return self.folder / LATEST
+
+    @property
+    def previous(self) -> Path:
+        """What ``latest`` was before it was written last, in case that is damaged."""
+        return self.folder / PREVIOUS
 
     @property
     def best(self) -> Path:
@@ -70,7 +96,7 @@ class CheckpointStore:
         """Writes ``latest`` and, where ``is_best``, makes ``best`` the same file.
 
         Raises:
-            OSError: Nothing could be written; both files are as they were.
+            OSError: Nothing could be written; the files are as they were.
         """
         with atomic_file(self.latest) as file:
             try:
@@ -80,8 +106,28 @@ class CheckpointStore:
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
+            if self.latest.exists():
+                atomic_link(self.latest, self.previous)
         if is_best:
             atomic_link(self.latest, self.best)
+
+    def load_latest(self) -> tuple[dict[str, Any], str | None]:
+        """The newest checkpoint that can be read, and why that is not ``latest``, None where it is.
+
+        A process that died between the two steps of `save` has left an older ``best``; it is mended.
+
+        Raises:
+            DataError: There is none.
+        """
+        warning = None
+        try:
+            checkpoint, source = load_checkpoint(self.latest), self.latest
+        except DataError as error:
+            checkpoint, source = load_checkpoint(self.previous), self.previous
+            warning = f"{error}; going on from {self.previous.name}, epoch {checkpoint['epoch']}"
+        if checkpoint["best_epoch"] == checkpoint["epoch"] > 0 and checkpoint["steps"] == 0:
+            atomic_link(source, self.best)
+        return checkpoint, warning
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -91,6 +137,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         DataError: The file is missing, damaged, or holds anything that would have to be executed.
     """
     try:
+        _check_sums(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise DataError(
@@ -99,3 +146,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
         raise DataError(f"{path}: holds no model_state_dict, so it is no checkpoint of a run")
     return checkpoint
+
+
+def _check_sums(path: Path) -> None:
+    """Raises ValueError where a byte has changed since the file was written, which torch does not look at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise ValueError(str(error)) from None
+    if damaged is not None:
+        raise ValueError(f"{damaged} is damaged")

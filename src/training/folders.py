@@ -1,9 +1,14 @@
 """Where one run's files lie on disk, beside the store."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import Timeout
+
 from src.errors import UserError
+from src.utils.io import TEMP_PREFIX, file_lock
 
 
 @dataclass(frozen=True)
@@ -58,3 +63,22 @@ class RunFolders:
                     f"experiment.name: {folder} belongs to another run; choose another name, or move it away"
                 ) from None
         return self
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from training this run at the same time; its end ends that, however it ends.
+
+        Raises:
+            UserError: One does already.
+        """
+        try:
+            with file_lock(self.results / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise UserError(f"{self.results}: another process trains this run right now") from None
+
+    def sweep(self) -> None:
+        """Removes what a process that died has left half-written."""
+        for folder in (self.logs, self.checkpoints):
+            for left in folder.glob(f"{TEMP_PREFIX}*"):
+                left.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from src.data.batches import training_batches
 from src.data.dataset import Dataset
 from src.data.demo import DEMO_NAME
 from src.errors import ConfigError
-from src.models.build import build_model
+from src.models.build import BuiltModel, build_model
 from src.models.kernels import has_idle_weights
 from src.models.parameters import parameter_groups
 from src.models.spec import InputSpec
@@ -38,8 +38,14 @@ class Setup:
     notes: tuple[str, ...]
 
 
-def set_up(config: Config, dataset: Dataset) -> Setup:
+def set_up(config: Config, dataset: Dataset, spec: InputSpec | None = None) -> Setup:
     """Builds the model and everything that trains it.
+
+    Args:
+        config: The settings.
+        dataset: The data.
+        spec: The input of a model whose weights a checkpoint brings, so that none need be found; None
+            for a new training.
 
     Raises:
         ModelError: The model or its weights cannot be had.
@@ -55,7 +61,7 @@ def set_up(config: Config, dataset: Dataset) -> Setup:
         channels=dataset.channels,
         size=dataset.size,
         stem=config.model.stem,
-        weights=_wanted_weights(config),
+        weights=_wanted_weights(config) if spec is None else "none",
     )
     autocast, precision_notes = _pick_autocast(config, device, built.model, dataset)
     resolved = config.updated(
@@ -63,15 +69,12 @@ def set_up(config: Config, dataset: Dataset) -> Setup:
             "data.image_size": dataset.size,
             "data.channels": dataset.channels_each,
             "data.window": None if dataset.window is None else list(dataset.window),
-            "model.weights": built.weights,
+            "model.weights": built.weights if spec is None else config.model.weights,
             "model.stem": built.stem,
             "training.precision": "float32" if autocast is None else str(autocast).removeprefix("torch."),
         }
     )
-    mean, std = (
-        dataset.channel_statistics if built.mean is None or built.std is None else (built.mean, built.std)
-    )
-    spec = InputSpec(dataset.channels, dataset.size, mean, std)
+    spec = spec or _input_spec(built, dataset)
     model = built.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = Network(model, spec, device, autocast)
     return Setup(
@@ -80,6 +83,14 @@ def set_up(config: Config, dataset: Dataset) -> Setup:
         _optimization(network, resolved, dataset),
         (*built.notes, *precision_notes, *_notes(resolved, dataset)),
     )
+
+
+def _input_spec(built: BuiltModel, dataset: Dataset) -> InputSpec:
+    """What the weights were trained on; the training split's own statistics where there are none."""
+    mean, std = (
+        dataset.channel_statistics if built.mean is None or built.std is None else (built.mean, built.std)
+    )
+    return InputSpec(dataset.channels, dataset.size, mean, std)
 
 
 def _check_threshold(config: Config, dataset: Dataset) -> None:

@@ -33,6 +33,11 @@ class Optimization:
     clip_grad_norm: float | None = None
     average: AveragedModel | None = None
 
+    def rate_before(self, steps: int) -> float:
+        """The head's learning rate ``steps`` steps ago."""
+        peak = self.optimizer.param_groups[0]["initial_lr"]
+        return float(peak * self.schedule.lr_lambdas[0](self.schedule.last_epoch - steps))
+
     def step(self, network: Network, images: Tensor, targets: Tensor) -> Tensor:
         """Moves the weights along the mean gradient over all images.
 

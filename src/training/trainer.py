@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,12 +19,12 @@ from src.models.parameters import train_mode
 from src.models.spec import unit_range
 from src.training.checkpoint import CheckpointStore, TrainerState, load_checkpoint
 from src.training.evaluation import Network, score_split
-from src.training.history import METRICS, write_history
+from src.training.history import write_history
 from src.training.loss import make_mixup
 from src.training.step import Optimization
 from src.utils.config import Config
 from src.utils.progress import bar
-from src.utils.runtime import derive_seed, seed_everything
+from src.utils.runtime import Stopped, derive_seed, seed_everything, uninterrupted
 
 _REFRESH_SECONDS = 0.5
 _AUGMENT, _DROPOUT = 2, 3  # streams of their own beside the one that shuffles
@@ -37,13 +37,37 @@ class Tracker(Protocol):
         """Records settings; each key once."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records all metrics of one epoch in one call."""
+        """Records all metrics of one epoch in one call; a resumed run keeps what it has at that step."""
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Keeps a file with the run."""
 
     def finish(self, status: str, message: str | None = None) -> None:
         """Ends the run as FINISHED, FAILED or KILLED."""
+
+
+@dataclass
+class _Progress:
+    """Images seen in an epoch, ``before`` of them by an earlier process, and what is shown of it."""
+
+    seen: int
+    before: int
+    text: str = ""
+    started: float = field(default_factory=time.perf_counter)
+    shown: float = field(default_factory=time.perf_counter)
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return (self.seen - self.before) / max(time.perf_counter() - self.started, 1e-9)
+
+    def is_due(self) -> bool:
+        """Whether the text should be made anew."""
+        now = time.perf_counter()
+        if now - self.shown <= _REFRESH_SECONDS:
+            return False
+        self.shown = now
+        return True
 
 
 class Trainer:
@@ -83,6 +107,23 @@ class Trainer:
         self.extra = dict(extra)
         self.mixup = make_mixup(config.training.mixup_alpha, len(dataset.classes))
         self.state = TrainerState()
+        self._saved_at = 0.0
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint, at the very step that it was written after."""
+        average = self.optimization.average
+        if average is None:
+            self.network.model.load_state_dict(checkpoint["model_state_dict"])
+        else:
+            average.module.load_state_dict(checkpoint["model_state_dict"])
+            average.n_averaged.fill_(checkpoint["averaged_steps"])
+            self.network.model.load_state_dict(checkpoint["trained_model_state_dict"])
+        self.optimization.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+        self.optimization.schedule.load_state_dict(checkpoint["scheduler_state_dict"])
+        self.optimization.scaler.load_state_dict(checkpoint["scaler_state_dict"])
+        self.state = TrainerState.from_checkpoint(dict(checkpoint))
+        write_history(self.history_path, self.state.history)
+        self._log_again()
 
     def fit(self) -> TrainerState:
         """Trains to the last epoch, or until early stopping; the model ends with the best weights.
@@ -90,16 +131,20 @@ class Trainer:
         Raises:
             TrainingError: The loss is no number, or no epoch had a finite val AUC.
             OSError: A checkpoint could not be written.
+            Stopped: A signal came; what was trained is in ``latest.pth``.
         """
-        while self.state.epoch < self.config.training.epochs and not self._is_stale():
-            epoch, started = self.state.epoch + 1, time.perf_counter()
-            speed = {"learning_rate": float(self.optimization.schedule.get_last_lr()[0])}
-            train_loss, rate = self._train(epoch)
-            row = self._validate(epoch, train_loss)
-            improved = self.state.record(row)
-            self._save(improved)
-            speed |= {"epoch_seconds": time.perf_counter() - started, "images_per_second": rate}
-            self._log(improved, speed)
+        self.state.loss_sum = self.state.loss_sum.to(self.network.device)
+        self._saved_at = time.monotonic()
+        try:
+            while self.state.epoch < self.config.training.epochs and not self._is_stale():
+                row = self._run_epoch(self.state.epoch + 1)
+                with uninterrupted():
+                    improved = self.state.record(row)
+                    self._save(improved)
+                    self._log(improved)
+        except Stopped:
+            self._save_unfinished()
+            raise
         self._load_best()
         return self.state
 
@@ -107,26 +152,41 @@ class Trainer:
         patience = self.config.training.early_stopping_patience
         return patience is not None and self.state.epoch - self.state.best_epoch >= patience
 
+    def _run_epoch(self, epoch: int) -> dict[str, float]:
+        """Trains and validates; returns the epoch's row of the history."""
+        started = time.perf_counter()
+        learning_rate = self.optimization.rate_before(self.state.steps)
+        train_loss, rate = self._train(epoch)
+        return {
+            **self._validate(epoch, train_loss),
+            "learning_rate": learning_rate,
+            "epoch_seconds": time.perf_counter() - started,
+            "images_per_second": rate,
+        }
+
     def _train(self, epoch: int) -> tuple[float, float]:
-        """One pass over the training split; returns the mean loss and images per second."""
+        """One pass over the training split, or its rest; returns the mean loss and images per second."""
         settings, labels = self.config.training, self.dataset.splits["train"].labels
         batches = training_batches(len(labels), settings.images_per_step, seed=settings.seed, epoch=epoch)
-        total, seen = torch.zeros((), device=self.network.device), 0
-        started = shown = time.perf_counter()
+        before = sum(map(len, batches[: self.state.steps]))
+        progress = _Progress(seen=before, before=before)
         # Asked of the epoch alone, so that a run can be continued from any.
         train_mode(self.network.model, freeze_backbone=epoch <= settings.freeze_backbone_epochs)
-        with bar(f"epoch {epoch}/{settings.epochs}", len(batches)) as advance:
-            for number, positions in enumerate(batches):
-                total += self._step(epoch, number, positions, labels[positions])
-                seen += len(positions)
-                now = time.perf_counter()
+        with bar(f"epoch {epoch}/{settings.epochs}", len(batches), done=self.state.steps) as advance:
+            for number in range(self.state.steps, len(batches)):
+                positions = batches[number]
+                with uninterrupted():
+                    self.state.loss_sum += self._step(epoch, number, positions, labels[positions])
+                    self.state.steps = number + 1
+                progress.seen += len(positions)
                 # Reading the loss waits for the device, so it is read now and then only.
-                if number == 0 or now - shown > _REFRESH_SECONDS or number == len(batches) - 1:
-                    mean, rate = self._check_finite(float(total) / seen, epoch), seen / (now - started)
-                    shown = now
-                    status = f"loss {mean:.4f}  {self._best_text()}  {rate:.0f} images/s"
-                advance(status)
-        return mean, rate
+                if number == 0 or progress.is_due():
+                    mean = self._check_finite(float(self.state.loss_sum) / progress.seen, epoch)
+                    progress.text = f"loss {mean:.4f}  {self._best_text()}  {progress.rate:.0f} images/s"
+                advance(progress.text)
+                if time.monotonic() - self._saved_at > 60 * settings.checkpoint_every_minutes:
+                    self._save_unfinished()
+        return self._check_finite(float(self.state.loss_sum) / progress.seen, epoch), progress.rate
 
     def _step(
         self, epoch: int, number: int, positions: NDArray[np.int64], labels: NDArray[np.int64]
@@ -202,15 +262,31 @@ class Trainer:
 
     def _save(self, improved: bool) -> None:
         self.checkpoints.save(self._checkpoint(), is_best=improved)
+        self._saved_at = time.monotonic()
         write_history(self.history_path, self.state.history)
 
-    def _log(self, improved: bool, speed: Mapping[str, float]) -> None:
-        row = self.state.history[-1]
-        metrics = {name: row[name] for name in METRICS} | dict(speed)
-        if improved:
-            metrics["best_val_auc"] = row["val_auc"]
-        self.tracker.log_metrics(metrics, step=self.state.epoch)
+    def _save_unfinished(self) -> None:
+        """Keeps the steps of an epoch that is under way."""
+        if self.state.steps:
+            self.checkpoints.save(self._checkpoint(), is_best=False)
+            self.tracker.log_artifact(self.checkpoints.latest, self.checkpoints.folder.name)
+        self._saved_at = time.monotonic()
+
+    def _log(self, improved: bool) -> None:
+        self._log_row(self.state.history[-1], improved)
         self._keep_files(improved)
+
+    def _log_row(self, row: Mapping[str, float], improved: bool) -> None:
+        metrics = {name: value for name, value in row.items() if name != "epoch"}
+        if improved:
+            metrics["best_val_auc"] = metrics["val_auc"]
+        self.tracker.log_metrics(metrics, step=int(row["epoch"]))
+
+    def _log_again(self) -> None:
+        """Sends all epochs so far: a process that died after a checkpoint may not have logged its epoch."""
+        so_far = TrainerState()
+        for row in self.state.history:
+            self._log_row(row, so_far.record(row))
 
     def _keep_files(self, improved: bool) -> None:
         """After each epoch, so that whatever ends the run, its files are with its metrics."""

@@ -167,6 +167,7 @@ class TrainingConfig(_Section):
     warmup_epochs: int = Field(1, ge=0, description="epochs of linear warm-up")
     milestones: tuple[int, ...] = Field((), description="multistep: epochs after which the rate is cut")
     gamma: float = Field(0.1, gt=0, le=1, description="multistep: factor of each cut")
+    checkpoint_every_minutes: float = Field(10.0, gt=0, description="within an epoch that takes longer")
     early_stopping_patience: int | None = Field(
         None, ge=1, description="stop after this many epochs without a better val AUC; null: never"
     )
@@ -271,6 +272,11 @@ class Config(_Section):
     def cache_dir(self) -> Path:
         """Where decoded images and the demo are kept."""
         return Path(self.data.cache_dir or Path(self.experiment.output_dir) / "cache").expanduser()
+
+    @property
+    def output_dir(self) -> Path:
+        """The folder of all runs."""
+        return Path(self.experiment.output_dir).expanduser()
 
     @property
     def modality(self) -> str:

@@ -17,8 +17,8 @@ def is_interactive() -> bool:
 
 
 @contextmanager
-def bar(description: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Shows a progress bar within the block; silent where nobody watches.
+def bar(description: str, total: int, *, done: int = 0) -> Iterator[Callable[[str], None]]:
+    """Shows a progress bar within the block, ``done`` of it from before; silent where nobody watches.
 
     Yields:
         A function to call after each of ``total`` steps with the text to show behind the bar.
@@ -31,7 +31,7 @@ def bar(description: str, total: int) -> Iterator[Callable[[str], None]]:
         TextColumn("{task.fields[status]}"),
     )
     progress = Progress(*columns, console=Console(), disable=not is_interactive(), refresh_per_second=4)
-    task = progress.add_task(description, total=total, status="")
+    task = progress.add_task(description, total=total, completed=done, status="")
     with progress:
         yield lambda status: progress.update(task, advance=1, status=status)
 

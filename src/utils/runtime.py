@@ -29,14 +29,38 @@ class Stopped(BaseException):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
 
 
+class _Stop:
+    """What a signal has asked for, and whether the moment is right."""
+
+    depth = 0
+    pending: int | None = None
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A signal within the block raises `Stopped` at its end: what belongs together stays together."""
+    _Stop.depth += 1
+    try:
+        yield
+    finally:
+        _Stop.depth -= 1
+    if _Stop.depth == 0 and _Stop.pending is not None:
+        number, _Stop.pending = _Stop.pending, None
+        raise Stopped(number)
+
+
 @contextmanager
 def stop_signals() -> Iterator[None]:
     """Within the block the first Ctrl-C or SIGTERM raises `Stopped`; a second Ctrl-C ends at once."""
+    _Stop.depth, _Stop.pending = 0, None
 
     def stop(number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         # `mlflow run` answers Ctrl-C with a SIGTERM to its child, which is busy ending its run by then.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if _Stop.depth:
+            _Stop.pending = number
+            return
         raise Stopped(number)
 
     watched = (signal.SIGINT, signal.SIGTERM)

@@ -1,0 +1,99 @@
+"""What a training run records: what is known before the first epoch, and what the best weights give."""
+
+from rich.console import Console
+from rich.table import Table
+
+from src.data.dataset import Dataset
+from src.models.serving import ServingModel
+from src.tracking import names
+from src.tracking.run import TrackedRun
+from src.tracking.store import how_to_look
+from src.training.checkpoint import TrainerState
+from src.training.folders import RunFolders
+from src.training.results import Results, score_best, write_results
+from src.training.setup import Setup
+from src.utils.config import Config
+from src.utils.io import atomic_write_text, sha256
+from src.utils.runtime import environment
+
+
+def tags_of(config: Config, dataset: Dataset) -> dict[str, str]:
+    """What a run is found by, and what its result depends on beside config and data."""
+    return {
+        names.MODEL: config.model.name,
+        names.MODALITY: config.modality,
+        names.DATA_FINGERPRINT: dataset.fingerprint,
+        names.SPLIT_FINGERPRINT: dataset.split_fingerprint,
+        names.CONFIG_SHA256: sha256(config.to_yaml().encode()),
+        names.SEED: str(config.training.seed),
+        **{f"data.{what}": str(count) for what, count in dataset.counts.items()},
+        **{f"env.{what}": str(value) for what, value in environment().items()},
+    }
+
+
+def record_start(run: TrackedRun, setup: Setup, dataset: Dataset, folders: RunFolders) -> None:
+    """Records everything that is known before the first epoch; again, where the run goes on."""
+    atomic_write_text(folders.config, setup.config.to_yaml())
+    if not run.is_resumed:
+        chosen = setup.config.experiment.name
+        # A name that says what was trained, unless the user has a better one.
+        shown = f"{setup.config.model.name}_{setup.config.modality}_{folders.name.removeprefix('exp_')}"
+        run.rename(chosen or shown)
+        run.log_params(setup.config.flat() | {"experiment.name": folders.name})
+        run.log_dataset(dataset, setup.config.modality)
+    run.keep_in(folders.results)
+    run.log_artifact(folders.config)
+    print(f"run {run.run_id} ({folders.name}) on {setup.network.device}")
+
+
+def record_results(
+    run: TrackedRun, setup: Setup, dataset: Dataset, state: TrainerState, folders: RunFolders
+) -> Results:
+    """Scores the best weights, on test for the only time, and records what they leave."""
+    results = score_best(setup.network, dataset, setup.config)
+    tables, pictures = write_results(
+        results,
+        state,
+        dataset.classes,
+        predictions=folders.results / names.PREDICTIONS,
+        plots=folders.results / names.PLOTS,
+    )
+    for paths, folder in ((tables, names.PREDICTIONS), (pictures, names.PLOTS)):
+        for path in paths:
+            run.log_artifact(path, folder)
+    run.log_metrics(results.metrics(state), step=state.best_epoch)
+    # The same weights are the same model, also after more epochs that were no better.
+    if not run.has_model(state.best_epoch):
+        _record_model(run, setup, dataset, results, step=state.best_epoch)
+    return results
+
+
+def _record_model(run: TrackedRun, setup: Setup, dataset: Dataset, results: Results, *, step: int) -> None:
+    run.log_model(
+        ServingModel(setup.network.model, setup.network.spec),
+        channels=dataset.channels,
+        size=dataset.size,
+        classes=dataset.classes,
+        step=step,
+        metadata={
+            "threshold": results.threshold,
+            "modality": setup.config.modality,
+            "window": dataset.window,
+        },
+    )
+
+
+def print_summary(run: TrackedRun, state: TrainerState, results: Results, folders: RunFolders) -> None:
+    """Shows the scores, and where everything is."""
+    table = Table("split", "AUC", "accuracy", "sensitivity", "specificity", "loss")
+    for name, scored in results.splits.items():
+        scores = scored.scores
+        numbers = (scores.auc, scores.acc, scores.sensitivity, scores.specificity, scores.loss)
+        table.add_row(name, *(f"{number:.4f}" for number in numbers))
+    Console().print(table)
+    print(
+        f"best val AUC {state.best_val_auc:.4f} (epoch {state.best_epoch}), threshold {results.threshold:.4f}"
+    )
+    print(f"run          {run.run_id}")
+    print(f"files        {folders.results} and {folders.logs}")
+    print(f"look at it   {how_to_look(run.info.experiment_id)}")
