@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,29 +55,31 @@ def _train(argv: Sequence[str] | None) -> None:
     from src.tracking.store import open_store
 
     in_project = is_project_run()  # before MLflow takes the run over and forgets
-    with project_run_told():
-        args = _parser().parse_args(argv)
-        interrupted = _named_run(args)
-        config = interrupted.config if interrupted else _read_config(args)
-        _check_writable(config.output_dir)
-        dataset = _load(config, rehash=args.rehash)
-        if interrupted:
-            interrupted.check_data(dataset.fingerprint)
-        setup = _set_up(config, dataset, interrupted)
-        if args.dry_run:
-            _show(setup.config, dataset)
-            return
-        open_store()
-        interrupted = interrupted or _fitting_run(args, setup, dataset)
-        if interrupted:
-            mark_project_run("resume")  # `mlflow run` has made one of its own
-        folders = interrupted.folders if interrupted else _claim_named(config)
-    train(setup, dataset, folders, interrupted)
+    with ExitStack() as held:
+        with project_run_told():
+            args = _parser().parse_args(argv)
+            interrupted = _named_run(args, held)
+            config = interrupted.config if interrupted else _read_config(args)
+            _check_writable(config.output_dir)
+            dataset = _load(config, rehash=args.rehash)
+            if interrupted:
+                interrupted.check_data(dataset)
+            setup = _set_up(config, dataset, interrupted)
+            if args.dry_run:
+                _show(setup.config, dataset)
+                return
+            open_store()
+            interrupted = interrupted or _fitting_run(args, setup, dataset, held)
+            if interrupted:
+                mark_project_run("resume")  # `mlflow run` has made one of its own
+                _warn_inexact(interrupted, setup, dataset)
+            folders = interrupted.folders if interrupted else _claim_named(config, held)
+        train(setup, dataset, folders, interrupted)
     if args.promote:
         _promote(setup.config, only_warn=in_project)
 
 
-def _named_run(args: argparse.Namespace) -> "Interrupted | None":
+def _named_run(args: argparse.Namespace, held: ExitStack) -> "Interrupted | None":
     """The run that ``--resume`` names by its id."""
     from src.experiment.resume import resume_by_id
     from src.tracking.store import open_store
@@ -89,19 +92,32 @@ def _named_run(args: argparse.Namespace) -> "Interrupted | None":
     open_store(must_exist=True)
     values = read_yaml(Path(args.config)) if args.config else {}
     sections = {key: value for key, value in values.items() if key not in RECORD_KEYS}
-    return resume_by_id(args.resume, flatten(modernized(sections, args.config or "")) | _changes(args))
+    changes = flatten(modernized(sections, args.config or "")) | _changes(args)
+    return resume_by_id(args.resume, changes, held)
 
 
-def _fitting_run(args: argparse.Namespace, setup: "Setup", dataset: "Dataset") -> "Interrupted | None":
+def _fitting_run(
+    args: argparse.Namespace, setup: "Setup", dataset: "Dataset", held: ExitStack
+) -> "Interrupted | None":
     """The run that ``--resume auto`` finds; a new one is started where there is none."""
     from src.experiment.record import tags_of
     from src.experiment.resume import resume_auto
 
     if args.resume != "auto":
         return None
-    found = resume_auto(setup.config, tags_of(setup.config, dataset))
+    found = resume_auto(setup.config, tags_of(setup, dataset), held)
     print(f"resuming {found.run_id}" if found else "no unfinished run fits: a new one is started")
     return found
+
+
+def _warn_inexact(interrupted: "Interrupted", setup: "Setup", dataset: "Dataset") -> None:
+    from src.experiment.record import tags_of
+
+    if changed := list(interrupted.inexact(tags_of(setup, dataset))):
+        warn(
+            f"{'; '.join(changed)}: the run goes on, and its numbers may differ in the last digits from "
+            "those of a run that was not interrupted"
+        )
 
 
 def _read_config(args: argparse.Namespace) -> "Config":
@@ -181,12 +197,15 @@ def _set_up(config: "Config", dataset: "Dataset", interrupted: "Interrupted | No
     return setup
 
 
-def _claim_named(config: "Config") -> "RunFolders | None":
+def _claim_named(config: "Config", held: ExitStack) -> "RunFolders | None":
     """The folders of a run that the user has named; other names hold the run's id, so they come later."""
     from src.training.folders import RunFolders
 
-    name = config.experiment.name
-    return RunFolders(config.output_dir, name).claim() if name else None
+    if not config.experiment.name:
+        return None
+    folders = RunFolders(config.output_dir, config.experiment.name)
+    held.enter_context(folders.claimed())
+    return folders
 
 
 def _promote(config: "Config", *, only_warn: bool) -> None:

@@ -62,6 +62,23 @@ def test_functions_and_files_stay_short(path: Path) -> None:
             assert (node.end_lineno or 0) - node.lineno < 60, node.name
 
 
+# Each runs code that comes with the file; torch.load and np.load are asked for plain values explicitly.
+EXECUTES = {"eval", "exec", "pickle.load", "pickle.loads", "joblib.load", "yaml.load", "yaml.unsafe_load"}
+ASKED = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_that_is_read_is_executed(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            assert name not in EXECUTES, f"{path.name}:{node.lineno} calls {name}"
+            if name in ASKED:
+                asked = {(word.arg, ast.unparse(word.value)) for word in node.keywords}
+                key, value = ASKED[name]
+                assert (key, str(value)) in asked, f"{path.name}:{node.lineno} calls {name} without {key}"
+
+
 def test_the_same_pins_everywhere() -> None:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]

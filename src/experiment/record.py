@@ -12,13 +12,13 @@ from src.training.checkpoint import TrainerState
 from src.training.folders import RunFolders
 from src.training.results import Results, score_best, write_results
 from src.training.setup import Setup
-from src.utils.config import Config
 from src.utils.io import atomic_write_text, sha256
 from src.utils.runtime import environment
 
 
-def tags_of(config: Config, dataset: Dataset) -> dict[str, str]:
+def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
     """What a run is found by, and what its result depends on beside config and data."""
+    config = setup.config
     return {
         names.MODEL: config.model.name,
         names.MODALITY: config.modality,
@@ -27,7 +27,7 @@ def tags_of(config: Config, dataset: Dataset) -> dict[str, str]:
         names.CONFIG_SHA256: sha256(config.to_yaml().encode()),
         names.SEED: str(config.training.seed),
         **{f"data.{what}": str(count) for what, count in dataset.counts.items()},
-        **{f"env.{what}": str(value) for what, value in environment().items()},
+        **{names.ENVIRONMENT + what: str(value) for what, value in environment(setup.network.device).items()},
     }
 
 

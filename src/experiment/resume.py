@@ -1,14 +1,18 @@
 """Finds the run to go on with, and makes sure that it is the same training."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.data.dataset import Dataset
 from src.errors import ConfigError, DataError, UserError
 from src.models.spec import InputSpec
 from src.tracking import names
 from src.tracking.interrupted import KnownRun, find_unfinished, read_known
+from src.tracking.journal import Journal
+from src.tracking.sync import sync
 from src.training.checkpoint import CheckpointStore
 from src.training.folders import RunFolders
 from src.utils.cli import warn
@@ -31,7 +35,7 @@ MAY_CHANGE = frozenset(
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A run to go on with.
+    """A run to go on with; this process holds it.
 
     Attributes:
         run_id: Its id.
@@ -52,48 +56,67 @@ class Interrupted:
         """The input that its network expects."""
         return None if self.checkpoint is None else InputSpec.from_dict(self.checkpoint["input"])
 
-    def check_data(self, fingerprint: str) -> None:
-        """Refuses other data than the run has seen.
+    def check_data(self, dataset: Dataset) -> None:
+        """Refuses other data than the run has seen, and the same data split in another way.
 
         Raises:
             DataError: It is other data.
         """
-        if fingerprint != self.tags.get(names.DATA_FINGERPRINT):
-            before = self.tags.get(names.DATA_FINGERPRINT, "none")
-            raise DataError(
-                f"--resume {self.run_id}: the data has changed since (its fingerprint was {before[:12]} "
-                f"and is {fingerprint[:12]}); start a new run, or restore the data"
-            )
+        now = {
+            names.DATA_FINGERPRINT: dataset.fingerprint,
+            names.SPLIT_FINGERPRINT: dataset.split_fingerprint,
+        }
+        for name, fingerprint in now.items():
+            before = self.tags.get(name, "none")
+            if fingerprint != before:
+                what = "data" if name == names.DATA_FINGERPRINT else "split"
+                raise DataError(
+                    f"--resume {self.run_id}: the {what} has changed since (its fingerprint was "
+                    f"{before[:12]} and is {fingerprint[:12]}); start a new run, or restore the data"
+                )
+
+    def inexact(self, tags: Mapping[str, str]) -> Iterator[str]:
+        """What has changed around the run, judged by the tags that it would get now."""
+        for name, now in tags.items():
+            before = self.tags.get(name, now)
+            if name.startswith(names.ENVIRONMENT) and before != now:
+                yield f"{name.removeprefix(names.ENVIRONMENT)} was {before}, now {now}"
 
 
-def resume_by_id(run_id: str, changes: Mapping[str, Any]) -> Interrupted:
+def resume_by_id(run_id: str, changes: Mapping[str, Any], held: ExitStack) -> Interrupted:
     """The run of an id.
 
     Args:
         run_id: Its id.
         changes: Settings that the user asks for, by dotted key.
+        held: For as long as it is open, no other process trains the run.
 
     Raises:
-        UserError: There is no such run here, it is finished, or another training is asked for.
+        UserError: There is no such run here, it is finished, it is trained right now, or another
+            training is asked for.
+        TrackingError: The store cannot be read, or a server does not take what it has missed.
     """
     known = read_known(run_id)
-    folders = RunFolders(
-        Path(changes.get("experiment.output_dir", known.output_dir)).expanduser(), known.name
-    )
-    if not folders.config.is_file():
-        raise UserError(
-            f"--resume {run_id}: {folders.logs} is not here; the run's files were in {known.output_dir}: "
-            "start from the same folder, or name another with --set experiment.output_dir=..."
-        )
-    config = _same_training(Config.from_file(folders.config), changes, run_id)
-    return _interrupted(known, config, folders)
+    output = Path(changes.get("experiment.output_dir", known.output_dir)).expanduser()
+    known, folders, checkpoint = _take(known, RunFolders(output, known.name), held)
+    stored = Config.from_file(folders.config)
+    if checkpoint is not None:  # what was trained, whatever somebody has made of the file since
+        stored = Config.from_dict(checkpoint["config"], str(folders.checkpoints))
+    config = _same_training(stored, changes, run_id)
+    return _unfinished(Interrupted(run_id, config, folders, checkpoint, known.tags), known.status)
 
 
-def resume_auto(config: Config, tags: Mapping[str, str]) -> Interrupted | None:
+def resume_auto(config: Config, tags: Mapping[str, str], held: ExitStack) -> Interrupted | None:
     """The one unfinished run with these settings and this data, None where there is none.
 
+    Args:
+        config: The settings.
+        tags: What such a run is found by.
+        held: For as long as it is open, no other process trains the run.
+
     Raises:
-        UserError: There are several.
+        UserError: There are several, or the one is trained right now.
+        TrackingError: The store cannot be read, or a server does not take what it has missed.
     """
     found = find_unfinished(tags)
     if len(found) > 1:
@@ -101,24 +124,53 @@ def resume_auto(config: Config, tags: Mapping[str, str]) -> Interrupted | None:
         raise UserError(f"--resume auto: {len(found)} unfinished runs fit: {listed}; name one of them")
     if not found:
         return None
-    return _interrupted(found[0], config, RunFolders(config.output_dir, found[0].name))
+    known, folders, checkpoint = _take(found[0], RunFolders(config.output_dir, found[0].name), held)
+    return _unfinished(Interrupted(known.run_id, config, folders, checkpoint, known.tags), known.status)
 
 
-def _interrupted(known: KnownRun, config: Config, folders: RunFolders) -> Interrupted:
-    folders.sweep()
-    checkpoint = None
-    store = CheckpointStore(folders.checkpoints)
-    if store.latest.exists() or store.previous.exists():
-        checkpoint, warning = store.load_latest()
-        if warning is not None:
-            warn(warning)
-        if checkpoint["run_id"] != known.run_id:
-            raise UserError(f"{folders.checkpoints}: holds the checkpoints of run {checkpoint['run_id']}")
-    if known.status == "FINISHED" and (checkpoint is None or config.training.epochs <= checkpoint["epoch"]):
+def _take(
+    known: KnownRun, folders: RunFolders, held: ExitStack
+) -> tuple[KnownRun, RunFolders, dict[str, Any] | None]:
+    """Holds a run against others, tells the store the rest of what happened, and opens the checkpoint."""
+    if not folders.config.is_file():
         raise UserError(
-            f"--resume {known.run_id}: the run is finished; raise training.epochs to train it further"
+            f"--resume {known.run_id}: {folders.logs} is not here; the run's files were in "
+            f"{known.output_dir}: start from the same folder, or name another with "
+            "--set experiment.output_dir=..."
         )
-    return Interrupted(known.run_id, config, folders, checkpoint, known.tags)
+    held.enter_context(folders.held())
+    known.check_ended()
+    if Journal.exists(folders.results):
+        sync(folders.results)
+    # The process that held the run may have come to its end since.
+    return read_known(known.run_id), folders, _open_checkpoint(known, folders)
+
+
+def _open_checkpoint(known: KnownRun, folders: RunFolders) -> dict[str, Any] | None:
+    folders.sweep()
+    store = CheckpointStore(folders.checkpoints)
+    if not store.latest.exists() and not store.previous.exists():
+        if known.has_metrics:
+            raise UserError(
+                f"--resume {known.run_id}: its checkpoints are gone from {folders.checkpoints}; "
+                "put them back, or start a new run"
+            )
+        return None
+    checkpoint, warning = store.load_latest()
+    if warning is not None:
+        warn(warning)
+    if checkpoint["run_id"] != known.run_id:
+        raise UserError(f"{folders.checkpoints}: holds the checkpoints of run {checkpoint['run_id']}")
+    return checkpoint
+
+
+def _unfinished(run: Interrupted, status: str) -> Interrupted:
+    epoch = run.config.training.epochs if run.checkpoint is None else run.checkpoint["epoch"]
+    if status == "FINISHED" and run.config.training.epochs <= epoch:
+        raise UserError(
+            f"--resume {run.run_id}: the run is finished; raise training.epochs to train it further"
+        )
+    return run
 
 
 def _same_training(stored: Config, changes: Mapping[str, Any], run_id: str) -> Config:

@@ -22,19 +22,16 @@ def train(
     Args:
         setup: What is ready to train.
         dataset: The data.
-        folders: Those of a run that has them already; None makes some that hold the run's id.
+        folders: Those that the caller holds; None makes some whose name has the run's id in it.
         interrupted: The run to go on with, None for a new one.
     """
     run_id = None if interrupted is None else interrupted.run_id
     with ExitStack() as held:
-        if folders is not None:
-            # Before the store is touched: another process may train this run, and its status is its own.
-            held.enter_context(folders.held())
-        run = held.enter_context(tracked_run(tags_of(setup.config, dataset), run_id))
+        run = held.enter_context(tracked_run(tags_of(setup, dataset), run_id))
         held.enter_context(determinism(setup.config.training.deterministic))
         if folders is None:
-            folders = RunFolders(setup.config.output_dir, _default_name(run.run_id)).claim()
-            held.enter_context(folders.held())
+            folders = RunFolders(setup.config.output_dir, _default_name(run.run_id))
+            held.enter_context(folders.claimed())
         record_start(run, setup, dataset, folders)
         state = _fit(run, setup, dataset, folders, interrupted)
         results = record_results(run, setup, dataset, state, folders)

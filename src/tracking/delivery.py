@@ -41,7 +41,7 @@ class Delivery:
             self._client.log_artifact(self._run_id, str(path), content["folder"] or None)
         elif item.kind == MODEL:
             folder = self._folder / str(item.number) / content["name"]
-            deliver_model(self._client, self._run_id, folder, step=content["step"], key=content["key"])
+            deliver_model(self._client, self._run_id, folder, content["step"])
         elif item.kind == STATUS:
             self._client.set_terminated(self._run_id, content["status"], content["end_time"])
 

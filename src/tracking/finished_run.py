@@ -94,3 +94,18 @@ def read_run(run_id: str) -> FinishedRun:
         f"models:/{newest.model_id}" if newest else None,
         run.info.artifact_uri,
     )
+
+
+def metric_points(run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """Every value that a run has of each metric, with its step, in order.
+
+    Raises:
+        TrackingError: The store cannot be read.
+    """
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    with store_errors(f"the metrics of run {run_id} cannot be read"):
+        names = client.get_run(run_id).data.metrics
+        histories = {name: client.get_metric_history(run_id, name) for name in sorted(names)}
+    return {name: sorted((point.step, point.value) for point in points) for name, points in histories.items()}

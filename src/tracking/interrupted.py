@@ -1,18 +1,23 @@
 """Runs that did not come to their end, as the store has them."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from src.errors import UserError
-from src.tracking.names import CONFIG_SHA256, DATA_FINGERPRINT, MODALITY, MODEL
-from src.tracking.store import pages, shown_uri, store_errors
+from src.tracking.candidates import experiment_ids, search_runs
+from src.tracking.heartbeat import SECONDS, Beat
+from src.tracking.names import CONFIG_SHA256, DATA_FINGERPRINT, HEARTBEAT, MODALITY, MODEL, SPLIT_FINGERPRINT
+from src.tracking.store import shown_uri, store_errors
+from src.utils.cli import span
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-_SAME = (MODEL, MODALITY, DATA_FINGERPRINT, CONFIG_SHA256)
+_SAME = (MODEL, MODALITY, DATA_FINGERPRINT, SPLIT_FINGERPRINT, CONFIG_SHA256)
 _ENDED_EARLY = ("RUNNING", "KILLED", "FAILED")
+_SILENCE = 3 * SECONDS
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class KnownRun:
         status: MLflow's status.
         name: Its folder's name.
         output_dir: Where that folder is.
+        has_metrics: Whether it came to the end of an epoch.
+        models: How many logged models it has.
         tags: Its tags.
     """
 
@@ -31,7 +38,27 @@ class KnownRun:
     status: str
     name: str
     output_dir: str
+    has_metrics: bool
+    models: int
     tags: Mapping[str, str]
+
+    def check_ended(self) -> None:
+        """Refuses a run that a process works on, be it in a copy of the run's folder, or elsewhere.
+
+        Raises:
+            UserError: One does, or may: it was there a moment ago and cannot be seen from here.
+        """
+        beat = Beat.from_json(self.tags.get(HEARTBEAT, ""))
+        if self.status != "RUNNING" or beat is None or beat.pid == os.getpid():
+            return
+        who = f"process {beat.pid} on {beat.host}"
+        if beat.is_of_here and beat.lives():
+            raise UserError(f"--resume {self.run_id}: {who} trains it right now")
+        if not beat.is_of_here and beat.age < _SILENCE:
+            raise UserError(
+                f"--resume {self.run_id}: {who} worked on it {span(beat.age)} ago, and cannot be seen from "
+                f"here; once it is silent for {span(_SILENCE)} the run can be resumed"
+            )
 
 
 def read_known(run_id: str) -> KnownRun:
@@ -55,7 +82,10 @@ def read_known(run_id: str) -> KnownRun:
             f"--resume {run_id}: it is deleted; mlflow runs restore --run-id {run_id} brings it back"
         )
     if "experiment.name" not in run.data.params:
-        raise UserError(f"--resume {run_id}: it is no training run of this project")
+        raise UserError(
+            f"--resume {run_id}: it is no training run of this project, or ended before it began; "
+            "start a new one"
+        )
     return _known(run)
 
 
@@ -66,9 +96,7 @@ def find_unfinished(tags: Mapping[str, str]) -> list[KnownRun]:
     client = mlflow.MlflowClient()
     same = " AND ".join(f"tags.`{name}` = '{tags[name]}'" for name in _SAME)
     with store_errors("the runs cannot be read"):
-        experiments = pages(lambda token: client.search_experiments(page_token=token))
-        ids = [experiment.experiment_id for experiment in experiments]
-        found = list(pages(lambda token: client.search_runs(ids, same, page_token=token)))
+        found = search_runs(client, experiment_ids(client, None), same)
     return [
         _known(run)
         for run in sorted(found, key=lambda run: -run.info.start_time)
@@ -83,5 +111,7 @@ def _known(run: "Run") -> KnownRun:
         run.info.status,
         params["experiment.name"],
         params.get("experiment.output_dir", "outputs"),
+        "train_loss" in run.data.metrics,
+        len(run.outputs.model_outputs) if run.outputs else 0,
         dict(run.data.tags),
     )

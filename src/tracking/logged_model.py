@@ -4,8 +4,9 @@ import contextlib
 import io
 import logging
 import os
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ import numpy as np
 from src.errors import ClaimError
 from src.tracking.archive import check_archive
 from src.tracking.names import DELIVERY, LOGGED_MODEL
-from src.tracking.store import local_folder, pages, reason, store_errors
-from src.utils.io import atomic_write_text
+from src.tracking.store import local_folder, pages, reason, resolve_uri, store_errors
+from src.utils.io import TEMP_PREFIX, atomic_write_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,30 +25,37 @@ if TYPE_CHECKING:
 
 
 def log_model(
-    module: "nn.Module",
-    *,
-    channels: int,
-    size: int,
-    classes: tuple[str, ...],
-    step: int,
-    metadata: dict[str, Any],
-) -> str:
-    """Logs a module on the active run and returns the id of the logged model.
+    client: "MlflowClient", run_id: str, save: Callable[[Path], None], step: int, work: Path | None
+) -> None:
+    """Logs a model on a run; called again after it failed or was killed, it finishes what was begun.
+
+    MLflow's own function tells the run of the model before its files are there, and gives the run of a
+    file store the metrics of the step a second time.
 
     Args:
-        module: uint8 pixels ``(N, channels, size, size)`` in, float32 probabilities ``(N, K)`` out.
-        channels: Channels of the input.
-        size: Side of the input in pixels.
-        classes: The K class names.
-        step: The epoch that the weights are from.
-        metadata: Plain values that travel with the model.
+        client: Of the store.
+        run_id: The run.
+        save: Writes the model into a folder that is not there yet, as `save_model` does.
+        step: The epoch that its weights are from.
+        work: Where it may lie for a moment; None for the system's folder of temporary files.
     """
-    import mlflow.pytorch
+    with tempfile.TemporaryDirectory(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=work) as folder:
+        saved = Path(folder) / LOGGED_MODEL
+        save(saved)
+        model_id = deliver_model(client, run_id, saved, step)
+    if local_folder(resolve_uri()) is None:
+        _give_metrics(client, run_id, model_id, step)
 
-    options = _options(channels, size, classes, metadata)
-    with _silenced():
-        info = mlflow.pytorch.log_model(module.cpu().eval(), name=LOGGED_MODEL, step=step, **options)
-    return str(info.model_id)
+
+def _give_metrics(client: "MlflowClient", run_id: str, model_id: str, step: int) -> None:
+    """The run's metrics of the model's epoch become the model's as well; a database keeps each once."""
+    from mlflow.entities import Metric
+
+    histories = (client.get_metric_history(run_id, key) for key in client.get_run(run_id).data.metrics)
+    points = (point for history in histories for point in history if point.step == step)
+    # The same points, told whose they are: the run does not get them again.
+    theirs = [Metric(p.key, p.value, p.timestamp, p.step, model_id=model_id, run_id=run_id) for p in points]
+    client.log_batch(run_id, theirs)
 
 
 def save_model(
@@ -91,25 +99,28 @@ def _options(channels: int, size: int, classes: tuple[str, ...], metadata: dict[
     }
 
 
-def deliver_model(client: "MlflowClient", run_id: str, folder: Path, *, step: int, key: str) -> None:
+def deliver_model(client: "MlflowClient", run_id: str, folder: Path, step: int) -> str:
     """Logs a saved model on a run; called again after it failed, it finishes what was begun.
 
     Args:
         client: Of the store.
         run_id: The run.
         folder: What `save_model` wrote.
-        step: The epoch that the weights are from.
-        key: Names this very model among those of the run.
+        step: The epoch that the weights are from; a run has one model of each.
+
+    Returns:
+        The id of the logged model.
     """
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
     run = client.get_run(run_id)
-    logged = _find_logged(client, run, key) or client.create_logged_model(
+    logged = _find_logged(client, run, step) or client.create_logged_model(
         run.info.experiment_id,
         LOGGED_MODEL,
         run_id,
-        tags={name: value for name, value in run.data.tags.items() if _says_origin(name)} | {DELIVERY: key},
+        tags={name: value for name, value in run.data.tags.items() if _says_origin(name)}
+        | {DELIVERY: str(step)},
         params=run.data.params,
     )
     if logged.status != "READY":
@@ -122,12 +133,13 @@ def deliver_model(client: "MlflowClient", run_id: str, folder: Path, *, step: in
     there = run.outputs.model_outputs if run.outputs else []
     if logged.model_id not in {output.model_id for output in there}:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+    return str(logged.model_id)
 
 
-def _find_logged(client: "MlflowClient", run: "Run", key: str) -> "LoggedModel | None":
+def _find_logged(client: "MlflowClient", run: "Run", step: int) -> "LoggedModel | None":
     mine = f"source_run_id = '{run.info.run_id}'"
     found = pages(lambda token: client.search_logged_models([run.info.experiment_id], mine, page_token=token))
-    return next((logged for logged in found if logged.tags.get(DELIVERY) == key), None)
+    return next((logged for logged in found if logged.tags.get(DELIVERY) == str(step)), None)
 
 
 def _says_origin(tag: str) -> bool:

@@ -12,6 +12,8 @@ CONFIG_SHA256 = "config.sha256"
 SEED = "seed"
 ERROR = "error"
 """Why a run did not finish."""
+ENVIRONMENT = "env."
+"""Starts the names of what a result depends on beside config and data."""
 HEARTBEAT = "heartbeat"
 """Which process works on a run, and when it last did."""
 

@@ -5,7 +5,6 @@ import os
 import shlex
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,15 +61,17 @@ class Outbox:
         self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
         self._thread.start()
 
-    def put(self, kind: str, content: dict[str, Any]) -> None:
-        """Takes an item; it returns once the item is on disk.
+    def put(self, kind: str, content: dict[str, Any], *, is_doubtful: bool = False) -> None:
+        """Takes an item, which the store may have already; it returns once the item is on disk.
 
         Raises:
             OSError: It could not be written.
         """
         with self._changed:
             if not self._is_closed:  # a measurement of the machine may come late
-                self._enqueue(self._journal.add(self._journal.reserve(), kind, content))
+                item = self._journal.add(self._journal.reserve(), kind, content)
+                item.is_doubtful = is_doubtful
+                self._enqueue(item)
 
     def put_file(self, path: Path, folder: str | None) -> None:
         """Takes a file as it is now; an earlier version that still waits is no longer sent."""
@@ -90,7 +91,7 @@ class Outbox:
             number = self._journal.reserve(with_folder=True)
         save(self._journal.place(number) / LOGGED_MODEL)
         with self._changed:
-            content = {"name": LOGGED_MODEL, "step": step, "key": uuid.uuid4().hex}
+            content = {"name": LOGGED_MODEL, "step": step}
             self._enqueue(self._journal.add(number, MODEL, content))
 
     def put_status(self, status: str) -> None:

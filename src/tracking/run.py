@@ -26,7 +26,7 @@ from src.tracking.store import (
 )
 from src.tracking.system_metrics import Monitor, wants_system_metrics
 from src.utils.cli import warn
-from src.utils.io import atomic_link
+from src.utils.io import atomic_link, remove_temps
 from src.utils.runtime import Stopped
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class TrackedRun:
         self._outbox: Outbox | None = None
         self._monitor: Monitor | None = None
         self._heartbeat: Heartbeat | None = None
+        self._results: Path | None = None
         self.run_id = run_id
         self.is_resumed = is_resumed
         run = self._client.get_run(run_id)
@@ -70,6 +71,10 @@ class TrackedRun:
 
     def keep_in(self, results: Path) -> None:
         """From here on what a server has not confirmed is kept in ``results``, and training goes on."""
+        self._results = results
+        artifacts = local_folder(self.info.artifact_uri)
+        if self.is_resumed and artifacts is not None:
+            remove_temps(artifacts)
         if is_server(resolve_uri()):
             self._outbox = Outbox(results, self.run_id)
             if wants_system_metrics():
@@ -96,7 +101,7 @@ class TrackedRun:
         if self._outbox is None:
             self._delivery.send(Item(0, kind, content, is_doubtful=self.is_resumed))
         else:
-            self._outbox.put(kind, content)
+            self._outbox.put(kind, content, is_doubtful=self.is_resumed)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Keeps a file with the run: a hard link where the store is on the same file system, else a copy.
@@ -116,11 +121,15 @@ class TrackedRun:
         return step in self._model_steps
 
     def log_model(self, module: "nn.Module", *, step: int, **options: Any) -> None:  # noqa: ANN401
-        """Keeps a model with the run; the options are those of `src.tracking.logged_model.log_model`."""
+        """Keeps a model with the run; the options are those of `src.tracking.logged_model.save_model`."""
+
+        def save(folder: Path) -> None:
+            save_model(module, folder, **options)
+
         if self._outbox is None:
-            log_model(module, step=step, **options)
+            log_model(self._client, self.run_id, save, step, self._results)
         else:
-            self._outbox.put_model(lambda folder: save_model(module, folder, **options), step)
+            self._outbox.put_model(save, step)
 
     def log_dataset(self, dataset: "Dataset", name: str) -> None:
         """Records which data went in, one input per split."""
@@ -279,4 +288,7 @@ def _finish_anyway(run: TrackedRun | None, status: str, message: str) -> None:
     except UndeliveredError as error:
         warn(str(error))
     except Exception as error:  # whatever the store raises
-        warn(f"the run could not be marked {status}: {reason(error)}")
+        warn(
+            f"the run could not be marked {status}: {reason(error)}; once the store can be written, "
+            "python -m src.store doctor --apply marks it KILLED"
+        )

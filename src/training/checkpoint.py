@@ -1,5 +1,7 @@
 """Checkpoints: one typed state, whole files only, nothing pickled but tensors and plain values."""
 
+import errno
+import os
 import pickle
 import zipfile
 from dataclasses import dataclass, field
@@ -98,6 +100,9 @@ class CheckpointStore:
         Raises:
             OSError: Nothing could be written; the files are as they were.
         """
+        if not self.folder.parent.is_dir():
+            # Made anew it would hide that the best checkpoint so far is gone with the rest.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder.parent))
         with atomic_file(self.latest) as file:
             try:
                 torch.save(checkpoint, file)
@@ -140,9 +145,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         _check_sums(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise DataError(
-            f"{path}: not a checkpoint that can be opened: {str(error).splitlines()[0]}"
-        ) from None
+        why = str(error).partition("\n")[0]
+        if isinstance(error, pickle.UnpicklingError):
+            why = "it holds more than tensors and plain values, and nothing in it was run"
+        raise DataError(f"{path}: not a checkpoint that can be opened: {why}") from None
     if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
         raise DataError(f"{path}: holds no model_state_dict, so it is no checkpoint of a run")
     return checkpoint

@@ -8,7 +8,9 @@ from pathlib import Path
 from filelock import Timeout
 
 from src.errors import UserError
-from src.utils.io import TEMP_PREFIX, file_lock
+from src.utils.io import file_lock, remove_temps
+
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -48,21 +50,24 @@ class RunFolders:
         """``latest.pth`` and ``best_model.pth``."""
         return self.results / "checkpoints"
 
-    def claim(self) -> "RunFolders":
-        """Makes the folders, for this run alone; of two that start at once, one gets them.
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Makes the folders and holds them, for a run that is new; of two that start at once, one gets them.
+
+        Folders with nothing in them are free: a process may have died before it wrote anything.
 
         Raises:
             UserError: They are another run's.
         """
-        for folder in (self.logs, self.results):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                raise UserError(
-                    f"experiment.name: {folder} belongs to another run; choose another name, or move it away"
-                ) from None
-        return self
+        with self.held():
+            for folder in (self.logs, self.results):
+                folder.mkdir(parents=True, exist_ok=True)
+                if any(path.name != _LOCK for path in folder.iterdir()):
+                    raise UserError(
+                        f"experiment.name: {folder} belongs to another run; choose another name, "
+                        "or move it away"
+                    )
+            yield
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -72,13 +77,12 @@ class RunFolders:
             UserError: One does already.
         """
         try:
-            with file_lock(self.results / ".lock", timeout=0):
+            with file_lock(self.logs / _LOCK, timeout=0):
                 yield
         except Timeout:
             raise UserError(f"{self.results}: another process trains this run right now") from None
 
     def sweep(self) -> None:
-        """Removes what a process that died has left half-written."""
-        for folder in (self.logs, self.checkpoints):
-            for left in folder.glob(f"{TEMP_PREFIX}*"):
-                left.unlink(missing_ok=True)
+        """Removes what a process that died has left half-written; only for who holds the run."""
+        for folder in (self.logs, self.results):
+            remove_temps(folder)

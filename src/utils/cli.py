@@ -8,6 +8,8 @@ from typing import NoReturn
 from src.errors import ConfigError, MlprojectError
 from src.utils.runtime import Stopped, stop_signals
 
+_DISK = "check the disk's free space and permissions"
+
 
 class CommandParser(argparse.ArgumentParser):
     """Arguments of a command; a mistake is an error like any other, and options are spelled in full."""
@@ -49,7 +51,9 @@ def run_command(work: Callable[[], None]) -> int:
         except MemoryError:
             return _fail("out of memory; lower training.batch_size or data.image_size", 1)
         except OSError as error:
-            return _fail(f"{error}; check the disk's free space and permissions", 1)
+            is_gone = isinstance(error, FileNotFoundError)
+            hint = "was it deleted or moved while the command ran?" if is_gone else _DISK
+            return _fail(f"{error}; {hint}", 1)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise

@@ -97,6 +97,15 @@ def atomic_link(source: Path, target: Path) -> None:
     _fsync_folder(target.parent)
 
 
+def remove_temps(folder: Path) -> None:
+    """Removes what a dead process has left half-written anywhere below a folder that nobody writes to."""
+    for left in folder.rglob(f"{TEMP_PREFIX}*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 @contextmanager
 def file_lock(path: Path, timeout: float = -1) -> Iterator[None]:
     """Holds the lock file ``path`` (made where missing) against other processes and threads.

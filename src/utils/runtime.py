@@ -130,6 +130,13 @@ def pick_autocast(precision: Precision, device: "torch.device") -> "torch.dtype 
     return None
 
 
+def device_name(device: "torch.device") -> str:
+    """The card's name, or the kind of any other device."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 @contextmanager
 def determinism(enabled: bool) -> Iterator[None]:
     """Within the block torch uses deterministic algorithms only, if ``enabled``."""
@@ -148,8 +155,8 @@ def determinism(enabled: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def environment() -> dict[str, Any]:
-    """Versions and the number of threads: what a result depends on beside config and data."""
+def environment(device: "torch.device | None" = None) -> dict[str, Any]:
+    """What a result depends on beside config and data: versions, the number of threads, the device."""
     import platform
 
     import torch
@@ -162,5 +169,6 @@ def environment() -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
+        "device": device_name(device or torch.device("cpu")),
         "platform": platform.platform(terse=True),
     }

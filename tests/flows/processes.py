@@ -15,6 +15,8 @@ from tests.conftest import clean_environment
 TINY = ["--data", "small.npz", "--model", "shufflenet_v2_x0_5", "--epochs", "1"]
 TINY += ["--set", "training.batch_size=8", "--set", "model.weights=none"]
 STORES = {"sqlite": "", "file": "./mlruns"}
+STARTED: list["subprocess.Popen[str]"] = []
+"""What `start` has started for the test that runs."""
 
 
 def only_run(folder: Path, store: str = "") -> MlflowRun:
@@ -22,16 +24,22 @@ def only_run(folder: Path, store: str = "") -> MlflowRun:
     return run
 
 
-def runs(folder: Path, store: str = "") -> list[MlflowRun]:
+def client_of(folder: Path, store: str = "") -> mlflow.MlflowClient:
+    """Of a folder's own store, SQLite or plain files, or of any that ``store`` names by its URI."""
+    if "://" in store:
+        return mlflow.MlflowClient(store)
     if store:
         os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
-    client = mlflow.MlflowClient(f"file://{folder}/mlruns" if store else f"sqlite:///{folder}/mlflow.db")
-    return list(client.search_runs(["0"]))
+    return mlflow.MlflowClient(f"file://{folder}/mlruns" if store else f"sqlite:///{folder}/mlflow.db")
+
+
+def runs(folder: Path, store: str = "") -> list[MlflowRun]:
+    return list(client_of(folder, store).search_runs(["0"]))
 
 
 def start(folder: Path, *args: str, group: bool = False, **env: str) -> "subprocess.Popen[str]":
     environment = clean_environment(folder / "torch") | env
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, *args],
         cwd=folder,
         env=environment,
@@ -40,6 +48,8 @@ def start(folder: Path, *args: str, group: bool = False, **env: str) -> "subproc
         text=True,
         start_new_session=group,
     )
+    STARTED.append(process)
+    return process
 
 
 def wait_for_epoch(folder: Path, process: "subprocess.Popen[str]") -> None:

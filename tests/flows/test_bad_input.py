@@ -112,7 +112,7 @@ def three_classes(folder: Path) -> list[str]:
 
 
 def folder_in_use(folder: Path) -> list[str]:
-    (folder / "outputs/mine").mkdir(parents=True)
+    (folder / "outputs/mine/plots").mkdir(parents=True)
     return [*tiny(folder), "--set", "experiment.name=mine"]
 
 

@@ -71,25 +71,20 @@ def test_the_killed_one_is_marked_and_the_living_one_is_not(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     both = start_both(folder, uri)
     (killed, process), (living, other) = both.items()
-    try:
-        process.kill()
-        process.communicate()
-        assert main(["doctor"]) == 1
-        assert "1 of 2 RUNNING runs dead" in capsys.readouterr().err
-        assert (status(killed), status(living)) == ("RUNNING", "RUNNING")
-        main(["doctor", "--apply"])
-        assert f"run {killed}: marked KILLED" in capsys.readouterr().out
-        assert (status(killed), status(living)) == ("KILLED", "RUNNING")
-        error = mlflow.MlflowClient().get_run(killed).data.tags["error"]
-        assert f"process {process.pid} on" in error
-        (left,) = folder.glob(f"outputs/*{killed[:8]}")
-        main(["sync", str(left)])  # what a server had not got yet
-        assert main(["doctor"]) == 0, capsys.readouterr()
-        before = last_beat(living)
-        time.sleep(2)
-        assert last_beat(living).time > before.time
-        assert other.poll() is None
-    finally:
-        for one in both.values():
-            one.kill()
-            one.communicate()
+    process.kill()
+    process.communicate()
+    assert main(["doctor"]) == 1
+    assert "1 of 2 RUNNING runs dead" in capsys.readouterr().err
+    assert (status(killed), status(living)) == ("RUNNING", "RUNNING")
+    main(["doctor", "--apply"])
+    assert f"run {killed}: marked KILLED" in capsys.readouterr().out
+    assert (status(killed), status(living)) == ("KILLED", "RUNNING")
+    error = mlflow.MlflowClient().get_run(killed).data.tags["error"]
+    assert f"process {process.pid} on" in error
+    (left,) = folder.glob(f"outputs/*{killed[:8]}")
+    main(["sync", str(left)])  # what a server had not got yet
+    assert main(["doctor"]) == 0, capsys.readouterr()
+    before = last_beat(living)
+    time.sleep(2)
+    assert last_beat(living).time > before.time
+    assert other.poll() is None

@@ -5,8 +5,10 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.conftest import ROOT, Run, write_folder
-from tests.flows.processes import only_run, start, wait_for_epoch
+import pytest
+
+from tests.conftest import ROOT, Run
+from tests.flows.processes import TINY, client_of, only_run, runs, start, wait_for_epoch
 
 
 def mlflow_run(run_python: Run, **params: str) -> "subprocess.CompletedProcess[str]":
@@ -29,13 +31,24 @@ def test_ctrl_c_under_mlflow_run_is_told_by_the_run(folder: Path, npz: Path) -> 
     assert run.data.tags["error"] == "stopped by SIGINT"
 
 
-def test_no_name_of_an_image_reaches_the_store(folder: Path, run_python: Run) -> None:
-    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
-    (root / "A/train/pos/CANARY-77.png").write_text("no image")
-    done = mlflow_run(run_python, data=str(root), overrides=f"experiment.output_dir={folder}/outputs")
-    assert done.returncode != 0
-    assert "CANARY-77.png: not an image" in done.stderr
-    assert only_run(folder).data.tags["error"] == "1 of the images cannot be read; stderr names them"
+@pytest.mark.slow
+def test_mlflow_run_resumes(folder: Path, npz: Path, run_python: Run) -> None:
+    options = [*TINY, "--epochs", "3", "--set", "training.checkpoint_every_minutes=1e-9"]
+    options += ["--data", str(npz), "--set", f"experiment.output_dir={folder}/outputs"]
+    process = start(folder, "-m", "src.train", *options)
+    wait_for_epoch(folder, process)
+    process.terminate()
+    process.communicate(timeout=60)
+    run = only_run(folder)
+    assert run.info.status == "KILLED"
+    done = mlflow_run(run_python, resume=run.info.run_id)
+    assert done.returncode == 0, done.stderr
+    project, resumed = sorted(runs(folder), key=lambda run: "role" not in run.data.tags)
+    assert resumed.info.run_id == run.info.run_id
+    assert resumed.info.status == project.info.status == "FINISHED"
+    assert project.data.tags["role"] == "resume"
+    assert not project.data.metrics
+    assert len(client_of(folder).get_metric_history(run.info.run_id, "val_auc")) == 3
 
 
 def test_mlflow_run_with_a_mistake_ends_failed_and_says_why(folder: Path, npz: Path, run_python: Run) -> None:

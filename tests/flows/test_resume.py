@@ -11,9 +11,10 @@ import pytest
 import torch
 from mlflow.entities import Run as MlflowRun
 
+from src import promote
 from src.train import main
 from tests.conftest import Run, write_npz
-from tests.flows.processes import STORES, TINY, only_run, start, wait_for_epoch
+from tests.flows.processes import STORES, TINY, client_of, only_run, start, wait_for_epoch
 
 MANY = ["--set", "training.epochs=6", "--set", "training.checkpoint_every_minutes=1e-9"]
 PARTS = [*TINY, *MANY]
@@ -22,7 +23,7 @@ CLOCK = {"epoch_seconds", "images_per_second"}
 
 def points(run: MlflowRun, store: str, folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every value of every metric of the run that does not measure the machine."""
-    client = mlflow.MlflowClient(f"file://{folder}/mlruns" if store else f"sqlite:///{folder}/mlflow.db")
+    client = client_of(folder, store)
     names = [name for name in run.data.metrics if not name.startswith("system/") and name not in CLOCK]
     return {
         name: sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, name))
@@ -36,7 +37,7 @@ def weights(folder: Path, file: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def assert_same(one: Path, two: Path, store: str = "") -> None:
+def assert_same(one: Path, two: Path, store: str = "", other_store: str | None = None) -> None:
     """Both folders hold the same training: weights, table of epochs, metrics, predictions."""
     for file in ("latest.pth", "best_model.pth"):
         first, second = weights(one, file), weights(two, file)
@@ -45,9 +46,10 @@ def assert_same(one: Path, two: Path, store: str = "") -> None:
         tables = [[path.read_bytes() for path in sorted(folder.glob(pattern))] for folder in (one, two)]
         assert len(tables[0]) > 0
         assert tables[0] == tables[1]
-    first_run, second_run = only_run(one, store), only_run(two, store)
+    other_store = store if other_store is None else other_store
+    first_run, second_run = only_run(one, store), only_run(two, other_store)
     assert first_run.info.status == second_run.info.status == "FINISHED"
-    assert points(second_run, store, two) == points(first_run, store, one)
+    assert points(second_run, other_store, two) == points(first_run, store, one)
     assert "error" not in second_run.data.tags
     assert second_run.outputs is not None
     assert len(second_run.outputs.model_outputs) == 1
@@ -65,10 +67,8 @@ def interrupt(folder: Path, number: signal.Signals, **env: Any) -> None:
 @pytest.mark.parametrize(
     ("number", "status", "store"),
     [
-        (signal.SIGKILL, "RUNNING", "sqlite"),
         pytest.param(signal.SIGKILL, "RUNNING", "file", marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, "KILLED", "sqlite", marks=pytest.mark.slow),
-        (signal.SIGTERM, "KILLED", "file"),
+        pytest.param(signal.SIGTERM, "KILLED", "file", marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_run_ends_like_one_that_was_not(
@@ -124,17 +124,34 @@ def test_another_training_is_refused(
 
 def test_more_epochs_go_on_and_a_better_model_is_a_new_one(finished: str, folder: Path) -> None:
     before = only_run(folder)
+    assert promoted() == (1, models(before)[0])
     for epochs in range(4, 40, 4):
         assert main(["--resume", finished, "--epochs", str(epochs)]) == 0
         run = only_run(folder)
         assert run.info.status == "FINISHED"
-        assert run.outputs is not None
         if run.data.metrics["best_val_auc"] > before.data.metrics["best_val_auc"]:
-            assert len(run.outputs.model_outputs) == 2
+            assert models(run)[:-1] == models(before)
+            assert promoted() == (2, models(run)[-1])
             return
         # No better: the same model, which is not logged again.
-        assert len(run.outputs.model_outputs) == 1
+        assert models(run) == models(before)
     pytest.fail("more epochs made no better model")
+
+
+def models(run: MlflowRun) -> list[str]:
+    """Ids of the run's logged models, by their epoch."""
+    assert run.outputs is not None
+    return [output.model_id for output in sorted(run.outputs.model_outputs, key=lambda output: output.step)]
+
+
+def promoted() -> tuple[int, str]:
+    """Promotes; the champion's version, and the id of its logged model."""
+    assert promote.main([]) == 0
+    client = mlflow.MlflowClient()
+    (registered,) = client.search_registered_models()
+    version = client.get_model_version_by_alias(registered.name, "champion")
+    assert version.source is not None
+    return int(version.version), version.source.removeprefix("models:/")
 
 
 @pytest.mark.usefixtures("npz")

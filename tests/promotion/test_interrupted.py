@@ -1,7 +1,6 @@
 """Killed at every write in turn, then run again."""
 
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import yaml
 
 from src.promote import main
 from tests.promotion.conftest import aliases, champion_run, history, version_count
-from tests.promotion.processes import start
+from tests.promotion.deadly import start
 from tests.promotion.runs import Made, make_run
 
 RECORD = Path("config/best_hparams/resnet18_A.yaml")
@@ -21,11 +20,9 @@ BACK = ["--rollback", "--model", "resnet18", "--modality", "A"]
 def is_killed(folder: Path, write: int, options: list[str]) -> bool:
     """Whether the command has that many writes, and so was killed after one."""
     process = start(folder, [*options, "--no-verify"], kill_after=write)
-    process.join(120)
-    if process.exitcode == -signal.SIGKILL:
-        return True
-    assert process.exitcode == 0, (folder / f"promote-{process.pid}.log").read_text()
-    return False
+    status = process.wait(120)
+    assert process.is_killed or status == 0, process.log.read_text()
+    return process.is_killed
 
 
 def assert_consistent(run: Made, version: int, versions: int, told: int) -> None:

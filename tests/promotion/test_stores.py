@@ -10,8 +10,8 @@ from src.promote import main
 from src.tracking import candidates
 from src.tracking.candidates import count_runs, find_candidates
 from src.tracking.store import open_store
+from tests.forked import Forked
 from tests.promotion.conftest import actions, aliases, champion_run, history, version_count
-from tests.promotion.processes import start
 from tests.promotion.runs import make_run
 
 RECORD = Path("config/best_hparams/resnet18_A.yaml")
@@ -105,11 +105,9 @@ def test_eight_at_once(folder: Path, npz: Path) -> None:
     for modality in ("A", "P"):
         make_run(npz, 0.5, modality=modality)
         runs[modality] = make_run(npz, 1.0, modality=modality)
-    processes = [start(folder, []) for _ in range(8)]
+    processes = [Forked("promote", folder, []) for _ in range(8)]
     for process in processes:
-        process.join(200)
-    logs = [path.read_text() for path in folder.glob("promote-*.log")]
-    assert [process.exitcode for process in processes] == [0] * 8, logs
+        assert process.wait(200) == 0, process.log.read_text()
     for modality, run in runs.items():
         name = f"resnet18_{modality}"
         assert champion_run(name) == run.run_id

@@ -69,10 +69,10 @@ def test_sent_twice_there_once(folder: Path) -> None:
 def test_a_model_that_was_begun_is_finished_not_made_again(folder: Path) -> None:
     run_id, client = new_run(), mlflow.MlflowClient()
     Model().save(str(folder / "MLmodel"))
-    begun = client.create_logged_model("0", "model", run_id, tags={DELIVERY: "k1"})
+    begun = client.create_logged_model("0", "model", run_id, tags={DELIVERY: "3"})
     for _ in range(2):
-        deliver_model(client, run_id, folder, step=3, key="k1")
-    deliver_model(client, run_id, folder, step=4, key="k2")  # of a run that went on
+        deliver_model(client, run_id, folder, 3)
+    deliver_model(client, run_id, folder, 4)  # of a run that went on
     outputs = client.get_run(run_id).outputs
     assert outputs is not None
     assert {3: begun.model_id}.items() <= {o.step: o.model_id for o in outputs.model_outputs}.items()

@@ -1,7 +1,6 @@
 """Whole trainings over HTTP, by the real commands, with a server that is really killed."""
 
 import csv
-import os
 import signal
 import subprocess
 import time
@@ -16,6 +15,7 @@ import torch
 from mlflow.entities import Run
 
 from src import promote, store, train
+from src.training.checkpoint import PREVIOUS
 from src.training.history import COLUMNS
 from src.training.predictions import read_predictions
 from tests.flows.processes import TINY, start, wait_for_epoch
@@ -64,6 +64,8 @@ def check_epochs(run: Run, epochs: int, folder: Path) -> None:
     for name in ("config.yaml", "training_history.csv"):
         assert (there / name).read_bytes() == (outputs / "logs/mine" / name).read_bytes()
     for path in (p for p in (outputs / "mine").rglob("*") if p.is_file()):
+        if path.name == PREVIOUS:  # of use on disk alone
+            continue
         assert (there / path.relative_to(outputs / "mine")).read_bytes() == path.read_bytes()
     assert {path.name for path in (outputs / "mine").iterdir()} >= {"checkpoints"}
     assert not (outputs / "mine/undelivered").exists()
@@ -168,21 +170,3 @@ def test_a_server_that_comes_back_while_training_goes_on(
     )
     assert [point.step for point in points] == list(range(len(points)))
     assert len(points) > 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_while_the_server_is_gone(
-    folder: Path, server: Server, no_process_is_left: list["subprocess.Popen[str]"], number: signal.Signals
-) -> None:
-    process = start_training(folder, server, no_process_is_left, 5000)
-    server.kill()
-    os.kill(process.pid, number)
-    _, errors = process.communicate(timeout=15)
-    assert process.returncode == 128 + number
-    assert "python -m src.store sync outputs/mine" in errors
-    assert "Traceback" not in errors
-    server.start()
-    assert store.main(["sync", "outputs/mine"]) == 0
-    assert only_run().info.status == "KILLED"
-    assert only_run().data.tags["error"] == f"stopped by {number.name}"

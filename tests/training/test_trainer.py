@@ -62,6 +62,7 @@ def dataset(folder: Path) -> Dataset:
 
 def make_trainer(config: Config, dataset: Dataset, folder: Path, tracker: Tracker) -> Trainer:
     setup = set_up(config, dataset)
+    folder.mkdir(parents=True, exist_ok=True)
     return Trainer(
         setup.config,
         dataset,

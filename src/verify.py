@@ -1,0 +1,181 @@
+"""``python -m src.verify``: shows on your own settings that what this project promises holds."""
+
+import argparse
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from src.errors import ConfigError, MlprojectError
+from src.utils.cli import CommandParser, run_command
+
+if TYPE_CHECKING:
+    from src.training.folders import RunFolders
+
+_WHOLE, _KILLED = "uninterrupted", "killed"
+_OURS = ("--resume", "--promote", "--dry-run")
+_EVERY = ("--set", "training.checkpoint_every_minutes=0.05")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return run_command(lambda: _verify(argv))
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("python -m src.verify", __doc__.partition(": ")[2])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
+    resume = commands.add_parser(
+        "resume",
+        help="train, train again with kill -9 at random moments, and compare; all other options are those "
+        "of src.train; exit 0 only where both are identical",
+    )
+    resume.add_argument("--kills", type=_count, default=5, metavar="N", help="how many (5)")
+    resume.add_argument("--moments", type=int, default=0, metavar="SEED", help="of the random moments (0)")
+    resume.add_argument(
+        "--store", choices=("sqlite", "file"), default="sqlite", help="kind of store (sqlite)"
+    )
+    resume.add_argument("--keep", action="store_true", help="keep what was trained")
+    return parser
+
+
+class _Command(CommandParser):
+    def __init__(self, prog: str, **_options: object) -> None:
+        super().__init__(prog, "")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of kills")
+    return int(text)
+
+
+def _verify(argv: Sequence[str] | None) -> None:
+    args, options = _parser().parse_known_args(argv)
+    for option in options:
+        if option.partition("=")[0] in _OURS:
+            raise ConfigError(f"{option}: src.verify trains twice by itself; leave it out")
+    # Here and not in /tmp: the same kind of disk as a real training's.
+    work = Path(tempfile.mkdtemp(prefix=".verify-", dir=Path.cwd()))
+    try:
+        _resume(args, options, work)
+    finally:
+        if args.keep:
+            print(f"kept in {work}")
+        else:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _resume(args: argparse.Namespace, options: Sequence[str], work: Path) -> None:
+    from src.experiment.outcome import outcome
+    from src.training.folders import RunFolders
+
+    with _store(args.store, work):
+        whole, killed = (RunFolders(work, name) for name in (_WHOLE, _KILLED))
+        start_up, duration = _train_whole(options, whole)
+        print(f"trained without interruption in {duration:.0f} s, of which {start_up:.0f} s to start")
+        kills = _train_killed(args, options, killed, start_up, duration)
+        differing = _show(outcome(whole), outcome(killed))
+    if differing:
+        args.keep = True
+        raise MlprojectError(f"not identical: {', '.join(differing)}; both trainings are in {work}")
+    print(f"identical after {kills} times kill -9")
+
+
+@contextlib.contextmanager
+def _store(kind: str, work: Path) -> Iterator[None]:
+    """Within the block the store, of this process and of its children, is one of its own."""
+    from src.tracking.store import open_store
+
+    before = dict(os.environ)
+    for name in ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"):
+        os.environ.pop(name, None)
+    uris = {"sqlite": f"sqlite:///{work}/mlflow.db", "file": f"{work}/mlruns"}
+    os.environ["MLFLOW_TRACKING_URI"] = uris[kind]
+    try:
+        with contextlib.chdir(work):  # a new database keeps artifacts where it was made
+            open_store()
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _train_whole(options: Sequence[str], folders: "RunFolders") -> tuple[float, float]:
+    """Trains to the end; returns the seconds to the first step, and of all."""
+    began, started = time.time(), time.monotonic()
+    with _training(options, folders) as process:
+        _check_end(process.wait(), folders)
+    return folders.config.stat().st_mtime - began, time.monotonic() - started
+
+
+def _train_killed(
+    args: argparse.Namespace, options: Sequence[str], folders: "RunFolders", start_up: float, duration: float
+) -> int:
+    """Trains to the end with kills on the way; returns how many there were before the end came."""
+    from src.experiment.killing import look, moments
+
+    options = [*options, "--resume", "auto"]
+    for number, seconds in enumerate(moments(args.kills, start_up, duration, args.moments), 1):
+        with _training(options, folders) as process:
+            try:
+                _check_end(process.wait(seconds), folders)
+                return number - 1
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        found = look(folders)
+        print(f"kill {number} of {args.kills} after {seconds:.1f} s: {found}", flush=True)
+        if found.is_finished:
+            return number
+    with _training(options, folders) as process:
+        _check_end(process.wait(), folders)
+    return int(args.kills)
+
+
+@contextlib.contextmanager
+def _training(options: Sequence[str], folders: "RunFolders") -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that trains; it does not outlive the block."""
+    own = [f"experiment.output_dir={folders.output}", f"experiment.name={folders.name}"]
+    command = [sys.executable, "-m", "src.train", *_EVERY, *options, *(f"--set={setting}" for setting in own)]
+    with _log(folders).open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _log(folders: "RunFolders") -> Path:
+    return folders.output / f"{folders.name}.log"
+
+
+def _check_end(status: int, folders: "RunFolders") -> None:
+    if status != 0:
+        *_, last = ["", *_log(folders).read_text().splitlines()]
+        raise MlprojectError(f"the training {folders.name} ended with exit status {status}: {last}")
+
+
+def _show(whole: dict[str, str], killed: dict[str, str]) -> list[str]:
+    """Prints both; returns what is not the same."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", _WHOLE, f"{_KILLED} and resumed")
+    differing = [name for name in whole | killed if whole.get(name) != killed.get(name)]
+    for name in whole | killed:
+        found = f"DIFFERENT: {killed.get(name, 'missing')}" if name in differing else "identical"
+        table.add_row(name, whole.get(name, "missing"), found)
+    Console().print(table)
+    return differing
+
+
+if __name__ == "__main__":
+    sys.exit(main())
