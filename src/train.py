@@ -50,7 +50,6 @@ def _parser() -> CommandParser:
 
 
 def _train(argv: Sequence[str] | None) -> None:
-    from src.experiment.session import train
     from src.tracking.project_run import is_project_run, mark_project_run, project_run_told
     from src.tracking.store import open_store
 
@@ -58,6 +57,9 @@ def _train(argv: Sequence[str] | None) -> None:
     with ExitStack() as held:
         with project_run_told():
             args = _parser().parse_args(argv)
+            # Not before: torch and MLflow take seconds, and whoever asks for --help needs neither.
+            from src.experiment.session import train
+
             interrupted = _named_run(args, held)
             config = interrupted.config if interrupted else _read_config(args)
             _check_writable(config.output_dir)

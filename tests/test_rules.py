@@ -9,7 +9,7 @@ import yaml
 
 from src import promote, train
 from src.utils.config import Config
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Run
 
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 LAYERS = {
@@ -87,6 +87,21 @@ def test_the_same_pins_everywhere() -> None:
     conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
     assert conda[-1]["pip"] == pins
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text()
+
+
+HELP = """import sys
+from src.{command} import main
+try:
+    main(["--help"])
+except SystemExit:
+    print(sorted({{"torch", "torchvision", "mlflow"}} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("command", ["train", "promote", "store", "verify"])
+def test_help_waits_for_no_library(command: str, run_python: Run) -> None:
+    done = run_python("-c", HELP.format(command=command))
+    assert done.stdout.splitlines()[-1] == "[]", done
 
 
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
