@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser("python -m src.store", __doc__.partition(": ")[2])
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
+    )
     sync = commands.add_parser(
         "sync", help="deliver to the server what it missed of a run; the run's process must have ended"
     )
@@ -36,11 +38,6 @@ def _parser() -> CommandParser:
     doctor.add_argument("--apply", action="store_true", help="mark such runs KILLED and delete the leftovers")
     doctor.add_argument("--output-dir", metavar="DIR", help="where runs keep their files (outputs)")
     return parser
-
-
-class _Command(CommandParser):
-    def __init__(self, prog: str, **_options: object) -> None:
-        super().__init__(prog, "")
 
 
 def _store(argv: Sequence[str] | None) -> None:

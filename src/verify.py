@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser("python -m src.verify", __doc__.partition(": ")[2])
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
+    )
     resume = commands.add_parser(
         "resume",
         help="train, train again with kill -9 at random moments, and compare; all other options are those "
@@ -43,11 +45,6 @@ def _parser() -> CommandParser:
     )
     resume.add_argument("--keep", action="store_true", help="keep what was trained")
     return parser
-
-
-class _Command(CommandParser):
-    def __init__(self, prog: str, **_options: object) -> None:
-        super().__init__(prog, "")
 
 
 def _count(text: str) -> int:

@@ -14,7 +14,7 @@ _DISK = "check the disk's free space and permissions"
 class CommandParser(argparse.ArgumentParser):
     """Arguments of a command; a mistake is an error like any other, and options are spelled in full."""
 
-    def __init__(self, prog: str, description: str) -> None:
+    def __init__(self, prog: str, description: str = "") -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
