@@ -1,6 +1,6 @@
-"""One way to train on the same images; each is a process of its own, and tells when its steps were done.
+"""One way to train on the same images; each is a process of its own, and waits for its turn at each epoch.
 
-python -m benchmarks.peers PEER NPZ MODEL SIZE BATCH EPOCHS
+python -m benchmarks.peers PEER NPZ MODEL SIZE BATCH EPOCHS STEPS
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -135,20 +136,51 @@ PEERS: dict[str, Callable[[Work], None]] = {
 }
 
 
-def main(argv: Sequence[str]) -> None:
-    """Trains, and prints wall and CPU seconds at the end of each step as JSON."""
-    times: list[tuple[float, float]] = []
+@dataclass
+class Turns:
+    """Tells when a step was done; at the first step of each epoch it waits until it is this process's turn.
 
-    def note(*_: object) -> None:
+    Attributes:
+        steps: Optimizer steps per epoch.
+        done: Those that were done.
+    """
+
+    steps: int
+    done: int = 0
+    started: tuple[float, float] = (0.0, 0.0)
+    trained: float = 0.0
+
+    def __call__(self, *_: object) -> None:
+        """Called after each optimizer step."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        times.append((time.perf_counter(), time.process_time()))
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        if self.done % self.steps == 0:
+            told = {
+                # The first step's own time is not known: its start is not marked.
+                "train": self.trained - self.started[0],
+                "seconds": wall - self.started[0],
+                "cpu_seconds": cpu - self.started[1],
+            }
+            os.write(1, f"\n{json.dumps(told)}\n".encode())  # whatever became of sys.stdout
+            os.read(0, 1)
+            self.started = time.perf_counter(), cpu_seconds()
+        self.trained = time.perf_counter()
+        self.done += 1
 
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    register_optimizer_step_post_hook(note)
-    peer, npz, model, *numbers = argv
+
+def cpu_seconds() -> float:
+    """Processor time of this process and those it has started."""
+    this = psutil.Process()
+    times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
+    return float(sum(spent.user + spent.system for spent in times))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains, and tells of each epoch as JSON before it waits for its next turn."""
+    peer, npz, model, *numbers, steps = argv
+    register_optimizer_step_post_hook(Turns(int(steps)))
     PEERS[peer](Work(Path(npz), model, *map(int, numbers)))
-    print(json.dumps(times))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
-"""How long promotion takes in a store of many runs, against reading them all through MLflow's search.
+"""What a growing store costs: starting a run, logging an epoch, finding candidates, promoting, doctor.
 
-python -m benchmarks.promote [RUNS]      (10,000 unless told; in an empty folder)
+python -m benchmarks.promote [--runs 100,1000,10000]
 
-Makes a store in the working folder: RUNS bulk runs of ten groups (40 params, 8 metrics with 20 steps, 8 tags
-each), and in every group one real run that is better. Times `promote` on all groups at once (first), with
-nothing new (again), and with two new groups (new), imports apart, and reads all runs once for comparison.
+Makes an SQLite store for each number: so many bulk runs of ten groups (40 params, 8 metrics with 20 steps, 8
+tags each), and in every group one real run that is better. Times `promote` on all groups at
+once, with nothing new, and with two new groups, imports apart, and reads all runs once for comparison.
 """
 
+import argparse
+import json
 import resource
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +24,14 @@ import numpy as np
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlParam, SqlRun, SqlTag
 from sqlalchemy import create_engine, insert
 
+from benchmarks.measuring import keep, python, show
 from src.promotion.decide import Request
 from src.promotion.flow import promote
+from src.store import main as store
 from src.tracking.candidates import find_candidates
+from src.tracking.run import tracked_run
 from src.tracking.store import open_store
-from tests.conftest import write_npz
+from tests.images import write_npz
 from tests.promotion.runs import data_of, make_run
 
 GROUPS = [(model, modality) for model in ("resnet18", "swin_t") for modality in ("A", "P", "V", "N", "D")]
@@ -92,16 +99,6 @@ def bulk(count: int, npz: Path) -> None:
                 connection.execute(insert(table), values_of)
 
 
-def timed(what: str, work: Callable[[], object]) -> float:
-    """Prints how long ``work`` took, and the process's peak memory."""
-    start = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{what:28} {seconds:7.2f} s    peak memory so far {peak:6.0f} MiB", flush=True)
-    return seconds
-
-
 def read_all() -> Iterator[object]:
     """Every run, as MLflow's search gives them."""
     client, token = mlflow.MlflowClient(), None
@@ -113,24 +110,74 @@ def read_all() -> Iterator[object]:
             return
 
 
-def main(count: int) -> None:
-    """Fills a store and prints the times."""
-    npz = write_npz(Path("small.npz").absolute(), val=60)
-    open_store()
-    timed(f"fill with {count} runs", lambda: bulk(count, npz))
-    for model, modality in GROUPS:
-        make_run(npz, 1.0, model=model, modality=modality)
-    timed("find candidates", find_candidates)
-    first = timed("promote, ten groups, first", lambda: promote(Request()))
-    again = timed("promote, nothing new", lambda: promote(Request()))
+def a_run() -> None:
+    """A run from start to end, with nothing in it."""
+    with tracked_run({}):
+        pass
+
+
+def epochs(count: int) -> None:
+    """A run that logs so many epochs."""
+    with tracked_run({}) as run:
+        for step in range(1, count + 1):
+            run.log_metrics(dict.fromkeys(METRICS, 0.5), step)
+
+
+def new_groups(npz: Path) -> None:
+    """Two groups more."""
     for modality in ("X", "Y"):
         make_run(npz, 1.0, modality=modality)
-    new = timed("promote, two new groups", lambda: promote(Request()))
-    full = timed("read all runs by search", lambda: sum(1 for _ in read_all()))
-    print(
-        f"of one full read: first {first / full:.2f}, again {again / full:.2f}, new groups {new / full:.2f}"
-    )
+
+
+def measure(count: int) -> dict[str, float]:
+    """Fills a store in the working folder and returns seconds by what they are of."""
+    npz = write_npz(Path("small.npz").absolute(), val=60)
+    open_store()
+    bulk(count, npz)
+    for model, modality in GROUPS:
+        make_run(npz, 1.0, model=model, modality=modality)
+    seconds: dict[str, float] = {}
+
+    def timed(what: str, work: Callable[[], object]) -> None:
+        started = time.perf_counter()
+        work()
+        seconds[what] = time.perf_counter() - started
+
+    a_run()  # whatever is imported at first use
+    timed("start and end a run", a_run)
+    timed("the same, with 100 epochs", lambda: epochs(100))
+    timed("find candidates", find_candidates)
+    timed("promote ten groups, first", lambda: promote(Request()))
+    timed("promote, nothing new", lambda: promote(Request()))
+    new_groups(npz)
+    timed("promote two new groups", lambda: promote(Request()))
+    timed("doctor", lambda: store(["doctor"]))
+    timed("read all runs by search", lambda: sum(1 for _ in read_all()))
+    seconds["peak memory in MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return seconds
+
+
+def main() -> None:
+    """Measures in a process for each number of runs, and prints."""
+    parser = argparse.ArgumentParser("python -m benchmarks.promote", description=__doc__)
+    parser.add_argument("--runs", default="100,1000,10000")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure is not None:
+        with redirect_stdout(sys.stderr):
+            measured = measure(args.measure)
+        print(json.dumps(measured))
+        return
+    found: dict[str, dict[str, float]] = {}
+    for count in args.runs.split(","):
+        with tempfile.TemporaryDirectory(prefix="store-") as folder:
+            told = python(Path(folder), "-m", "benchmarks.promote", "--measure", count)
+        found[count] = json.loads(told.splitlines()[-1])
+    rows = [[what, *(f"{of[what]:.3g}" for of in found.values())] for what in next(iter(found.values()))]
+    show(["seconds in a store of", *(f"{count} runs" for count in found)], rows)
+    keep(args.json, found)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
+    main()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.errors import MlprojectError, UserError
 from src.utils.cli import CommandParser, add_flag, run_command, warn
+from src.utils.runtime import collection_paused
 
 if TYPE_CHECKING:
     from src.data.dataset import Dataset
@@ -55,7 +56,7 @@ def _train(argv: Sequence[str] | None) -> None:
 
     in_project = is_project_run()  # before MLflow takes the run over and forgets
     with ExitStack() as held:
-        with project_run_told():
+        with project_run_told(), collection_paused():
             args = _parser().parse_args(argv)
             # Not before: torch and MLflow take seconds, and whoever asks for --help needs neither.
             from src.experiment.session import train

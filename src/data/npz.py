@@ -42,7 +42,7 @@ def list_npz(path: Path, modality: str, positive_class: str | None) -> Listing:
         for split in splits
         for row, label in enumerate(labels[split])
     )
-    return Listing(path, modality, classes, samples, header, read)
+    return Listing(path, modality, classes, samples, header, read, in_memory=True)
 
 
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:

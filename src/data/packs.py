@@ -1,14 +1,16 @@
 """A folder of packs: arrays of decoded images, bounded in size, the least recently used going first.
 
-A pack ``{name}.npy`` holds uint8 images ``(N, C, S, S)`` and is mapped into memory, not loaded. While
+A pack ``{name}.npy`` holds uint8 images ``(N, C, S, S)`` and is mapped into memory, not loaded;
+``{name}.rows`` names the pixels of each, so that another pack can take them over. While
 a process has one mapped it holds a shared lock on the file, which ends with the process however it
 ends; so whoever needs room can tell which packs nobody uses.
 """
 
 import fcntl
+import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import DataError
-from src.utils.io import TEMP_PREFIX, file_lock
+from src.utils.io import TEMP_PREFIX, atomic_write_text, file_lock, write_at
 
 GIGABYTE = 1_000_000_000
 
+_ROWS = ".rows"
 _HEADER = 128  # bytes of a NumPy header of format 1.0 for four dimensions
 
 
@@ -48,16 +51,24 @@ class PackFolder:
         except FileNotFoundError:
             return None
         except ValueError:  # damaged: it is made again
-            path.unlink(missing_ok=True)
+            _remove(path)
             return None
+
+    def contents(self, image_shape: tuple[int, ...]) -> Iterator[tuple[str, list[str | None]]]:
+        """The name of each pack of images of this shape, and what names the pixels of its rows."""
+        for path in sorted(self.folder.glob(f"*{_ROWS}")):
+            if not _is_temp(path) and (rows := _read_rows(path, image_shape)):
+                yield path.stem, rows
 
     @contextmanager
     def new(self, key: str, shape: tuple[int, int, int, int]) -> Iterator["NewPack"]:
-        """Makes room for a pack and yields it to be filled; without `NewPack.keep` nothing is left.
+        """Makes room for a pack and yields it to be filled.
+
+        What a process that was killed has left of one of the same key and shape is gone on with.
 
         Args:
             key: Tells apart those that are made at the same time; the caller's lock makes it its own.
-            shape: ``(N, C, S, S)``, N being the most that it will hold.
+            shape: ``(N, C, S, S)``.
 
         Raises:
             DataError: It is larger than the limit, or what else is there is in use.
@@ -68,22 +79,25 @@ class PackFolder:
             with file_lock(self.folder / ".lock"):
                 size = _HEADER + math.prod(shape)
                 self._make_room(size, temp)
-                file = temp.open("wb+")
+                rows = _read_rows(_rows_of(temp), shape[1:]) if _size(temp) == size else []
+                file = temp.open("rb+" if rows else "wb+")
                 fcntl.flock(file, fcntl.LOCK_EX)
                 file.truncate(size)  # what others see as taken, long before it is written
             with file:
-                yield NewPack(self, file, temp, shape[1:])
-        finally:
-            temp.unlink(missing_ok=True)
+                yield NewPack(
+                    self, file, temp, shape, {i: row for i, row in enumerate(rows) if row is not None}
+                )
+        except (OSError, DataError):  # not where the process is stopped: the next one goes on
+            _remove(temp)
+            raise
 
     def _make_room(self, size: int, temp: Path) -> None:
         sizes = {path: _size(path) for path in self.folder.glob("*.npy") if path != temp}
         if size > self.limit:  # before anything is removed in vain
             raise self._no_room(size, 0)
-        # What a killed process left half-written goes in any case, and first.
+        # What a killed process left half-written goes first.
         for path in sorted(sizes, key=lambda path: (not _is_temp(path), _last_use(path))):
-            is_needed = sum(sizes.values()) + size > self.limit
-            if (is_needed or _is_temp(path)) and _remove_unused(path):
+            if sum(sizes.values()) + size > self.limit and _remove_unused(path):
                 del sizes[path]
         taken = sum(sizes.values())
         if taken + size > self.limit:
@@ -102,34 +116,79 @@ class PackFolder:
 
 @dataclass
 class NewPack:
-    """A pack that is being written; `keep` gives it its name."""
+    """A pack that is being written; `keep` gives it its name.
+
+    Attributes:
+        packs: Where it will be.
+        file: It, open.
+        temp: Its path, for other processes that write into it.
+        shape: ``(N, C, S, S)``.
+        rows: Of the rows that are written, what names the pixels; "" for an image that cannot be read.
+    """
 
     packs: PackFolder
     file: IO[bytes]
     temp: Path
-    image_shape: tuple[int, ...]
-    count: int = 0
+    shape: tuple[int, int, int, int]
+    rows: dict[int, str]
 
-    def add(self, image: NDArray[np.uint8]) -> None:
-        """Appends one image, ``(C, S, S)``.
+    def offset(self, row: int) -> int:
+        """The byte where a row begins."""
+        return _HEADER + row * math.prod(self.shape[1:])
 
-        Plain writes, no mapping: on a full disk a write fails with an error, a mapped page with SIGBUS.
-        """
-        if self.count == 0:
-            self.file.seek(_HEADER)
-        self.file.write(image.tobytes())
-        self.count += 1
+    def copy_from_others(self, wanted: Mapping[int, str]) -> Iterator[int]:
+        """Fills rows with pixels that another pack has; yields those that it could."""
+        for name, there in self.packs.contents(self.shape[1:]):
+            places = {pixels: place for place, pixels in enumerate(there) if pixels}
+            found = [row for row, pixels in wanted.items() if pixels in places and row not in self.rows]
+            if not found or (source := self.packs.find(name)) is None:
+                continue
+            for row in found:
+                write_at(self.file.fileno(), source[places[wanted[row]]].tobytes(), self.offset(row))
+                self.rows[row] = wanted[row]
+                yield row
+
+    def save_rows(self) -> None:
+        """From here on a process that is killed leaves the rows so far to the next."""
+        os.fsync(self.file.fileno())
+        _write_rows(_rows_of(self.temp), self.shape, self.rows)
 
     def keep(self, name: str) -> NDArray[np.uint8]:
         """Finishes the pack, gives it its name, and maps it."""
-        self.file.truncate(self.file.tell() if self.count else _HEADER)
         self.file.seek(0)
-        _write_header(self.file, (self.count, *self.image_shape))
+        _write_header(self.file, self.shape)
         self.file.flush()
         os.fsync(self.file.fileno())
-        self.temp.replace(self.packs._path(name))
+        path = self.packs._path(name)
+        _write_rows(_rows_of(path), self.shape, self.rows)
+        self.temp.replace(path)
+        _rows_of(self.temp).unlink(missing_ok=True)
         fcntl.flock(self.file, fcntl.LOCK_SH)
         return _mapped(self.file)
+
+
+def _rows_of(pack: Path) -> Path:
+    return pack.with_suffix(_ROWS)
+
+
+def _write_rows(path: Path, shape: Sequence[int], rows: Mapping[int, str]) -> None:
+    content = {"shape": list(shape), "rows": [rows.get(row) for row in range(shape[0])]}
+    atomic_write_text(path, json.dumps(content))
+
+
+def _read_rows(path: Path, image_shape: Sequence[int]) -> list[str | None]:
+    """What names the pixels of each row of a pack, None where it is not written; nothing where it differs."""
+    try:
+        content = json.loads(path.read_text())
+        rows: list[str | None] = content["rows"]
+        return rows if content["shape"] == [len(rows), *image_shape] else []
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return []
+
+
+def _remove(pack: Path) -> None:
+    pack.unlink(missing_ok=True)
+    _rows_of(pack).unlink(missing_ok=True)
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
@@ -170,5 +229,5 @@ def _remove_unused(path: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        path.unlink(missing_ok=True)
+        _remove(path)
     return True

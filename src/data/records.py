@@ -89,7 +89,7 @@ def _records_of(images: DecodedImages) -> list[Record]:
             sample.split or "",
             entry.patient,
         )
-        for row, (sample, entry) in enumerate(zip(images.samples, images.entries, strict=True))
+        for row, sample, entry in zip(images.rows, images.samples, images.entries, strict=True)
     ]
 
 

@@ -42,6 +42,7 @@ class Listing:
         samples: One per image. Either all of them have a split, or none.
         header: Reads the size and channels of a sample without decoding it.
         read: Decodes a sample.
+        in_memory: The images are in this process, not in files that another could read.
     """
 
     root: Path
@@ -50,6 +51,7 @@ class Listing:
     samples: tuple[Sample, ...]
     header: Callable[[Sample], Header]
     read: Callable[[Sample], Picture]
+    in_memory: bool = False
 
     @property
     def is_split(self) -> bool:

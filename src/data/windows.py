@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from src.data.cache import Entry
+from src.data.entries import Entry
 from src.data.images import Range, applied_window
 
 _8_BIT_SPAN = 255

@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
         "training.epochs",
         "training.device",
         "training.checkpoint_every_minutes",
+        "training.save_in_background",
         "experiment.output_dir",
     }
 )

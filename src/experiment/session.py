@@ -9,6 +9,7 @@ from src.experiment.resume import Interrupted
 from src.tracking.run import TrackedRun, tracked_run
 from src.training.checkpoint import CheckpointStore, TrainerState
 from src.training.folders import RunFolders
+from src.training.keeper import Keeper
 from src.training.setup import Setup
 from src.training.trainer import Trainer
 from src.utils.runtime import determinism
@@ -50,9 +51,12 @@ def _fit(
         dataset,
         setup.network,
         setup.optimization,
-        checkpoints=CheckpointStore(folders.checkpoints),
-        history_path=folders.history,
-        tracker=run,
+        keeper=Keeper(
+            CheckpointStore(folders.checkpoints),
+            folders.history,
+            run,
+            beside=setup.config.training.save_in_background,
+        ),
         extra={
             "run_id": run.run_id,
             "config": setup.config.to_dict(),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from src.models.spec import InputSpec, unit_range
+from src.utils.runtime import to_device
 
 
 def predict_logits(
@@ -38,7 +39,7 @@ def predict_logits(
     logits: list[Tensor] = []
     with evaluating(model):
         for batch in batches:
-            pixels = spec.normalize(unit_range(batch.to(device, non_blocking=True)))
+            pixels = spec.normalize(unit_range(to_device(batch, device)))
             with torch.inference_mode(), torch.autocast(device.type, autocast, autocast is not None):
                 logits.append(model(pixels).float())
     if not logits:

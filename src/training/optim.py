@@ -13,11 +13,18 @@ from src.utils.config import TrainingConfig
 
 def make_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
     """The configured optimizer over ``groups`` (as `src.models.parameters.parameter_groups` makes)."""
+    # Fused: one pass over all that a step reads and writes, where the other implementations make several.
     if config.optimizer == "sgd":
-        nesterov = config.momentum > 0
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov)
+        return torch.optim.SGD(
+            groups,
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            # It fails (torch 2.13) once some parameters have momentum and others have not yet.
+            fused=config.freeze_backbone_epochs == 0,
+        )
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.learning_rate)
+    return kind(groups, lr=config.learning_rate, fused=True)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, steps_per_epoch: int) -> LambdaLR:

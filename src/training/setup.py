@@ -10,7 +10,7 @@ from src.data.dataset import Dataset
 from src.data.demo import DEMO_NAME
 from src.errors import ConfigError
 from src.models.build import BuiltModel, build_model
-from src.models.kernels import has_idle_weights
+from src.models.kernels import has_idle_weights, is_bound_by_depthwise
 from src.models.parameters import parameter_groups
 from src.models.spec import InputSpec
 from src.training.evaluation import Network
@@ -18,7 +18,7 @@ from src.training.loss import make_loss
 from src.training.optim import make_average, make_optimizer, make_schedule
 from src.training.step import Optimization
 from src.utils.config import Config
-from src.utils.runtime import pick_autocast, pick_device, seed_everything
+from src.utils.runtime import fit_threads, keep_freed_memory, pick_autocast, pick_device, seed_everything
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ def set_up(config: Config, dataset: Dataset, spec: InputSpec | None = None) -> S
     """
     _check_threshold(config, dataset)
     device = pick_device(config.training.device)
+    fit_threads()
+    keep_freed_memory()
     seed_everything(config.training.seed)
     built = build_model(
         config.model.name,
@@ -109,6 +111,8 @@ def _pick_autocast(
     autocast = pick_autocast(wanted, device)
     if autocast is None or device.type != "cpu":
         return autocast, []
+    if wanted == "auto" and is_bound_by_depthwise(model, dataset.channels, dataset.size):
+        return None, []
     if not has_idle_weights(model, dataset.channels, dataset.size):
         return autocast, []
     why = (

@@ -4,8 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,33 +16,17 @@ from src.data.dataset import Dataset
 from src.errors import TrainingError
 from src.models.parameters import train_mode
 from src.models.spec import unit_range
-from src.training.checkpoint import CheckpointStore, TrainerState, load_checkpoint
+from src.training.checkpoint import TrainerState, load_checkpoint
 from src.training.evaluation import Network, score_split
-from src.training.history import write_history
+from src.training.keeper import Keeper
 from src.training.loss import make_mixup
 from src.training.step import Optimization
 from src.utils.config import Config
 from src.utils.progress import bar
-from src.utils.runtime import Stopped, derive_seed, seed_everything, uninterrupted
+from src.utils.runtime import Stopped, derive_seed, seed_everything, to_device, uninterrupted
 
 _REFRESH_SECONDS = 0.5
 _AUGMENT, _DROPOUT = 2, 3  # streams of their own beside the one that shuffles
-
-
-class Tracker(Protocol):
-    """What the trainer needs from whatever keeps the record of a run."""
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Records settings; each key once."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records all metrics of one epoch in one call; a resumed run keeps what it has at that step."""
-
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keeps a file with the run."""
-
-    def finish(self, status: str, message: str | None = None) -> None:
-        """Ends the run as FINISHED, FAILED or KILLED."""
 
 
 @dataclass
@@ -80,9 +63,7 @@ class Trainer:
         network: Network,
         optimization: Optimization,
         *,
-        checkpoints: CheckpointStore,
-        history_path: Path,
-        tracker: Tracker,
+        keeper: Keeper,
         extra: Mapping[str, Any],
     ) -> None:
         """Sets up a run.
@@ -92,18 +73,14 @@ class Trainer:
             dataset: The images.
             network: The model on its device.
             optimization: What makes the steps of that model.
-            checkpoints: Where checkpoints go.
-            history_path: Where the table of epochs goes.
-            tracker: Keeps the record.
+            keeper: Keeps the state, on disk and in the tracker.
             extra: Plain values that every checkpoint carries along (run id, classes, input, ...).
         """
         self.config = config
         self.dataset = dataset
         self.network = network
         self.optimization = optimization
-        self.checkpoints = checkpoints
-        self.history_path = history_path
-        self.tracker = tracker
+        self.keeper = keeper
         self.extra = dict(extra)
         self.mixup = make_mixup(config.training.mixup_alpha, len(dataset.classes))
         self.state = TrainerState()
@@ -122,8 +99,7 @@ class Trainer:
         self.optimization.schedule.load_state_dict(checkpoint["scheduler_state_dict"])
         self.optimization.scaler.load_state_dict(checkpoint["scaler_state_dict"])
         self.state = TrainerState.from_checkpoint(dict(checkpoint))
-        write_history(self.history_path, self.state.history)
-        self._log_again()
+        self.keeper.restore(self.state.history)
 
     def fit(self) -> TrainerState:
         """Trains to the last epoch, or until early stopping; the model ends with the best weights.
@@ -135,16 +111,16 @@ class Trainer:
         """
         self.state.loss_sum = self.state.loss_sum.to(self.network.device)
         self._saved_at = time.monotonic()
-        try:
-            while self.state.epoch < self.config.training.epochs and not self._is_stale():
-                row = self._run_epoch(self.state.epoch + 1)
-                with uninterrupted():
-                    improved = self.state.record(row)
-                    self._save(improved)
-                    self._log(improved)
-        except Stopped:
-            self._save_unfinished()
-            raise
+        with self.keeper:
+            try:
+                while self.state.epoch < self.config.training.epochs and not self._is_stale():
+                    row = self._run_epoch(self.state.epoch + 1)
+                    with uninterrupted():
+                        self._keep_epoch(row)
+            except Stopped:
+                self._keep_steps()
+                self.keeper.wait()
+                raise
         self._load_best()
         return self.state
 
@@ -184,8 +160,9 @@ class Trainer:
                     mean = self._check_finite(float(self.state.loss_sum) / progress.seen, epoch)
                     progress.text = f"loss {mean:.4f}  {self._best_text()}  {progress.rate:.0f} images/s"
                 advance(progress.text)
+                self.keeper.check()
                 if time.monotonic() - self._saved_at > 60 * settings.checkpoint_every_minutes:
-                    self._save_unfinished()
+                    self._keep_steps()
         return self._check_finite(float(self.state.loss_sum) / progress.seen, epoch), progress.rate
 
     def _step(
@@ -197,7 +174,7 @@ class Trainer:
         seed_everything(seed, epoch, number, _DROPOUT)
         # Made as one batch however many passes follow, so that their number changes nothing but memory.
         images = self._images(positions, derive_seed(seed, epoch, number, _AUGMENT))
-        targets = torch.from_numpy(labels).to(self.network.device, non_blocking=True)
+        targets = to_device(torch.from_numpy(labels), self.network.device)
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
         return self.optimization.step(
@@ -205,7 +182,7 @@ class Trainer:
         )
 
     def _images(self, positions: NDArray[np.int64], seed: int) -> torch.Tensor:
-        pixels = self.dataset.batch("train", positions).to(self.network.device, non_blocking=True)
+        pixels = to_device(self.dataset.batch("train", positions), self.network.device)
         augmented = augment(unit_range(pixels), self.config.data.augment, seed)
         return self.network.spec.normalize(augmented)
 
@@ -260,43 +237,20 @@ class Trainer:
             "averaged_steps": int(average.n_averaged),
         }
 
-    def _save(self, improved: bool) -> None:
-        self.checkpoints.save(self._checkpoint(), is_best=improved)
+    def _keep_epoch(self, row: dict[str, float]) -> None:
+        improved = self.state.record(row)
+        self.keeper.keep_epoch(self._checkpoint(), improved=improved)
         self._saved_at = time.monotonic()
-        write_history(self.history_path, self.state.history)
 
-    def _save_unfinished(self) -> None:
+    def _keep_steps(self) -> None:
         """Keeps the steps of an epoch that is under way."""
         if self.state.steps:
-            self.checkpoints.save(self._checkpoint(), is_best=False)
-            self.tracker.log_artifact(self.checkpoints.latest, self.checkpoints.folder.name)
+            self.keeper.keep_steps(self._checkpoint())
         self._saved_at = time.monotonic()
-
-    def _log(self, improved: bool) -> None:
-        self._log_row(self.state.history[-1], improved)
-        self._keep_files(improved)
-
-    def _log_row(self, row: Mapping[str, float], improved: bool) -> None:
-        metrics = {name: value for name, value in row.items() if name != "epoch"}
-        if improved:
-            metrics["best_val_auc"] = metrics["val_auc"]
-        self.tracker.log_metrics(metrics, step=int(row["epoch"]))
-
-    def _log_again(self) -> None:
-        """Sends all epochs so far: a process that died after a checkpoint may not have logged its epoch."""
-        so_far = TrainerState()
-        for row in self.state.history:
-            self._log_row(row, so_far.record(row))
-
-    def _keep_files(self, improved: bool) -> None:
-        """After each epoch, so that whatever ends the run, its files are with its metrics."""
-        self.tracker.log_artifact(self.history_path)
-        for path in [self.checkpoints.latest] + [self.checkpoints.best] * improved:
-            self.tracker.log_artifact(path, self.checkpoints.folder.name)
 
     def _load_best(self) -> None:
         if self.state.best_epoch == 0:
             raise TrainingError(
                 "no epoch gave a finite val AUC, so there is no best model; lower training.learning_rate"
             )
-        self.network.model.load_state_dict(load_checkpoint(self.checkpoints.best)["model_state_dict"])
+        self.network.model.load_state_dict(load_checkpoint(self.keeper.checkpoints.best)["model_state_dict"])

@@ -168,6 +168,9 @@ class TrainingConfig(_Section):
     milestones: tuple[int, ...] = Field((), description="multistep: epochs after which the rate is cut")
     gamma: float = Field(0.1, gt=0, le=1, description="multistep: factor of each cut")
     checkpoint_every_minutes: float = Field(10.0, gt=0, description="within an epoch that takes longer")
+    save_in_background: bool = Field(
+        True, description="train on while a checkpoint is written; takes memory for one, changes no result"
+    )
     early_stopping_patience: int | None = Field(
         None, ge=1, description="stop after this many epochs without a better val AUC; null: never"
     )

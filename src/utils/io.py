@@ -75,6 +75,14 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write_bytes(path, text.encode())
 
 
+def write_at(file: int, data: bytes, offset: int) -> None:
+    """Writes all of ``data`` at a place of an open file that several processes fill."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(file, view, offset)
+        view, offset = view[done:], offset + done
+
+
 def atomic_link(source: Path, target: Path) -> None:
     """Makes ``target`` the same bytes as ``source``, as a hard link where the file system allows it.
 

@@ -12,7 +12,7 @@ from PIL import Image
 from src.data.dataset import Dataset, load_dataset
 from src.errors import DataError
 from src.utils.config import DataConfig
-from tests.conftest import make_images, write_folder, write_npz
+from tests.images import make_images, write_folder, write_npz
 
 
 def load(root: Path, cache: Path, **settings: object) -> Dataset:

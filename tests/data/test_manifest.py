@@ -12,7 +12,7 @@ from PIL import Image
 from src.data.dataset import Dataset, load_dataset
 from src.errors import DataError
 from src.utils.config import DataConfig
-from tests.conftest import make_images
+from tests.images import make_images
 
 COLUMNS = ["path", "label", "modality", "patient_id", "image_id", "split"]
 

@@ -9,20 +9,26 @@ import numpy as np
 import pytest
 
 from src.data.dataset import load_dataset
-from src.data.packs import PackFolder
+from src.data.packs import NewPack, PackFolder
 from src.errors import DataError
 from src.utils.config import DataConfig
-from src.utils.io import TEMP_PREFIX
-from tests.conftest import write_folder
+from src.utils.io import TEMP_PREFIX, write_at
+from src.utils.runtime import Stopped
+from tests.images import write_folder
 
 IMAGE = 100  # bytes of one image, 1 x 10 x 10
 SHAPE = (10, 1, 10, 10)
 
 
+def put(pack: NewPack, row: int) -> None:
+    write_at(pack.file.fileno(), bytes([row]) * IMAGE, pack.offset(row))
+    pack.rows[row] = f"pixels {row}"
+
+
 def make(packs: PackFolder, name: str, count: int = 10, age: float = 0) -> None:
     with packs.new("key", (count, *SHAPE[1:])) as pack:
-        for number in range(count):
-            pack.add(np.full(SHAPE[1:], number, np.uint8))
+        for row in range(count):
+            put(pack, row)
         pack.keep(name)
     os.utime(packs.folder / f"{name}.npy", (1e9 - age, 1e9 - age))
 
@@ -34,15 +40,63 @@ def names(packs: PackFolder) -> set[str]:
 def test_what_was_written_is_mapped(folder: Path) -> None:
     packs = PackFolder(folder, 10_000)
     with packs.new("key", SHAPE) as pack:
-        for number in range(7):  # three of ten could not be read
-            pack.add(np.full(SHAPE[1:], number, np.uint8))
+        for row in (0, 1, 2, 6, 9, 4):  # four of ten could not be read
+            put(pack, row)
         kept = pack.keep("x")
     found = packs.find("x")
     assert found is not None
-    assert found.shape == kept.shape == (7, 1, 10, 10)
-    assert [int(image.max()) for image in found] == list(range(7))
+    assert found.shape == kept.shape == SHAPE
+    assert [int(image.max()) for image in found] == [0, 1, 2, 0, 4, 0, 6, 0, 0, 9]
     assert np.array_equal(np.load(folder / "x.npy"), found)
     assert packs.find("y") is None
+    assert names(packs) == {"x"}
+
+
+def test_rows_are_taken_from_other_packs(folder: Path) -> None:
+    packs = PackFolder(folder, 10_000)
+    make(packs, "one")
+    (folder / "damaged.rows").write_text("[")
+    wanted = {0: "pixels 7", 1: "pixels unknown", 2: "pixels 0"}
+    with packs.new("key", (3, *SHAPE[1:])) as pack:
+        assert list(pack.copy_from_others(wanted)) == [0, 2]
+        assert list(pack.copy_from_others(wanted)) == []
+        assert [int(image.max()) for image in pack.keep("two")] == [7, 0, 0]
+    with packs.new("key", (1, 1, 5, 20)) as pack:  # images of another shape are of no use
+        assert list(pack.copy_from_others({0: "pixels 7"})) == []
+
+
+def test_what_a_stopped_build_has_saved_is_gone_on_with(folder: Path) -> None:
+    packs = PackFolder(folder, 10_000)
+
+    def build_half() -> None:
+        with packs.new("key", SHAPE) as pack:
+            for row in (0, 1, 5):
+                put(pack, row)
+            pack.save_rows()
+            put(pack, 2)
+            raise Stopped(15)
+
+    with pytest.raises(Stopped):
+        build_half()
+    with packs.new("key", SHAPE) as pack:
+        assert pack.rows == {0: "pixels 0", 1: "pixels 1", 5: "pixels 5"}
+        assert [int(image.max()) for image in pack.keep("x")[:6]] == [0, 1, 2, 0, 0, 5]
+    assert {path.name for path in folder.iterdir()} == {".lock", "x.npy", "x.rows"}
+    with packs.new("key", SHAPE) as pack:
+        assert pack.rows == {}
+
+
+def test_after_an_error_nothing_is_left(folder: Path) -> None:
+    packs = PackFolder(folder, 10_000)
+
+    def fail() -> None:
+        with packs.new("key", SHAPE) as pack:
+            pack.save_rows()
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert {path.name for path in folder.iterdir()} == {".lock"}
 
 
 def test_the_least_recently_used_goes_first(folder: Path) -> None:
@@ -97,14 +151,16 @@ def test_another_process_s_use_counts_until_it_ends_however_it_ends(folder: Path
     assert names(packs) == {"next"}
 
 
-def test_leftovers_of_a_killed_build_are_swept_and_running_ones_count(folder: Path) -> None:
+def test_leftovers_of_a_killed_build_go_first_and_running_ones_count(folder: Path) -> None:
     packs = PackFolder(folder, 2 * 1128)
-    (folder / f"{TEMP_PREFIX}dead.npy").write_bytes(bytes(5000))
+    make(packs, "old", age=1e6)
+    (folder / f"{TEMP_PREFIX}dead.npy").write_bytes(bytes(1000))
     with packs.new("one", SHAPE):
-        assert names(packs) == {f"{TEMP_PREFIX}one"}
-        with packs.new("two", SHAPE), pytest.raises(DataError, match="more are in use"):
-            make(packs, "three")
-    assert names(packs) == set()
+        assert names(packs) == {"old", f"{TEMP_PREFIX}one"}
+        with packs.new("two", SHAPE):
+            assert names(packs) == {f"{TEMP_PREFIX}one", f"{TEMP_PREFIX}two"}
+            with pytest.raises(DataError, match="more are in use"):
+                make(packs, "three")
 
 
 def test_a_data_set_that_is_too_large_is_told_before_it_is_decoded(folder: Path) -> None:

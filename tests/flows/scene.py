@@ -21,8 +21,9 @@ import pytest
 from src import store as care
 from src import train
 from src.training.checkpoint import CheckpointStore, load_checkpoint
-from tests.conftest import clean_environment, write_npz
+from tests.conftest import clean_environment
 from tests.flows.processes import TINY, only_run, start
+from tests.images import write_npz
 from tests.servers import Server, make_store, place_store
 
 OPTIONS = [*TINY, "--epochs", "6", "--set", "training.checkpoint_every_minutes=1e-9"]

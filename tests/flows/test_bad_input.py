@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from src.train import main
-from tests.conftest import make_images, write_folder, write_npz
+from tests.images import make_images, write_folder, write_npz
 
 Prepare = Callable[[Path], list[str]]
 

@@ -16,9 +16,10 @@ import psutil
 import pytest
 
 from src import train
-from tests.conftest import ROOT, write_npz
+from tests.conftest import ROOT
 from tests.flows.scene import Case, Row, Scene, measure, mount, scene_in
 from tests.flows.test_resume import assert_same
+from tests.images import write_npz
 
 TMPFS = ["-t", "tmpfs", "-o", "size=64m", "tmpfs"]
 FAULT = """import torch.optim.optimizer as optimizer

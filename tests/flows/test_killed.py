@@ -13,8 +13,8 @@ from src.store import main
 from src.tracking.heartbeat import Beat
 from src.tracking.names import HEARTBEAT
 from src.tracking.store import open_store
-from tests.conftest import write_npz
 from tests.flows.processes import TINY, start
+from tests.images import write_npz
 from tests.servers import Server, make_store
 
 LONG = [*TINY, "--set", "training.epochs=5000", "--set", "training.schedule=none"]

@@ -9,8 +9,8 @@ import mlflow
 import pytest
 
 from src.train import main
-from tests.conftest import write_folder
 from tests.flows.processes import STORES, TINY
+from tests.images import write_folder
 
 CANARY = "CANARY-19520304"
 

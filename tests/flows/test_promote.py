@@ -10,7 +10,8 @@ import yaml
 from src import promote, train
 from src.tracking.archive import check_archive
 from src.utils.config import Config
-from tests.conftest import ROOT, Run, write_npz
+from tests.conftest import ROOT, Run
+from tests.images import write_npz
 
 TINY = ["--data", "small.npz", "--model", "shufflenet_v2_x0_5", "--epochs", "2"]
 TINY += ["--set", "training.batch_size=8", "--set", "model.weights=none"]

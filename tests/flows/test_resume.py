@@ -13,8 +13,9 @@ from mlflow.entities import Run as MlflowRun
 
 from src import promote
 from src.train import main
-from tests.conftest import Run, write_npz
+from tests.conftest import Run
 from tests.flows.processes import STORES, TINY, client_of, only_run, start, wait_for_epoch
+from tests.images import write_npz
 
 MANY = ["--set", "training.epochs=6", "--set", "training.checkpoint_every_minutes=1e-9"]
 PARTS = [*TINY, *MANY]

@@ -16,8 +16,8 @@ from src import promote
 from src import store as care
 from src.promotion.history import read_history
 from src.training.history import COLUMNS
-from tests.conftest import write_npz
 from tests.flows.processes import STORES, TINY, runs, start
+from tests.images import write_npz
 
 # More than this machine has cores, and so many that they meet at every lock.
 COUNT = int(os.environ.get("MLPROJECT_TEST_TOGETHER", "8"))

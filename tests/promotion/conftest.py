@@ -7,7 +7,7 @@ import mlflow
 import pytest
 
 from src.promotion.history import Entry
-from tests.conftest import write_npz
+from tests.images import write_npz
 from tests.servers import Server, make_store, place_store
 
 

@@ -149,10 +149,14 @@ def _log_model(client: mlflow.MlflowClient, experiment: str, run_id: str, model:
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 1)])
 
 
+_EXPORTED: list[tempfile.TemporaryDirectory[str]] = []
+
+
 @functools.lru_cache
 def exported(quality: float, salt: float) -> str:
     """The folder of a model that the project's own code has saved."""
-    folder = Path(tempfile.mkdtemp(prefix="exported-")) / "model"
+    _EXPORTED.append(tempfile.TemporaryDirectory(prefix="exported-"))  # deleted with this process
+    folder = Path(_EXPORTED[-1].name) / "model"
     network: Any = Brightness(quality, salt)
     save_model(network, folder, channels=1, size=16, classes=("0", "1"), metadata={})
     return str(folder)

@@ -12,7 +12,7 @@ from src.promote import main
 from src.promotion.group import Group
 from src.utils.config import Config
 from src.utils.io import sha256
-from tests.conftest import write_folder
+from tests.images import write_folder
 from tests.promotion.conftest import actions, aliases, champion_run, history, snapshot, version_count
 from tests.promotion.runs import make_run
 

@@ -28,9 +28,10 @@ from src import promote, store
 from src.experiment.outcome import outcome
 from src.tracking.store import open_store
 from src.training.folders import RunFolders
-from tests.conftest import clean_environment, write_npz
+from tests.conftest import clean_environment
 from tests.flows.processes import TINY
 from tests.forked import Forked
+from tests.images import write_npz
 from tests.stress.whole import is_temporary, unreadable
 
 OPTIONS = [*TINY, "--epochs", "3", "--modality", "A", "--set", "training.ema_decay=0.9"]

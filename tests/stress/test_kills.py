@@ -12,9 +12,9 @@ from src import promote
 from src.experiment.outcome import outcome
 from src.tracking.store import open_store
 from src.training.folders import RunFolders
-from tests.conftest import write_npz
 from tests.flows.processes import TINY
 from tests.forked import Forked
+from tests.images import write_npz
 from tests.stress.kills import main
 
 WRITES = ["create_run", "create_logged_model", "log_model_artifacts", "finalize_logged_model", "log_outputs"]

@@ -21,7 +21,7 @@ from src.training.setup import set_up
 from src.training.step import pass_cuts
 from src.training.trainer import Trainer
 from src.utils.config import Config
-from tests.conftest import make_images, write_npz
+from tests.images import make_images, write_npz
 from tests.training.test_trainer import Memory, make_config, make_trainer
 
 State = dict[str, Tensor]
@@ -272,9 +272,9 @@ def test_a_checkpoint_holds_all_that_an_exact_continuation_needs(folder: Path) -
     whole = load_checkpoint(folder / "checkpoints/latest.pth")
     for epoch in (1, 2):
         rest = make_trainer(config, dataset, folder / str(epoch), Memory())
-        rest.restore(torch.load(rest.checkpoints.latest, weights_only=True))
+        rest.restore(torch.load(rest.keeper.checkpoints.latest, weights_only=True))
         assert scores(rest.fit().history) == scores(whole["history"])
-        again = load_checkpoint(rest.checkpoints.latest)
+        again = load_checkpoint(rest.keeper.checkpoints.latest)
         for key in ("model_state_dict", "trained_model_state_dict"):
             assert are_equal(again[key], whole[key])
 

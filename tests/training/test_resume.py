@@ -96,13 +96,15 @@ def test_batches_that_were_seen_are_not_seen_again(folder: Path) -> None:
 
 def test_an_epoch_that_takes_long_is_saved_within(folder: Path) -> None:
     dataset = unbalanced(folder)
-    config = make_config(**SETTINGS["plain"], training__checkpoint_every_minutes=1e-9)
+    config = make_config(
+        **SETTINGS["plain"], training__checkpoint_every_minutes=1e-9, training__save_in_background=False
+    )
     trainer = make_trainer(config, dataset, folder, Memory())
     seen: list[tuple[int, int]] = []
 
     def look(*_: object) -> None:
-        if trainer.checkpoints.latest.exists():
-            found = load_checkpoint(trainer.checkpoints.latest)
+        if trainer.keeper.checkpoints.latest.exists():
+            found = load_checkpoint(trainer.keeper.checkpoints.latest)
             seen.append((found["epoch"], found["steps"]))
 
     trainer.optimization.optimizer.register_step_pre_hook(look)

@@ -14,11 +14,12 @@ from src.data.dataset import Dataset, load_dataset
 from src.errors import ConfigError, DataError, TrainingError
 from src.training.checkpoint import CheckpointStore, TrainerState, load_checkpoint
 from src.training.history import COLUMNS
+from src.training.keeper import Keeper, Tracker
 from src.training.optim import rate_factor
 from src.training.setup import set_up
-from src.training.trainer import Tracker, Trainer
+from src.training.trainer import Trainer
 from src.utils.config import Config, TrainingConfig
-from tests.conftest import write_npz
+from tests.images import write_npz
 
 
 class Memory:
@@ -68,9 +69,12 @@ def make_trainer(config: Config, dataset: Dataset, folder: Path, tracker: Tracke
         dataset,
         setup.network,
         setup.optimization,
-        checkpoints=CheckpointStore(folder / "checkpoints"),
-        history_path=folder / "training_history.csv",
-        tracker=tracker,
+        keeper=Keeper(
+            CheckpointStore(folder / "checkpoints"),
+            folder / "training_history.csv",
+            tracker,
+            beside=config.training.save_in_background,
+        ),
         extra={"run_id": "r"},
     )
 
@@ -243,3 +247,10 @@ def test_bfloat16_is_not_used_where_torch_computes_it_wrong(
     with pytest.raises(ConfigError, match=r"training\.precision: images of 16 px.*use float32"):
         set_up(small.updated({"training.precision": "bfloat16"}), dataset)
     assert set_up(small.updated({"model.stem": "small"}), dataset).config.training.precision == "bfloat16"
+
+
+def test_bfloat16_is_not_used_where_it_is_slower(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    setup = set_up(make_config(model__name="mobilenet_v3_small", training__precision="auto"), dataset)
+    assert (setup.config.training.precision, setup.network.autocast) == ("float32", None)
+    assert not [note for note in setup.notes if "bfloat16" in note]

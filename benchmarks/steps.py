@@ -1,0 +1,83 @@
+"""What a training step of the project is made of: how much of it is data.
+
+python -m benchmarks.steps [--model resnet18] [--size 64] [--batch 64]
+
+Each part is timed in turns on the batches of an epoch: making a batch (copied out of the mapped pack, moved
+to the device, augmented, standardised), and the step itself (forward, backward, optimizer).
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.measuring import keep, show, spread
+from benchmarks.peers import Work
+from src.data.augment import augment
+from src.data.batches import training_batches
+from src.data.dataset import Dataset, load_dataset
+from src.models.parameters import train_mode
+from src.models.spec import unit_range
+from src.training.setup import Setup, set_up
+from tests.images import write_npz
+
+
+def parts(setup: Setup, dataset: Dataset) -> dict[str, Callable[[int], None]]:
+    """What is timed, by its name; each takes the number of a batch."""
+    network, config, labels = setup.network, setup.config, dataset.splits["train"].labels
+    batches = training_batches(len(labels), config.training.images_per_step, seed=0, epoch=1)
+
+    def images(number: int) -> torch.Tensor:
+        pixels = dataset.batch("train", batches[number % len(batches)]).to(network.device)
+        changed = augment(unit_range(pixels), config.data.augment, number)
+        return network.spec.normalize(changed).contiguous(memory_format=torch.channels_last)
+
+    ready = [(images(i), torch.from_numpy(labels[chosen])) for i, chosen in enumerate(batches)]
+
+    def step(number: int) -> None:
+        setup.optimization.step(network, *(part.to(network.device) for part in ready[number % len(ready)]))
+
+    return {"data": lambda number: void(images(number)), "step": step}
+
+
+def void(_: object) -> None:
+    """Waits for the device."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser("python -m benchmarks.steps", description=__doc__)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    measured: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="steps-") as name:
+        npz = write_npz(Path(name) / "images.npz", size=args.size, train=8 * args.batch, val=16)
+        config = Work(npz, args.model, args.size, args.batch, 1).config
+        dataset = load_dataset(config.data, Path(name) / "cache")
+        setup = set_up(config, dataset)
+        train_mode(setup.network.model, freeze_backbone=False)
+        timed = parts(setup, dataset)
+        for turn in range(args.turns + 1):
+            for what, work in timed.items():
+                started = time.perf_counter()
+                work(turn)
+                void(None)
+                measured.setdefault(what, []).append(1000 * (time.perf_counter() - started))
+    measured = {what: times[1:] for what, times in measured.items()}
+    show(["", "milliseconds"], [[what, spread(times)] for what, times in measured.items()])
+    pairs = zip(measured["data"], measured["step"], strict=True)
+    print(f"data, of a step with it: {spread([100 * data / (data + step) for data, step in pairs])} %")
+    keep(args.json, measured)
+
+
+if __name__ == "__main__":
+    main()

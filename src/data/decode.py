@@ -1,0 +1,81 @@
+"""Reads headers and decodes images; here, or in processes that write what they decode into a pack."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from src.data.entries import Entry
+from src.data.images import BadImage, Header, Picture, Pixels, Range, resize, to_8_bits
+from src.data.samples import Sample
+from src.utils.io import sha256, write_at
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How images are seen: side, channels, and the window that the settings ask for."""
+
+    size: int
+    channels: int
+    window: Range | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to decode, and the byte of a pack where it belongs."""
+
+    sample: Sample
+    entry: Entry
+    offset: int
+
+
+def look_at_all(header: Callable[[Sample], Header], items: Sequence[tuple[Sample, Entry]]) -> list[Entry]:
+    """The entries completed by what the headers of the files say."""
+    return [_look_at(header, sample, entry) for sample, entry in items]
+
+
+def _look_at(read: Callable[[Sample], Header], sample: Sample, entry: Entry) -> Entry:
+    try:
+        header = read(sample)
+    except BadImage as bad:
+        return entry.with_error(bad)
+    # Hashed, for the index need not know who the patient is, only whose images belong together.
+    patient = sha256(f"patient {header.patient}".encode()) if header.patient else ""
+    return replace(entry, height=header.height, width=header.width, channels=header.channels, patient=patient)
+
+
+def decode_all(
+    read: Callable[[Sample], Picture], shown: Shown, pack: Path, tasks: Sequence[Task]
+) -> list[Entry]:
+    """Decodes images into their places of a pack; returns the entries completed.
+
+    Raises:
+        OSError: The pack cannot be written.
+    """
+    # Plain writes, no mapping: on a full disk a write fails with an error, a mapped page with SIGBUS.
+    with pack.open("rb+", buffering=0) as file:
+        return [_decode(read, shown, file.fileno(), task) for task in tasks]
+
+
+def _decode(read: Callable[[Sample], Picture], shown: Shown, file: int, task: Task) -> Entry:
+    try:
+        picture = read(task.sample)
+        entry = _described(task.entry, picture)
+        pixels = _seen(picture, shown)
+    except BadImage as bad:
+        return task.entry.with_error(bad)
+    write_at(file, pixels.tobytes(), task.offset)
+    return entry
+
+
+def _described(entry: Entry, picture: Picture) -> Entry:
+    return replace(
+        entry,
+        sha=sha256(picture.content),
+        observed=(float(picture.values.min()), float(picture.values.max())),
+        full=picture.full,
+        own=picture.own,
+    )
+
+
+def _seen(picture: Picture, shown: Shown) -> Pixels:
+    return resize(to_8_bits(picture, shown.window), shown.size, shown.channels)
