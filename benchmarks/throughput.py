@@ -163,7 +163,7 @@ def draw(rounds: list[Round], path: Path, title: str) -> None:
     axes.axhline(1, **GUIDE)
     axes.set_xticks(range(len(peers)), peers)
     axes.set(ylabel="speed, of the bare loop's", title=title)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside right upper")
     figure.savefig(path)
 
 
