@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from src.data.cache import DecodedImages, decode_listings
 from src.data.images import Range
 from src.data.leaks import check_leaks
+from src.data.packs import take
 from src.data.records import Record, join
 from src.data.samples import SPLITS
 from src.data.sources import list_modalities
@@ -89,9 +90,7 @@ class Dataset:
 
     def batch(self, split: str, positions: NDArray[np.int64]) -> torch.Tensor:
         """uint8 images ``(len(positions), C, S, S)`` of a split, copied out of the mapped files."""
-        rows = self.splits[split].rows[positions]
-        parts = [pack[rows[:, i]] for i, pack in enumerate(self.packs)]
-        return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
+        return stack(self.packs, self.splits[split].rows[positions])
 
     @cached_property
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -120,6 +119,20 @@ class Dataset:
                 patients = {split.patients[i] for i in of_class}
                 rows.append((name, class_name, len(of_class), None if None in patients else len(patients)))
         return rows
+
+
+def stack(packs: Sequence[NDArray[np.uint8]], rows: NDArray[np.int64]) -> torch.Tensor:
+    """Copies samples out of the mapped packs of M modalities, stacked as channels.
+
+    Args:
+        packs: Of each modality, uint8 ``(N, C, S, S)``.
+        rows: int64 ``(B, M)``, the row of each sample in each pack.
+
+    Returns:
+        uint8 ``(B, C x M, S, S)``.
+    """
+    parts = [take(pack, rows[:, i]) for i, pack in enumerate(packs)]
+    return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
 
 
 def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -> Dataset:

@@ -9,7 +9,9 @@ ends; so whoever needs room can tell which packs nobody uses.
 import fcntl
 import json
 import math
+import mmap
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -167,6 +169,35 @@ class NewPack:
         return _mapped(self.file)
 
 
+@dataclass(frozen=True)
+class OldPack:
+    """A pack that nobody uses: its path, bytes, and the seconds since its last use."""
+
+    path: Path
+    size: int
+    age: float
+
+    def remove(self) -> None:
+        """Removes it.
+
+        Raises:
+            DataError: A process has mapped it since.
+        """
+        if not _remove_unused(self.path) and self.path.exists():
+            raise DataError(f"{self.path} is in use by now")
+
+
+def find_old(folder: Path, seconds: float) -> list[OldPack]:
+    """The packs that no process has mapped, and whose last use is longer ago; the oldest first."""
+    now = time.time()
+    packs = [
+        OldPack(path, _size(path), now - _last_use(path))
+        for path in folder.glob("*.npy")
+        if not _is_temp(path) and not _is_used(path)
+    ]
+    return sorted((pack for pack in packs if pack.age > seconds), key=lambda pack: -pack.age)
+
+
 def _rows_of(pack: Path) -> Path:
     return pack.with_suffix(_ROWS)
 
@@ -203,7 +234,22 @@ def _mapped(file: IO[bytes]) -> NDArray[np.uint8]:
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     # Read-only: a private writable mapping would count against memory, however large the pack.
-    return np.memmap(file, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
+    buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    buffer.madvise(mmap.MADV_RANDOM)  # else each row that is not in memory brings megabytes of others along
+    if len(buffer) < file.tell() + math.prod(shape):
+        raise ValueError("the file is cut off")
+    return np.ndarray(shape, dtype, buffer, file.tell())
+
+
+def take(pack: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Copies rows ``(B, C, S, S)`` out of a pack ``(N, C, S, S)``; what is on disk is read all at once."""
+    buffer: object = pack.base
+    if isinstance(buffer, mmap.mmap):
+        size = math.prod(pack.shape[1:])
+        for row in rows.tolist():
+            start, more = divmod(_HEADER + row * size, mmap.PAGESIZE)
+            buffer.madvise(mmap.MADV_WILLNEED, start * mmap.PAGESIZE, more + size)
+    return pack[rows]
 
 
 def _is_temp(path: Path) -> bool:
@@ -220,6 +266,15 @@ def _size(path: Path) -> int:
     with suppress(FileNotFoundError):
         return path.stat().st_size
     return 0
+
+
+def _is_used(path: Path) -> bool:
+    with suppress(FileNotFoundError), path.open("rb+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _remove_unused(path: Path) -> bool:
