@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from src.tracking.running import RunningRun
     from src.tracking.sync import Left
 
+_SHOWN = 5
 _WIDE = 160  # a pipe has no width, and a wrapped path is no path
 
 
@@ -37,12 +38,16 @@ def _parser() -> CommandParser:
     )
     doctor.add_argument("--apply", action="store_true", help="mark such runs KILLED and delete the leftovers")
     doctor.add_argument("--output-dir", metavar="DIR", help="where runs keep their files (outputs)")
+    commands.add_parser(
+        "relocate",
+        help="after the folder was moved or copied: make the store's paths lead to where it is now",
+    )
     return parser
 
 
 def _store(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
-    {"sync": _sync, "doctor": _doctor}[args.command](args)
+    {"sync": _sync, "doctor": _doctor, "relocate": _relocate}[args.command](args)
 
 
 def _sync(args: argparse.Namespace) -> None:
@@ -58,6 +63,22 @@ def _sync(args: argparse.Namespace) -> None:
         print(f"run {done.run_id}: nothing is missing at {shown_uri()}; the run is {done.status}")
     else:
         print(f"run {done.run_id}: {items(done.count)} delivered to {shown_uri()}; the run is {done.status}")
+
+
+def _relocate(_args: argparse.Namespace) -> None:
+    from src.tracking.relocation import relocate
+    from src.tracking.store import open_store, shown_uri
+
+    open_store(must_exist=True)
+    done = relocate()
+    if done.roots:
+        was = ", ".join(map(str, done.roots))
+        print(f"{shown_uri()}: {done.changed} paths that led to {was} lead here now")
+    else:
+        print(f"{shown_uri()}: no path led elsewhere to what lies here")
+    if done.lost:
+        shown = ", ".join(done.lost[:_SHOWN]) + (" ..." if len(done.lost) > _SHOWN else "")
+        raise MlprojectError(f"what these keep is neither here nor where the store says: {shown}")
 
 
 def _doctor(args: argparse.Namespace) -> None:

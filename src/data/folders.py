@@ -77,11 +77,16 @@ def _files_by_class(base: Path, splits: list[str | None]) -> dict[tuple[str | No
         for split in splits
         for name in _folders(base / (split or ""))
     }
-    found = {place: _image_files(folder) for place, folder in folders.items()}
+    found = {place: image_files(folder) for place, folder in folders.items()}
     return {place: files for place, files in found.items() if files}
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """All image files below a folder, hidden ones apart.
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
     found = []
     for parent, folders, names in os.walk(folder, onerror=_refuse):
         # Hidden folders hold copies, such as those of notebooks.

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,20 +15,20 @@ from src.utils.config import DataConfig
 NAME = "manifest.csv"
 
 _OR_ALLOW = "or set data.allow_outside_root=true"
-_NEEDED = ("path", "label", "modality")
+NEEDED = ("path", "label", "modality")
 _OPTIONAL = ("patient_id", "image_id", "split")
 # How people spell the columns whose loss would go unnoticed: without patients and splits, images leak.
 _SYNONYMS = {
     "patient_id": ("patient", "subject", "subjectid", "subjid", "pid", "mrn"),
     "split": ("splits", "set", "subset", "datasplit", "partition", "fold"),
 }
-_MEANT = {re.sub("[^a-z]", "", name): name for name in _NEEDED + _OPTIONAL}
+_MEANT = {re.sub("[^a-z]", "", name): name for name in NEEDED + _OPTIONAL}
 _MEANT |= {other: name for name, others in _SYNONYMS.items() for other in others}
 Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """One line: its number, and its cells by column."""
 
     number: int
@@ -49,7 +49,7 @@ def list_manifest(path: Path, modality: str, config: DataConfig, patterns: NameP
         DataError: A column is missing, a cell empty or wrong, a file outside the folder, or there are
             no two classes; the message names the line.
     """
-    lines = list(_read(path))
+    lines = list(read_lines(path, NEEDED))
     chosen = [line for line in lines if line.cells["modality"] == modality]
     if not chosen:
         there = ", ".join(sorted({line.cells["modality"] for line in lines})) or "none"
@@ -61,41 +61,46 @@ def list_manifest(path: Path, modality: str, config: DataConfig, patterns: NameP
     classes = order_classes(names, config.positive_class)
     _check_all_or_none(path, chosen, "split")
     _check_all_or_none(path, chosen, "patient_id")
-    place = _placer(path.parent, allow_outside=config.allow_outside_root)
+    place = placer(path.parent, allow_outside=config.allow_outside_root)
     _check_told_once(path, chosen[0].cells, patterns)
     samples = [_sample(path, line, classes, place, patterns) for line in chosen]
     _check_repeats(path, chosen)
     return listing_of_files(path.parent, modality, classes, samples)
 
 
-def _read(path: Path) -> Iterator[_Line]:
-    """The lines of a manifest, with cells stripped of spaces around them."""
+def read_lines(path: Path, needed: Sequence[str]) -> Iterator[Line]:
+    """The lines of a manifest, with cells stripped of spaces around them.
+
+    Raises:
+        DataError: It is no such table, or lacks one of the columns ``needed``, or a cell of one.
+    """
     try:
         # With Excel's mark of UTF-8, or without.
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             columns = [name.strip() for name in next(reader, [])]
-            _check_columns(path, columns)
+            _check_columns(path, columns, needed)
             for cells in reader:
                 if any(cell.strip() for cell in cells):
-                    yield _line(path, reader.line_num, columns, cells)
+                    yield _line(path, reader.line_num, columns, cells, needed)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start})") from None
     except (OSError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a table: {error}") from None
 
 
-def _check_columns(path: Path, columns: list[str]) -> None:
+def _check_columns(path: Path, columns: list[str], needed: Sequence[str]) -> None:
     for name in columns:
         meant = _MEANT.get(re.sub("[^a-z]", "", name.lower()))
         if meant is not None and meant not in columns:
             raise DataError(f"{path}: the column {name!r} would not be read; name it {meant}, or take it out")
-        if columns.count(name) > 1 and name in _NEEDED + _OPTIONAL:
+        if columns.count(name) > 1 and name in NEEDED + _OPTIONAL:
             raise DataError(f"{path}: the column {name} stands there twice")
-    missing = [name for name in _NEEDED if name not in columns]
+    missing = [name for name in needed if name not in columns]
     if missing:
         what = f"{path}: no column {', '.join(missing)}"
-        must = f"must name {', '.join(_NEEDED)} (perhaps {', '.join(_OPTIONAL)}), separated by commas"
+        others = [name for name in NEEDED + _OPTIONAL if name not in needed]
+        must = f"must name {', '.join(needed)} (perhaps {', '.join(others)}), separated by commas"
         there = ", ".join(columns)[:200] or "nothing"
         # A file without a header starts with a patient.
         raise DataError(
@@ -103,11 +108,11 @@ def _check_columns(path: Path, columns: list[str]) -> None:
         )
 
 
-def _line(path: Path, number: int, columns: list[str], cells: list[str]) -> _Line:
+def _line(path: Path, number: int, columns: list[str], cells: list[str], needed: Sequence[str]) -> Line:
     if len(cells) != len(columns):
         raise DataError(f"{path}, line {number}: {len(cells)} cells for {len(columns)} columns")
     found = {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}
-    for name in _NEEDED:
+    for name in needed:
         if not found[name]:
             raise DataError(f"{path}, line {number}: {name} is empty")
     split = found.get("split", "")
@@ -117,10 +122,10 @@ def _line(path: Path, number: int, columns: list[str], cells: list[str]) -> _Lin
             f"{path}, line {number}: split is {split!r}; {takes}",
             public=f"{path}, line {number}: a split is unknown; {takes}",
         )
-    return _Line(number, found)
+    return Line(number, found)
 
 
-def _check_all_or_none(path: Path, lines: list[_Line], column: str) -> None:
+def _check_all_or_none(path: Path, lines: list[Line], column: str) -> None:
     without = [line.number for line in lines if not line.cells.get(column)]
     if without and len(without) < len(lines):
         raise DataError(
@@ -129,7 +134,7 @@ def _check_all_or_none(path: Path, lines: list[_Line], column: str) -> None:
         )
 
 
-def _check_repeats(path: Path, lines: Iterable[_Line]) -> None:
+def _check_repeats(path: Path, lines: Iterable[Line]) -> None:
     first: dict[str, int] = {}
     for line in lines:
         before = first.setdefault(line.cells["path"], line.number)
@@ -137,7 +142,7 @@ def _check_repeats(path: Path, lines: Iterable[_Line]) -> None:
             raise DataError(f"{path}, line {line.number}: the same file as in line {before}")
 
 
-def _placer(root: Path, *, allow_outside: bool) -> Callable[[str], Path]:
+def placer(root: Path, *, allow_outside: bool) -> Callable[[str], Path]:
     """Returns what turns a cell into a file's path and refuses, by ValueError, what leads outside."""
     real_root = root.resolve()
     is_inside = cache(lambda folder: folder.resolve().is_relative_to(real_root))
@@ -172,7 +177,7 @@ def _check_told_once(path: Path, cells: Row, patterns: NamePatterns) -> None:
 
 def _sample(
     path: Path,
-    line: _Line,
+    line: Line,
     classes: tuple[str, ...],
     place: Callable[[str], Path],
     patterns: NamePatterns,

@@ -62,7 +62,7 @@ def join(decoded: Sequence[DecodedImages]) -> Joined:
         DataError: Two images of a modality have the same place, partners differ in label or split, or
             no image has its partners.
     """
-    records, notes = _with_patients([_records_of(images) for images in decoded])
+    records, notes = _with_patients([records_of(images) for images in decoded])
     if len(records) == 1:
         return Joined(records[0], 0, notes)
     names = [images.listing.modality for images in decoded]
@@ -78,7 +78,8 @@ def join(decoded: Sequence[DecodedImages]) -> Joined:
     return Joined(joined, unpaired, notes + _describe_unpaired(keyed, names, set(common)))
 
 
-def _records_of(images: DecodedImages) -> list[Record]:
+def records_of(images: DecodedImages) -> list[Record]:
+    """One record for each readable image of a modality."""
     return [
         Record(
             (row,),

@@ -105,7 +105,7 @@ def verify(run: FinishedRun, folder: Path) -> str:
         _expect(run, "its stored predictions", auc(stored.labels, stored.probabilities), claim, _SAME_NUMBER)
     if run.model_source is None:
         raise ClaimError(f"run {run.run_id} has no logged model")
-    model = load_model(run.model_source, folder / run.run_id / "model")
+    model = load_model(run.model_source, folder / run.run_id / "model").module
     try:
         given = _predict(run, model, folder)
     except (UserError, OSError) as error:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import MlprojectError
+from src.tracking.names import registered_name
 from src.utils.config import TAG_PATTERN
 
 FOLDER = Path("config/best_hparams")
@@ -21,7 +22,7 @@ class Group:
     @property
     def name(self) -> str:
         """The registered model's name, and the record's without its ending."""
-        return f"{self.model}_{self.modality}"
+        return registered_name(self.model, self.modality)
 
     @property
     def record_path(self) -> Path:

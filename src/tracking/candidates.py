@@ -98,7 +98,7 @@ def count_runs() -> int:
     import sqlalchemy as sa
     from mlflow.store.tracking.dbmodels.models import SqlRun
 
-    (row,) = _rows(sa.select(sa.func.count()).select_from(SqlRun).where(*_active(ids)))
+    (row,) = rows(sa.select(sa.func.count()).select_from(SqlRun).where(*active_runs(ids)))
     return int(row[0])
 
 
@@ -166,23 +166,25 @@ def _from_database(_client: "MlflowClient", ids: list[str]) -> Iterator[Candidat
     query = query.outerjoin(role, (role.run_uuid == SqlRun.run_uuid) & (role.key == ROLE))
     query = query.outerjoin(leaks, (leaks.run_uuid == SqlRun.run_uuid) & (leaks.key == ALLOWED_LEAKS))
     query = query.where(
-        *_active(ids),
+        *active_runs(ids),
         SqlRun.status == "FINISHED",
         sa.not_(metric.is_nan),
         metric.value.between(0, 1),
         role.key.is_(None),
     )
-    for row in _rows(query):
+    for row in rows(query):
         yield Candidate(*row)
 
 
-def _active(ids: list[str]) -> list[Any]:
+def active_runs(ids: list[str]) -> list[Any]:
+    """Conditions of a query over MLflow's tables: runs of these experiments that were not deleted."""
     from mlflow.store.tracking.dbmodels.models import SqlRun
 
     return [SqlRun.lifecycle_stage == "active", SqlRun.experiment_id.in_([int(number) for number in ids])]
 
 
-def _rows(query: Any) -> Iterator[Any]:  # noqa: ANN401 -- SQLAlchemy comes without MLflow's types
+def rows(query: Any) -> Iterator[Any]:  # noqa: ANN401 -- SQLAlchemy comes without MLflow's types
+    """The rows that the store's database answers a query with."""
     from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool
 

@@ -6,7 +6,8 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,15 @@ def _says_origin(tag: str) -> bool:
     return tag == "mlflow.user" or tag.startswith("mlflow.source.")
 
 
-def load_model(source: str, folder: Path) -> "nn.Module":
+@dataclass(frozen=True)
+class LoadedModel:
+    """A logged model: what `save_model` was given, on the CPU, and the metadata that went with it."""
+
+    module: "nn.Module"
+    metadata: Mapping[str, Any]
+
+
+def load_model(source: str, folder: Path) -> LoadedModel:
     """Loads a logged model for the CPU, and executes nothing that came with it.
 
     Args:
@@ -163,11 +172,12 @@ def load_model(source: str, folder: Path) -> "nn.Module":
     with store_errors(f"the logged model {source} cannot be read"):
         try:
             path = _fetch(source, folder)
-            flavor = Model.load(str(path)).flavors.get("pytorch", {})
+            model = Model.load(str(path))
         except mlflow.MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise ClaimError(f"the logged model {source} is gone") from None
+    flavor = model.flavors.get("pytorch", {})
     data = path / str(flavor.get("model_data", "data"))
     # MLflow imports what a pickled model names before it looks at its own setting.
     if flavor.get("code") or (data / "model.pth").exists() or not (data / "model.pt2").is_file():
@@ -178,7 +188,7 @@ def load_model(source: str, folder: Path) -> "nn.Module":
             module: nn.Module = mlflow.pytorch.load_model(str(path))
         except Exception as error:  # torch, zipfile and MLflow raise many kinds for a damaged file
             raise ClaimError(f"the logged model {source} cannot be loaded: {reason(error)}") from None
-    return module
+    return LoadedModel(module, model.metadata or {})
 
 
 def _fetch(source: str, folder: Path) -> Path:

@@ -10,6 +10,8 @@ ALLOWED_LEAKS = "data.allowed_leaks"
 """Images and patients that training shares with another split, where the user has allowed it."""
 CONFIG_SHA256 = "config.sha256"
 SEED = "seed"
+EVALUATED = "evaluated."
+"""Starts the names of what an evaluation was of: run, version, split."""
 ERROR = "error"
 """Why a run did not finish."""
 ENVIRONMENT = "env."
@@ -31,3 +33,8 @@ LOGGED_MODEL = "model"
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
+
+
+def registered_name(model: str, modality: str) -> str:
+    """The registered model of a model on a modality."""
+    return f"{model}_{modality}"

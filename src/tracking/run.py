@@ -151,6 +151,12 @@ class TrackedRun:
             tags_list=[{"images": str(len(split))} for split in dataset.splits.values()],
         )
 
+    def link_model(self, source: str) -> None:
+        """Says that a logged model, ``models:/m-...``, went in."""
+        from mlflow.entities import LoggedModelInput
+
+        self._client.log_inputs(self.run_id, models=[LoggedModelInput(source.removeprefix("models:/"))])
+
     def rename(self, name: str) -> None:
         """Gives the run a name that says what it is."""
         self._client.update_run(self.run_id, name=name)

@@ -101,7 +101,7 @@ def interval(
         patients: Index of each sample's patient, None where unknown, N.
     """
     value = auc(labels, probabilities)
-    units = _units(patients, len(labels))
+    units = number_units(patients, len(labels))
     known = None not in patients
     method = "bootstrap by patient" if known else "DeLong"
     if math.isnan(value):
@@ -143,13 +143,13 @@ def compare(
     if math.isnan(value):
         return Difference(value, math.nan)
     parts = _parts(labels, first) - _parts(labels, second)
-    variance = _variance(parts, labels, _units(patients, len(labels)))
+    variance = _variance(parts, labels, number_units(patients, len(labels)))
     if not variance > _NOISE:  # NaN: too few samples; 0: nothing to measure the difference by
         return Difference(value, 1.0 if value == 0 else math.nan)
     return Difference(value, float(2 * norm.sf(abs(value) / math.sqrt(variance))))
 
 
-def _units(patients: Sequence[int | None], count: int) -> NDArray[np.int64]:
+def number_units(patients: Sequence[int | None], count: int) -> NDArray[np.int64]:
     """Number the independent units: patients where all are known, else samples; (N,)."""
     if None in patients:
         return np.arange(count)

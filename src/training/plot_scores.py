@@ -26,15 +26,21 @@ _AXES = {"roc": ("1 − specificity", "Sensitivity"), "precision_recall": ("Reca
 _BIN_SIZE = 15  # samples that a calibration bin should hold, so that its share means something
 
 
-def curves(kind: str, splits: Splits, names: Sequence[str], threshold: float) -> "Figure":
-    """Draw ``roc`` or ``precision_recall``: for two classes the splits together, else a panel each."""
+def curves(
+    kind: str, splits: Splits, names: Sequence[str], threshold: float | Mapping[str, float]
+) -> "Figure":
+    """Draw ``roc`` or ``precision_recall``: for two classes the splits together, else a panel each.
+
+    The threshold may be one of each split's own, for splits that several models have scored.
+    """
     if len(names) > 2:
         return _class_panels(kind, splits, names)
     figure = style.new_figure(5.4, style.height_for(len(splits) * (2 if kind == "roc" else 3)))
     figure.suptitle(f"{_TITLES[kind]}, positive class: {names[1]}")
     axes = figure.subplots()
     for split, (labels, scores) in splits.items():
-        _split_curve(axes, kind, split, (labels == 1, scores[:, 1]), threshold)
+        own = threshold[split] if isinstance(threshold, Mapping) else threshold
+        _split_curve(axes, kind, split, (labels == 1, scores[:, 1]), own)
     _finish(axes, kind)
     style.legend_below(figure, axes)
     return figure

@@ -18,6 +18,8 @@ NAMED_CLASSES = 12
 """With more classes than this a legend, or a number in each cell, could no longer be read."""
 _DPI = 110
 _SPLIT_COLOURS = {"train": "#555555", "val": "#0072B2", "test": "#D55E00"}
+_SPLIT_COLOURS |= {"champion": "#0072B2", "runner-up": "#D55E00"}
+_DASHED = ("test", "runner-up")
 _NAME_LENGTH = 22
 
 
@@ -45,7 +47,7 @@ def readable(classes: Sequence[str]) -> list[str]:
 
 def split_style(split: str) -> tuple[str, str]:
     """Return the colour and the line style of a split."""
-    return _SPLIT_COLOURS.get(split, "#009E73"), "--" if split == "test" else "-"
+    return _SPLIT_COLOURS.get(split, "#009E73"), "--" if split in _DASHED else "-"
 
 
 def class_style(index: int) -> tuple[str, str]:

@@ -47,19 +47,27 @@ def save_plots(
     Raises:
         OSError: A file cannot be written.
     """
+    curves = save_figure(folder / "learning_curves.png", learning_curves(history, best_epoch))
+    return [curves, *save_score_plots(folder, splits=splits, classes=classes, threshold=threshold)]
+
+
+def save_score_plots(
+    folder: Path, *, splits: Mapping[str, tuple[Labels, Floats]], classes: Sequence[str], threshold: float
+) -> list[Path]:
+    """Draw what can be drawn of predictions alone; the arguments are those of `save_plots`."""
     names = style.readable(classes)
     usable = {split: _finite(labels, scores) for split, (labels, scores) in splits.items()}
     figures = {
-        "learning_curves": _learning_curves(history, best_epoch),
         "roc": plot_scores.curves("roc", usable, names, threshold),
         "precision_recall": plot_scores.curves("precision_recall", usable, names, threshold),
         "confusion_matrix": plot_scores.confusion_matrices(usable, names, threshold),
         "calibration": plot_scores.calibration(usable, names),
     }
-    return [_save(folder / f"{name}.png", figure) for name, figure in figures.items()]
+    return [save_figure(folder / f"{name}.png", figure) for name, figure in figures.items()]
 
 
-def _save(path: Path, figure: "Figure") -> Path:
+def save_figure(path: Path, figure: "Figure", colours: int = 128) -> Path:
+    """Write a figure as a PNG file; photographs in it need the full palette of 256 ``colours``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
@@ -68,7 +76,7 @@ def _save(path: Path, figure: "Figure") -> Path:
     image = Image.open(drawn).convert("RGB")
     with atomic_file(path) as file:
         # A palette is a third of the size, and line drawings lose nothing by it.
-        image.quantize(128).save(file, format="PNG", optimize=True)
+        image.quantize(colours).save(file, format="PNG", optimize=True)
     return path
 
 
@@ -77,7 +85,8 @@ def _finite(labels: Labels, scores: Floats) -> tuple[Labels, Floats]:
     return labels[kept], scores[kept]
 
 
-def _learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> "Figure":
+def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> "Figure":
+    """Draw loss and validation AUC by epoch, and mark the best."""
     figure = style.new_figure(9.2, 3.7)
     left, right = figure.subplots(1, 2)
     for split in ("train", "val"):

@@ -208,7 +208,8 @@ class Trainer:
             self.config.evaluation.threshold,
             self.config.training.batch_size,
         )
-        return {"epoch": epoch, "train_loss": train_loss, **val.scores.named("val")}
+        row = {"epoch": epoch, "train_loss": train_loss, **val.scores.named("val")}
+        return row | {"val_threshold": val.scores.threshold}
 
     def _kept(self) -> Network:
         """What is validated, kept and served: the averaged weights where there are any."""

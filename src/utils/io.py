@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
+from src.errors import ConfigError
+
 TEMP_PREFIX = ".tmp-"
 """Names of files that were being written; one that is left over after a crash is safe to delete."""
 
@@ -151,6 +153,19 @@ def check_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(_SMALL_FILE))
+
+
+def checked_output(path: Path, endings: tuple[str, ...]) -> Path:
+    """The path of a file to write, refused before anything is computed for it.
+
+    Raises:
+        ConfigError: It ends otherwise, or there is no folder for it.
+    """
+    if path.suffix.lower() not in endings:
+        raise ConfigError(f"--output {path}: its ending must be one of {', '.join(endings)}")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--output {path}: there is no folder {path.parent}")
+    return path
 
 
 def sha256(data: bytes) -> str:

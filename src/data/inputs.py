@@ -1,0 +1,211 @@
+"""Images to put a trained model to: whatever layout they come in, labelled or not, without a split."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from src.data import manifest
+from src.data.cache import decode_listings
+from src.data.dataset import stack
+from src.data.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
+from src.data.files import is_image
+from src.data.folders import image_files, listing_of_files
+from src.data.npz import images_of, labels_of, listing_of_arrays, read_arrays
+from src.data.records import Record, join, records_of
+from src.data.samples import Listing, Sample
+from src.errors import DataError
+from src.utils.config import DataConfig
+
+UNKNOWN = -1
+"""The label of an image whose class is not told."""
+_IMAGES, _LABELS = "images", "labels"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Images as a network takes them, in the order of their names.
+
+    Attributes:
+        records: One per sample; the label of one is `UNKNOWN` where it is not told.
+        packs: Of each modality, uint8 ``(N, C, S, S)``, mapped from disk.
+        bad: One message per image that could not be read.
+        notes: Sentences to show.
+    """
+
+    records: tuple[Record, ...]
+    packs: tuple[NDArray[np.uint8], ...]
+    bad: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @cached_property
+    def _rows(self) -> NDArray[np.int64]:
+        return np.array([record.rows for record in self.records], dtype=np.int64)
+
+    def batch(self, positions: NDArray[np.int64]) -> torch.Tensor:
+        """uint8 images ``(len(positions), C, S, S)``, copied out of the mapped files."""
+        return stack(self.packs, self._rows[positions])
+
+
+def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path) -> Inputs:
+    """Finds and decodes the images that are to be put to a model.
+
+    A folder may have any layout: every image below it is taken, or below its subfolder named as the
+    modality where it has one. An image's class is known where exactly one folder on its path is named as a
+    class, where a manifest's ``label`` names one, or from the labels of an ``.npz``.
+
+    Args:
+        path: An image, a folder, a manifest (or a folder that holds one), an ``.npz``, or ``demo``.
+        config: The data section of the model's run, in which nothing is ``auto``.
+        classes: The model's.
+        cache_dir: Folder of the decode cache and of the demo.
+
+    Raises:
+        DataError: There is nothing usable, or no image can be read; the message says why.
+    """
+    listings = [_list(path, modality, config, classes, cache_dir) for modality in config.modalities]
+    for listing in listings:
+        if not listing.samples:
+            raise DataError(f"{listing.root}: no images")
+    decoded = decode_listings(listings, config, cache_dir)
+    if len(decoded) == 1:
+        records, notes = records_of(decoded[0]), list[str]()
+    else:
+        joined = join(decoded)
+        records, notes = joined.records, joined.notes
+    bad = tuple(message for images in decoded for message in images.bad)
+    return Inputs(tuple(records), tuple(images.pixels for images in decoded), bad, tuple(notes))
+
+
+def _list(path: str, modality: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path) -> Listing:
+    root, patient_regex = Path(path).expanduser(), config.patient_regex
+    if path == DEMO_NAME and not root.exists():
+        root, patient_regex = make_demo(cache_dir), patient_regex or DEMO_PATIENT_REGEX
+    names = _Names(classes, patient_regex, config.image_id_regex)
+    if root.is_dir() and (root / manifest.NAME).is_file():
+        root = root / manifest.NAME
+    if root.suffix.lower() == ".csv" and root.is_file():
+        return _list_manifest(root, modality, config.modalities, names)
+    if root.is_dir():
+        return _list_folder(root, modality, config.modalities, names)
+    if not root.is_file():
+        raise DataError(
+            f"{root}: no such file or folder; an image, a folder, a manifest.csv or an .npz is taken"
+        )
+    if len(config.modalities) > 1:
+        raise DataError(
+            f"{root}: one file holds one modality, and this model stacks {', '.join(config.modalities)}; "
+            "a folder with a folder for each, or a manifest, is needed"
+        )
+    if is_image(root):
+        return listing_of_files(root.parent, modality, classes, [names.sample(root, root.parent)])
+    return _list_npz(root, modality, classes)
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What is read from the path of a file, as far as it tells."""
+
+    classes: tuple[str, ...]
+    patient_regex: str | None
+    image_id_regex: str | None
+
+    def sample(self, file: Path, root: Path) -> Sample:
+        place = file.relative_to(root)
+        told = [name for name in place.parts[:-1] if name in self.classes]
+        return Sample(
+            file,
+            place.as_posix(),
+            self.label(told[0] if len(told) == 1 else ""),
+            self.patient(file),
+            None,
+            _group(self.image_id_regex, file.name),
+        )
+
+    def label(self, name: str) -> int:
+        return self.classes.index(name) if name in self.classes else UNKNOWN
+
+    def patient(self, file: Path) -> str | None:
+        return _group(self.patient_regex, file.name)
+
+
+def _group(pattern: str | None, name: str) -> str | None:
+    match = re.search(pattern, name) if pattern else None
+    return match[1] if match else None
+
+
+def _list_folder(root: Path, modality: str, modalities: tuple[str, ...], names: _Names) -> Listing:
+    base = root / modality
+    if not base.is_dir():
+        if len(modalities) > 1:
+            raise DataError(f"{root}: no folder {modality}; the model stacks {', '.join(modalities)}")
+        base = root
+    samples = (names.sample(file, root) for file in image_files(base))
+    return listing_of_files(root, modality, names.classes, samples)
+
+
+def _list_manifest(path: Path, modality: str, modalities: tuple[str, ...], names: _Names) -> Listing:
+    needed = ("path", "modality") if len(modalities) > 1 else ("path",)
+    lines = [
+        line for line in manifest.read_lines(path, needed) if line.cells.get("modality", modality) == modality
+    ]
+    # A list of files to look at may well be of another place; what is read is only ever taken for an image.
+    place = manifest.placer(path.parent, allow_outside=True)
+    return listing_of_files(
+        path.parent, modality, names.classes, (_manifest_sample(line, place, names) for line in lines)
+    )
+
+
+def _manifest_sample(line: manifest.Line, place: Callable[[str], Path], names: _Names) -> Sample:
+    cells = line.cells
+    try:
+        file = place(cells["path"])
+    except (ValueError, OSError, RuntimeError) as error:
+        raise DataError(f"line {line.number}: the path {cells['path']!r} {error}") from None
+    return Sample(
+        file,
+        cells["path"],
+        names.label(cells.get("label", "")),
+        cells.get("patient_id") or names.patient(file),
+        None,
+        cells.get("image_id") or _group(names.image_id_regex, file.name),
+    )
+
+
+def _list_npz(path: Path, modality: str, classes: tuple[str, ...]) -> Listing:
+    arrays = read_arrays(path)
+    keys = [name for name in arrays if name == _IMAGES or name.endswith(f"_{_IMAGES}")]
+    if not keys:
+        raise DataError(
+            f"{path}: no array named {_IMAGES} or such as test_{_IMAGES}; there are: "
+            f"{', '.join(arrays) or 'none'}"
+        )
+    images = {_stem(name): images_of(arrays, path, name) for name in keys}
+    samples = []
+    for name in keys:
+        own = f"{name.removesuffix(_IMAGES)}{_LABELS}"
+        count = len(images[_stem(name)])
+        labels: Iterable[int] = labels_of(arrays, path, own, count) if own in arrays else [UNKNOWN] * count
+        samples += [
+            Sample(
+                path,
+                f"{_stem(name)}/{row:07d}",
+                classes.index(str(label)) if str(label) in classes else UNKNOWN,
+                None,
+                None,
+            )
+            for row, label in enumerate(labels)
+        ]
+    return listing_of_arrays(path, modality, classes, tuple(samples), images)
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(f"_{_IMAGES}")

@@ -1,0 +1,90 @@
+"""``python -m src.evaluate``: how good a trained model is on labelled images, as an MLflow run of its own."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from src.errors import ConfigError
+from src.utils.cli import CommandParser, run_command, warn
+
+if TYPE_CHECKING:
+    from src.inference.cases import Cases
+    from src.inference.trained import TrainedModel
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return run_command(lambda: _evaluate(argv))
+
+
+def _parser() -> CommandParser:
+    from src.inference.reference import add_model_arguments
+
+    parser = CommandParser("python -m src.evaluate", __doc__.partition(": ")[2])
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--data", metavar="PATH", help="labelled images; without it, those of the model's run"
+    )
+    parser.add_argument("--split", metavar="NAME", help="train, val, test (default), or all of --data")
+    parser.add_argument(
+        "--explain", metavar="N", help="Grad-CAM overlays of the N most wrong and the N surest decisions"
+    )
+    return parser
+
+
+def _evaluate(argv: Sequence[str] | None) -> None:
+    args = _parser().parse_args(argv)
+    from src.inference import evaluation
+    from src.inference.cases import load_cases
+    from src.inference.command import refuse_bad, trained_model
+    from src.inference.explain import check_explainable
+    from src.inference.judging import judge
+    from src.inference.reference import read_reference
+    from src.tracking.project_run import project_run_told
+    from src.tracking.run import tracked_run
+    from src.tracking.store import open_store
+
+    with project_run_told():
+        reference, count = read_reference(args), _count(args)
+        open_store()
+        with trained_model(reference, args.device or "auto", evaluation.ROLE) as (trained, _):
+            layer = check_explainable(trained) if count else None
+            cases = load_cases(trained, args.data or "", args.split or "test")
+            _warn(trained, cases)
+            judgement = judge(trained, cases)
+            with tracked_run(evaluation.tags_of(trained, judgement)) as run:
+                folder = evaluation.record_evaluation(run, trained, judgement, layer, count)
+        evaluation.tell_version(trained, judgement, run.run_id)
+        evaluation.show(judgement)
+        if cases.split in ("test", "all"):
+            evaluation.show_looks(cases.split, cases.split_fingerprint)
+        evaluation.show_place(run, folder)
+        refuse_bad(cases.bad, folder)
+
+
+def _count(args: argparse.Namespace) -> int:
+    if not args.explain:
+        return 0
+    if not args.explain.isdigit() or not 1 <= int(args.explain) <= 48:
+        raise ConfigError(f"--explain {args.explain}: a number from 1 to 48 belongs here")
+    return int(args.explain)
+
+
+def _warn(trained: "TrainedModel", cases: "Cases") -> None:
+    from src.tracking.names import DATA_FINGERPRINT
+
+    for note in cases.notes:
+        warn(note)
+    if cases.split == "train":
+        warn("the model was trained on these images: this says how well it remembers")
+    told = trained.run.tags.get(DATA_FINGERPRINT) if trained.run else cases.data_fingerprint
+    if told != cases.data_fingerprint:
+        warn(
+            "these are other images, or another split, than the model's run saw: where they overlap with "
+            "what it was trained on, the scores are too good"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""``python -m src.export``: a trained model as an ONNX file, checked against the network itself."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.utils.cli import CommandParser, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return run_command(lambda: _export(argv))
+
+
+def _parser() -> CommandParser:
+    from src.inference.reference import add_model_arguments
+
+    parser = CommandParser("python -m src.export", __doc__.partition(": ")[2])
+    add_model_arguments(parser)
+    parser.add_argument("--output", metavar="FILE", help="an .onnx (model.onnx)")
+    return parser
+
+
+def _export(argv: Sequence[str] | None) -> None:
+    args = _parser().parse_args(argv)
+    from src.inference.command import trained_model
+    from src.inference.onnx_file import export_onnx
+    from src.inference.reference import read_reference
+    from src.tracking.project_run import project_run_told
+    from src.utils.io import checked_output
+
+    with project_run_told():
+        reference, output = (
+            read_reference(args),
+            checked_output(Path(args.output or "model.onnx"), (".onnx",)),
+        )
+        with trained_model(reference, "cpu", "export") as (trained, folder):
+            difference = export_onnx(trained, output, folder)
+        print(
+            f"{output}: takes uint8 pixels (N, {trained.network.spec.channels}, "
+            f"{trained.network.spec.size}, {trained.network.spec.size}), gives {', '.join(trained.classes)}"
+        )
+        print(f"its probabilities differ from the network's by at most {difference:.1e}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""``python -m src.extract``: features of images, as a layer of a trained model sees them."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.utils.cli import CommandParser, run_command
+
+_ARRAY = ".npy"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return run_command(lambda: _extract(argv))
+
+
+def _parser() -> CommandParser:
+    from src.inference.reference import add_model_arguments
+
+    parser = CommandParser("python -m src.extract", __doc__.partition(": ")[2])
+    add_model_arguments(parser)
+    parser.add_argument("--input", metavar="PATH", help="an image, a folder, a manifest.csv, or an .npz")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="a .parquet or .csv, or an .npy with a .csv of the images beside it (features.parquet)",
+    )
+    parser.add_argument("--layer", metavar="NAME", help="whose output; without it, the last layer's input")
+    return parser
+
+
+def _extract(argv: Sequence[str] | None) -> None:
+    args = _parser().parse_args(argv)
+    from src.inference.command import read_inputs, refuse_bad, trained_model
+    from src.inference.predictions import features, write_features
+    from src.inference.reference import read_reference
+    from src.tracking.project_run import project_run_told
+    from src.utils.io import checked_output
+
+    with project_run_told():
+        reference = read_reference(args)
+        output = checked_output(Path(args.output or "features.parquet"), (".parquet", ".csv", _ARRAY))
+        with trained_model(reference, args.device or "auto", "extract") as (trained, _):
+            inputs = read_inputs(args, trained)
+            table, found = features(trained, inputs, args.layer or None)
+        write_features(table, found, output)
+        print(f"{output}: {found.shape[0]} images, {found.shape[1]} features each")
+        refuse_bad(inputs.bad, output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""An evaluation as an MLflow run of its own, linked to what was evaluated."""
+
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from src.inference.explain import Layer, draw_explanation
+from src.inference.judging import Judgement, write_judgement
+from src.inference.trained import TrainedModel
+from src.tracking import names
+from src.tracking.looks import count_looks
+from src.tracking.registry import set_tags
+from src.tracking.run import TrackedRun
+from src.tracking.store import how_to_look
+from src.training.estimates import Estimate
+from src.training.plots import save_figure
+from src.utils.cli import warn
+
+ROLE = "evaluation"
+_TITLES = {"auc": "AUC", "acc": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity"}
+
+
+def tags_of(trained: TrainedModel, judgement: Judgement) -> dict[str, str]:
+    """What says of the evaluation's run whose it is, on which images."""
+    cases, version = judgement.cases, trained.version
+    about = {
+        "name": trained.name,
+        "split": cases.split,
+        "run_id": None if trained.run is None else trained.run.run_id,
+        "version": None if version is None else str(version.number),
+    }
+    return {
+        names.ROLE: ROLE,
+        names.DATA_FINGERPRINT: cases.data_fingerprint,
+        names.SPLIT_FINGERPRINT: cases.split_fingerprint,
+        **{f"{names.EVALUATED}{key}": value for key, value in about.items() if value is not None},
+    }
+
+
+def record_evaluation(
+    run: TrackedRun, trained: TrainedModel, judgement: Judgement, layer: Layer | None, count: int
+) -> Path:
+    """Keeps scores, predictions and plots; returns the folder where they lie beside the store.
+
+    Args:
+        run: The run of the evaluation.
+        trained: What was evaluated.
+        judgement: What it scored.
+        layer: Whose map explains decisions, None for no explanation.
+        count: How many decisions of each kind to explain.
+    """
+    stamp = f"eval_{datetime.now():%Y%m%d_%H%M%S}_{run.run_id[:8]}"
+    folder = trained.config.output_dir / stamp
+    run.rename(f"{trained.name.replace(' ', '_')}_on_{judgement.cases.split}")
+    run.keep_in(folder)
+    run.log_params({"threshold": trained.threshold, "split": judgement.cases.split})
+    if trained.source is not None:
+        run.link_model(trained.source)
+    table, pictures = write_judgement(judgement, trained, folder)
+    if layer is not None:
+        figure = draw_explanation(trained, layer, judgement, count)
+        pictures.append(save_figure(folder / names.PLOTS / "grad_cam.png", figure, colours=256))
+    run.log_artifact(table, names.PREDICTIONS)
+    for path in pictures:
+        run.log_artifact(path, names.PLOTS)
+    run.log_metrics(judgement.metrics(), step=0)
+    return folder
+
+
+def tell_version(trained: TrainedModel, judgement: Judgement, run_id: str) -> None:
+    """Says on the registered version what it scored, and where."""
+    if trained.version is None:
+        return
+    name, area = trained.name.partition(" ")[0], judgement.by_image["auc"]
+    told = f"AUC {_shown(area)}, {len(judgement.cases.labels)} images, run {run_id}"
+    set_tags(name, trained.version.number, {f"{names.EVALUATED}{judgement.cases.split}": told})
+
+
+def show(judgement: Judgement) -> None:
+    """Prints the scores."""
+    units = [("images", len(judgement.cases.labels), judgement.by_image)]
+    patients = judgement.patients
+    if patients is not None and patients.left_out:
+        warn(f"patients with images of several classes, left out by patient: {patients.left_out}")
+    if patients is not None and judgement.by_patient:
+        units.append(("patients", len(patients.labels), judgement.by_patient))
+    table = Table(judgement.cases.split, "n", *_TITLES.values(), title="with 95 % intervals")
+    for unit, count, estimates in units:
+        table.add_row(f"by {unit}", str(count), *(_shown(estimates[name]) for name in _TITLES))
+    Console(width=130).print(table)
+
+
+def show_looks(split: str, fingerprint: str) -> None:
+    """Says how often a split has been looked at, this time included: `test` should be seldom."""
+    trainings, evaluations = count_looks(fingerprint, split)
+    print(
+        f"this {split} split has now been scored by {trainings} trainings and {evaluations} evaluations; "
+        "the more often, the less a good score on it means"
+    )
+
+
+def show_place(run: TrackedRun, folder: Path) -> None:
+    """Prints where everything is."""
+    print(f"run          {run.run_id}")
+    print(f"files        {folder}")
+    print(f"look at it   {how_to_look(run.info.experiment_id)}")
+
+
+def _shown(found: Estimate) -> str:
+    return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"

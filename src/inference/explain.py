@@ -1,0 +1,180 @@
+"""Where a network looks: Grad-CAM overlays of its most wrong and its surest decisions."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from src.errors import ModelError
+from src.inference.judging import Judgement
+from src.inference.trained import TrainedModel
+from src.models.forward import evaluating
+from src.models.spec import unit_range
+from src.training.metrics import decide
+from src.training.plot_style import new_figure, readable
+from src.utils.runtime import to_device
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_FINE, _COARSEST = 4, 2
+_PER_ROW = 6
+# What these look at is spread over tokens: a gradient averaged over places says nothing of them.
+_UNSERVED = ("vit_", "swin")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The layer whose map is weighted: its path and the map's height and width."""
+
+    path: str
+    height: int
+    width: int
+
+
+def check_explainable(trained: TrainedModel) -> Layer:
+    """The last layer whose map is at least 4 x 4, else the last of at least 2 x 2.
+
+    Raises:
+        ModelError: The model has no such layer, or Grad-CAM does not suit it.
+    """
+    name = trained.config.model.name
+    if name.startswith(_UNSERVED):
+        raise ModelError(
+            f"--explain: Grad-CAM weights the channels of a map, and {name} has rows of tokens; "
+            "it is offered for convolutional networks"
+        )
+    maps = _maps(trained)
+    for smallest in (_FINE, _COARSEST):
+        fitting = [layer for layer in maps if min(layer.height, layer.width) >= smallest]
+        if fitting:
+            return fitting[-1]
+    raise ModelError(
+        f"--explain: {name} at {trained.network.spec.size} px has no map of 2 x 2 or more to weight"
+    )
+
+
+def _maps(trained: TrainedModel) -> list[Layer]:
+    """Every layer but the whole that gives a map, in the order in which they end."""
+    found: list[Layer] = []
+    network = trained.network
+    with _watching(network.model, found), evaluating(network.model), torch.inference_mode():
+        shape = (1, network.spec.channels, network.spec.size, network.spec.size)
+        network.model(torch.zeros(shape, device=network.device))
+    return found
+
+
+@contextmanager
+def _watching(model: nn.Module, found: list[Layer]) -> Iterator[None]:
+    def hook_of(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4:
+                found.append(Layer(path, output.shape[2], output.shape[3]))
+
+        return hook
+
+    hooks = [m.register_forward_hook(hook_of(path)) for path, m in model.named_modules() if path]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def grad_cam(
+    trained: TrainedModel, layer: Layer, pixels: Tensor, classes: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Grad-CAM (Selvaraju et al., ICCV 2017), by captum.
+
+    Args:
+        trained: The model.
+        layer: Whose map is weighted by its mean gradients.
+        pixels: uint8 (N, C, S, S).
+        classes: Of each image, the class whose logit is explained, (N,).
+
+    Returns:
+        float32 (N, S, S), not negative, interpolated from the layer's map.
+    """
+    from captum.attr import LayerAttribution, LayerGradCam
+
+    network = trained.network
+    inputs = network.spec.normalize(unit_range(to_device(pixels, network.device)))
+    with evaluating(network.model):
+        method = LayerGradCam(network.model, network.model.get_submodule(layer.path))
+        target = torch.from_numpy(classes).to(network.device)
+        maps = method.attribute(inputs, target, relu_attributions=True)
+    size = (network.spec.size, network.spec.size)
+    resized: Tensor = LayerAttribution.interpolate(maps, size, "bilinear")
+    found: NDArray[np.float32] = resized.detach()[:, 0].cpu().numpy()
+    return found
+
+
+def most_wrong_and_surest(judgement: Judgement, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of the images whose own class got the least probability, and of the surest decisions."""
+    probabilities, labels = judgement.probabilities, judgement.cases.labels
+    own = probabilities[np.arange(len(labels)), labels]
+    wrong = np.argsort(own, kind="stable")[:count]
+    sure = np.argsort(-probabilities.max(axis=1), kind="stable")[:count]
+    return wrong.astype(np.int64), sure.astype(np.int64)
+
+
+def draw_explanation(trained: TrainedModel, layer: Layer, judgement: Judgement, count: int) -> "Figure":
+    """One picture: each image beside its overlay, the most wrong first, then the surest."""
+    groups = dict(zip(("most wrong", "surest"), most_wrong_and_surest(judgement, count), strict=True))
+    rows = sum(-(-len(chosen) // _PER_ROW) for chosen in groups.values())
+    figure = new_figure(1.9 * min(count, _PER_ROW) + 0.3, 4.4 * rows + 0.8)
+    figure.suptitle(
+        f"Grad-CAM of the decided class, {judgement.cases.split}: layer {layer.path}, "
+        f"map {layer.height} x {layer.width}",
+        fontsize=9,
+    )
+    panels = figure.subfigures(len(groups), 1, squeeze=False)[:, 0]
+    for panel, (name, chosen) in zip(panels, groups.items(), strict=True):
+        panel.suptitle(name, fontsize=10, fontweight="bold")
+        _draw_group(panel, trained, layer, judgement, chosen)
+    return figure
+
+
+def _draw_group(
+    panel: "Figure", trained: TrainedModel, layer: Layer, judgement: Judgement, chosen: NDArray[np.int64]
+) -> None:
+    decisions = decide(judgement.probabilities[chosen], trained.threshold)
+    pixels = judgement.cases.batch(chosen)
+    maps = grad_cam(trained, layer, pixels, decisions)
+    names = readable(trained.classes)
+    columns = min(len(chosen), _PER_ROW)
+    axes = panel.subplots(2 * -(-len(chosen) // columns), columns, squeeze=False)
+    for place in axes.flat:
+        place.axis("off")
+    for i, position in enumerate(chosen):
+        row, column = 2 * (i // columns), i % columns
+        image = _shown(pixels[i])
+        _draw_image(axes[row, column], image)
+        _draw_overlay(axes[row + 1, column], image, maps[i])
+        told = names[judgement.cases.labels[position]]
+        probability = judgement.probabilities[position, decisions[i]]
+        axes[row, column].set_title(
+            f"is {told}\ndecided {names[decisions[i]]}\np = {probability:.3f}", fontsize=7
+        )
+
+
+def _shown(pixels: Tensor) -> NDArray[np.uint8]:
+    """RGB as it is; of anything else the first channel: (S, S) or (S, S, 3)."""
+    array: NDArray[np.uint8] = pixels.numpy()
+    return array.transpose(1, 2, 0) if len(array) == 3 else array[0]
+
+
+def _draw_image(axes: "Axes", image: NDArray[np.uint8]) -> None:
+    axes.imshow(image, cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255)
+
+
+def _draw_overlay(axes: "Axes", image: NDArray[np.uint8], heat: NDArray[np.float32]) -> None:
+    _draw_image(axes, image)
+    peak = float(heat.max())
+    axes.imshow(heat / peak if peak > 0 else heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1)

@@ -1,0 +1,101 @@
+"""A trained model as an ONNX file: pixels in, probabilities out."""
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from src.errors import ClaimError
+from src.inference.trained import TrainedModel
+from src.models.serving import ServingModel
+from src.utils.io import atomic_write_bytes
+
+_INPUT, _OUTPUT = "pixels", "probabilities"
+_TOLERANCE = 1e-4
+_CHECKED = (1, 5)  # batches of other sizes than the one that it was exported with
+
+
+def export_onnx(trained: TrainedModel, path: Path, work: Path) -> float:
+    """Writes what is served (preprocessing, network, softmax) and runs it with onnxruntime.
+
+    The file's metadata hold the classes, the threshold and what the model is called, as JSON.
+
+    Args:
+        trained: The model, on the CPU.
+        path: The file to write.
+        work: A folder for files that are needed for a moment.
+
+    Returns:
+        The largest difference between its probabilities and the network's, on noise.
+
+    Raises:
+        ClaimError: It differs by more than 1e-4, so nothing was written; or torch cannot export the model.
+    """
+    import onnx
+
+    served, spec = ServingModel(trained.network.model, trained.network.spec), trained.network.spec
+    example = torch.zeros((2, spec.channels, spec.size, spec.size), dtype=torch.uint8)
+    draft = work / "model.onnx"
+    with _silenced():
+        try:
+            torch.onnx.export(
+                served,
+                (example,),
+                draft,
+                input_names=[_INPUT],
+                output_names=[_OUTPUT],
+                dynamic_shapes={_INPUT: {0: torch.export.Dim("batch")}},
+                external_data=False,
+                dynamo=True,
+            )
+        except Exception as error:  # torch's exporter raises many kinds
+            why = str(error).strip().splitlines()[0]
+            raise ClaimError(f"{trained.name}: torch cannot export it to ONNX: {why}") from None
+    model = onnx.load(draft)
+    about = {"name": trained.name, "classes": list(trained.classes), "threshold": trained.threshold}
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in about.items()})
+    content = model.SerializeToString()
+    difference = _difference(served, content, (spec.channels, spec.size, spec.size))
+    if not difference <= _TOLERANCE:
+        raise ClaimError(
+            f"{trained.name}: exported to ONNX it gives other probabilities, by {difference:.1e}; "
+            "nothing was written"
+        )
+    atomic_write_bytes(path, content)
+    return difference
+
+
+def _difference(served: ServingModel, content: bytes, shape: tuple[int, int, int]) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    random, found = np.random.default_rng(0), 0.0
+    for count in _CHECKED:
+        pixels = random.integers(0, 256, (count, *shape), dtype=np.uint8)
+        with torch.inference_mode():
+            own = served(torch.from_numpy(pixels)).numpy()
+        (given,) = session.run([_OUTPUT], {_INPUT: pixels})
+        found = max(found, float(np.abs(given - own).max()))
+    return found
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Keeps the exporter's progress off the terminal; errors still raise."""
+    names = ("torch.onnx", "onnxscript", "torch.export")
+    before = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in before.items():
+                logging.getLogger(name).setLevel(level)

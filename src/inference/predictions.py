@@ -1,0 +1,95 @@
+"""What a trained model says of images: probabilities, decisions, features; as tables."""
+
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from src.data.batches import in_order
+from src.data.inputs import UNKNOWN, Inputs
+from src.inference.trained import TrainedModel
+from src.models.features import extract_features
+from src.models.forward import predict_logits
+from src.training.metrics import decide, softmax
+from src.utils.io import atomic_file, atomic_write_text
+from src.utils.progress import track
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def predictions(trained: TrainedModel, inputs: Inputs) -> "DataFrame":
+    """One row per image: ``image, sample, patient, label``, ``p_{class}`` per class, ``decision``.
+
+    ``image`` is the path below the input, ``sample`` the hash of the pixels; ``patient`` and ``label``
+    are empty where unknown. The decision is taken at the threshold that the model's run recorded.
+    """
+    network = trained.network
+    logits = predict_logits(network.model, network.spec, _batches(trained, inputs), device=network.device)
+    probabilities = softmax(logits)
+    table = _described(trained, inputs)
+    for index, name in enumerate(trained.classes):
+        table[f"p_{name}"] = probabilities[:, index]
+    table["decision"] = [trained.classes[i] for i in decide(probabilities, trained.threshold)]
+    return table
+
+
+def features(
+    trained: TrainedModel, inputs: Inputs, layer: str | None
+) -> tuple["DataFrame", NDArray[np.float32]]:
+    """The features (N, D) of each image, and a table that says whose they are.
+
+    Raises:
+        ModelError: There is no such layer.
+    """
+    network, batches = trained.network, _batches(trained, inputs)
+    found = extract_features(network.model, network.spec, batches, device=network.device, layer=layer)
+    return _described(trained, inputs), found.numpy()
+
+
+def _batches(trained: TrainedModel, inputs: Inputs) -> Iterator[torch.Tensor]:
+    """All images, in order, with a progress bar."""
+    batches = in_order(np.arange(len(inputs)), trained.config.training.batch_size)
+    return (inputs.batch(rows) for rows in track(batches, "images", len(batches)))
+
+
+def _described(trained: TrainedModel, inputs: Inputs) -> "DataFrame":
+    from pandas import DataFrame
+
+    records = inputs.records
+    return DataFrame(
+        {
+            "image": [record.key for record in records],
+            "sample": [record.sample for record in records],
+            "patient": [record.patient or None for record in records],
+            "label": [None if r.label == UNKNOWN else trained.classes[r.label] for r in records],
+        }
+    )
+
+
+def write_table(table: "DataFrame", path: Path) -> None:
+    """Writes a ``.csv`` (numbers in full precision) or a ``.parquet``, whole or not at all."""
+    if path.suffix.lower() == ".csv":
+        atomic_write_text(path, table.to_csv(index=False))
+        return
+    data = BytesIO()
+    table.to_parquet(data, index=False)
+    with atomic_file(path) as file:
+        file.write(data.getbuffer())
+
+
+def write_features(table: "DataFrame", found: NDArray[np.float32], path: Path) -> None:
+    """Writes features as columns ``f0, f1, ...`` of the table, or an ``.npy`` with the table beside it."""
+    import pandas
+
+    if path.suffix.lower() != ".npy":
+        columns = pandas.DataFrame(found, columns=[f"f{i}" for i in range(found.shape[1])])
+        write_table(pandas.concat([table, columns], axis=1), path)
+        return
+    with atomic_file(path) as file:
+        np.save(file, found)
+    write_table(table, path.with_suffix(".csv"))

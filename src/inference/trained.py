@@ -1,0 +1,184 @@
+"""A trained model, put together again: network, settings, classes, threshold."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.errors import ClaimError, UserError
+from src.inference.reference import Reference
+from src.models.build import build_model
+from src.models.spec import InputSpec
+from src.tracking.finished_run import FinishedRun, read_run
+from src.tracking.logged_model import load_model
+from src.tracking.names import CONFIG, registered_name
+from src.tracking.registry import Registered, Version, read_registered
+from src.tracking.store import open_store
+from src.training.checkpoint import load_checkpoint
+from src.training.evaluation import Network
+from src.utils.config import Config
+from src.utils.runtime import fit_threads, keep_freed_memory, pick_device
+
+_NETWORK = "model."  # where the network lies in what is served
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model as it was trained, on a device, in float32.
+
+    Attributes:
+        name: What to call it, such as ``resnet18_A version 2``.
+        network: The network, what it expects, and where it is.
+        config: The resolved settings of its training.
+        classes: In index order; of two, the last is the positive one.
+        threshold: The operating threshold that its run recorded.
+        source: Where the logged model is, ``models:/m-...``; None for a checkpoint.
+        run: Its run; None for a checkpoint.
+        version: Its registered version, where it was named by that.
+    """
+
+    name: str
+    network: Network
+    config: Config
+    classes: tuple[str, ...]
+    threshold: float
+    source: str | None = None
+    run: FinishedRun | None = None
+    version: Version | None = None
+
+
+def load_trained(reference: Reference, folder: Path, device: str = "auto") -> TrainedModel:
+    """Finds a model and puts it together; nothing that came with it is executed.
+
+    Args:
+        reference: Which one.
+        folder: Where to copy files from a store that is no local folder.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+
+    Raises:
+        UserError: There is no such model, file or device.
+        ClaimError: The model is gone or damaged.
+        TrackingError: The store failed.
+    """
+    target = pick_device(device)
+    fit_threads()
+    keep_freed_memory()
+    if reference.checkpoint is not None:
+        return _of_checkpoint(reference.checkpoint, target)
+    open_store(must_exist=True)
+    if reference.run_id is not None:
+        run = read_run(reference.run_id)
+        return _of_run(f"run {run.run_id}", run, run.model_source, None, folder=folder, device=target)
+    registered = read_registered(registered_name(reference.model or "", reference.modality or ""))
+    version = _version(registered, reference.version)
+    name = f"{registered.name} version {version.number}"
+    if version.run_id is None:
+        raise ClaimError(f"{name} was registered by hand and names no run, so its settings are not known")
+    return _of_run(name, read_run(version.run_id), version.source, version, folder=folder, device=target)
+
+
+def _version(registered: Registered, number: int | None) -> Version:
+    if not registered.versions:
+        raise UserError(
+            f"{registered.name}: nothing is registered; python -m src.promote registers the best run"
+        )
+    version = registered.champion if number is None else registered.versions.get(number)
+    if version is None:
+        what = "no version has the alias champion" if number is None else f"no version {number}"
+        there = ", ".join(map(str, sorted(registered.versions)))
+        raise UserError(f"{registered.name}: {what}; there are {there}")
+    return version
+
+
+def _of_run(
+    name: str,
+    run: FinishedRun,
+    source: str | None,
+    version: Version | None,
+    *,
+    folder: Path,
+    device: torch.device,
+) -> TrainedModel:
+    if source is None:
+        raise ClaimError(f"{name} has no logged model; a run logs one when it finishes")
+    loaded = load_model(source, folder / "model")
+    path = run.fetch(CONFIG, folder)
+    if path is None:
+        raise ClaimError(f"{name}: the artifact {CONFIG} of run {run.run_id} is gone")
+    config = Config.from_file(path)
+    state = dict(loaded.module.state_dict())
+    classes = tuple(map(str, loaded.metadata.get("classes", ())))
+    threshold = float(loaded.metadata.get("threshold", math.nan))
+    try:
+        mean, std = (tuple(float(x) for x in state.pop(key).flatten()) for key in ("mean", "std"))
+        spec = InputSpec(len(mean), int(config.data.image_size), mean, std)
+    except (KeyError, ValueError) as error:
+        raise ClaimError(f"{name}: {source} is no model of this project ({error})") from None
+    weights = {key.removeprefix(_NETWORK): value for key, value in state.items()}
+    network = _rebuild(name, config, classes, spec, weights=weights, device=device)
+    return TrainedModel(name, network, config, classes, threshold, source, run, version)
+
+
+def _of_checkpoint(path: Path, device: torch.device) -> TrainedModel:
+    checkpoint = load_checkpoint(path)
+    try:
+        config = Config.from_dict(checkpoint["config"], str(path))
+        classes = tuple(checkpoint["classes"])
+        spec = InputSpec.from_dict(checkpoint["input"])
+        threshold = _recorded_threshold(checkpoint)
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"{path}: lacks what a checkpoint of this project says of itself ({error!r})"
+        ) from None
+    network = _rebuild(
+        str(path), config, classes, spec, weights=checkpoint["model_state_dict"], device=device
+    )
+    return TrainedModel(str(path), network, config, classes, threshold)
+
+
+def _recorded_threshold(checkpoint: Mapping[str, Any]) -> float:
+    """That of the epoch that the weights are from; before the first epoch there is only a rule."""
+    rule = checkpoint["config"]["evaluation"]["threshold"]
+    if not isinstance(rule, str):
+        return float(rule)
+    return float(checkpoint["history"][-1]["val_threshold"])
+
+
+def _rebuild(
+    name: str,
+    config: Config,
+    classes: tuple[str, ...],
+    spec: InputSpec,
+    *,
+    weights: Mapping[str, Tensor],
+    device: torch.device,
+) -> Network:
+    """The network as training built it, with these weights.
+
+    Raises:
+        ClaimError: The weights are not of such a network.
+    """
+    model: nn.Module = build_model(
+        config.model.name,
+        num_classes=len(classes),
+        channels=spec.channels,
+        size=spec.size,
+        stem=config.model.stem,
+    ).model
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        why = str(error).splitlines()[-1].strip()
+        raise ClaimError(f"{name}: the weights do not fit {config.model.name}: {why}") from None
+    model = model.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Network(model, spec, device, None)
+
+
+def describe(trained: TrainedModel) -> str:
+    """One line on what was loaded."""
+    decided = f", threshold {trained.threshold:.4f}" if len(trained.classes) == 2 else ""
+    return f"{trained.name}: {', '.join(trained.classes)}{decided}, on {trained.network.device}"

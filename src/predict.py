@@ -1,0 +1,49 @@
+"""``python -m src.predict``: probabilities and decisions of a trained model for images."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.utils.cli import CommandParser, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return run_command(lambda: _predict(argv))
+
+
+def _parser() -> CommandParser:
+    from src.inference.reference import add_model_arguments
+
+    parser = CommandParser("python -m src.predict", __doc__.partition(": ")[2])
+    add_model_arguments(parser)
+    parser.add_argument("--input", metavar="PATH", help="an image, a folder, a manifest.csv, or an .npz")
+    parser.add_argument("--output", metavar="FILE", help="a .csv or .parquet (predictions.csv)")
+    return parser
+
+
+def _predict(argv: Sequence[str] | None) -> None:
+    args = _parser().parse_args(argv)
+    # Not before: torch and MLflow take seconds, and whoever asks for --help needs neither.
+    from src.inference.command import read_inputs, refuse_bad, trained_model
+    from src.inference.predictions import predictions, write_table
+    from src.inference.reference import read_reference
+    from src.tracking.project_run import project_run_told
+    from src.utils.io import checked_output
+
+    with project_run_told():
+        reference, output = (
+            read_reference(args),
+            checked_output(Path(args.output or "predictions.csv"), (".csv", ".parquet")),
+        )
+        with trained_model(reference, args.device or "auto", "predict") as (trained, _):
+            inputs = read_inputs(args, trained)
+            table = predictions(trained, inputs)
+        write_table(table, output)
+        counts = ", ".join(f"{name} {(table['decision'] == name).sum()}" for name in trained.classes)
+        print(f"{output}: {len(table)} images; decided {counts}")
+        refuse_bad(inputs.bad, output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""``python -m src.report``: one HTML page on runs and champions, with everything in it."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.errors import UserError
+from src.utils.cli import CommandParser, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return run_command(lambda: _report(argv))
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("python -m src.report", __doc__.partition(": ")[2])
+    parser.add_argument("--model", metavar="NAME", help="only runs of this model")
+    parser.add_argument("--modality", metavar="TAG", help="only runs of this modality")
+    parser.add_argument("--output", metavar="FILE", help="an .html (report.html)")
+    return parser
+
+
+def _report(argv: Sequence[str] | None) -> None:
+    args = _parser().parse_args(argv)
+    import tempfile
+
+    from src.reporting.gather import gather
+    from src.reporting.page import render
+    from src.tracking.project_run import mark_project_run, project_run_told
+    from src.tracking.store import open_store, shown_uri
+    from src.utils.io import atomic_write_text, checked_output
+
+    with project_run_told(), tempfile.TemporaryDirectory(prefix="mlproject-") as folder:
+        output = checked_output(Path(args.output or "report.html"), (".html",))
+        open_store(must_exist=True)
+        mark_project_run("report")
+        reports = gather(args.model or None, args.modality or None, Path(folder))
+        if not reports:
+            raise UserError(f"{shown_uri()}: no finished training run of such a model and modality")
+        atomic_write_text(output, render(reports, shown_uri()))
+    runs = sum(report.runs for report in reports)
+    print(f"{output}: {len(reports)} groups, {runs} runs")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""What is known of a group: its runs, its champion beside the runner-up, and how it came to be."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from src.errors import ClaimError, ConfigError, DataError, TrackingError
+from src.promotion.evidence import Standing, difference, read_config, stand
+from src.promotion.group import Group
+from src.promotion.history import Entry, of_group, read_history
+from src.promotion.judge import pick_fingerprints, rank
+from src.tracking.candidates import Candidate, find_candidates
+from src.tracking.finished_run import FinishedRun, read_run
+from src.tracking.names import BEST_VAL_AUC
+from src.tracking.registry import Registered, Version, read_registered
+from src.training.auc import Difference
+from src.training.estimates import Estimate, estimate
+from src.training.predictions import Predictions, read_predictions
+from src.utils.config import Config
+
+_SHOWN = 30
+_HISTORY = "training_history.csv"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run in the table: its id and val AUC, when it started, and the settings that tell runs apart."""
+
+    run_id: str
+    val_auc: float
+    started: str
+    settings: Mapping[str, str]
+    is_champion: bool
+
+
+@dataclass(frozen=True)
+class Side:
+    """The champion, or the runner-up.
+
+    Attributes:
+        run: Its run.
+        standing: Its val AUC with interval and predictions.
+        scores: Estimates by split, where the predictions are there.
+        threshold: Its operating threshold.
+        history: One row per epoch, empty where it is gone.
+    """
+
+    run: FinishedRun
+    standing: Standing
+    scores: Mapping[str, Mapping[str, Estimate]]
+    threshold: float
+    history: Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """Everything that the page says of a group."""
+
+    group: Group
+    rows: Sequence[Row]
+    runs: int
+    other_data: int
+    champion: Side | None
+    runner_up: Side | None
+    difference: Difference | None
+    events: Sequence[Entry]
+
+
+def gather(model: str | None, modality: str | None, folder: Path) -> list[GroupReport]:
+    """Reads everything about the groups, or about those of a model or a modality.
+
+    Args:
+        model: Only groups of this model.
+        modality: Only groups of this modality.
+        folder: Where to copy files from a store that is no local folder.
+
+    Raises:
+        TrackingError: The store cannot be read.
+    """
+    groups: dict[Group, list[Candidate]] = {}
+    for candidate in find_candidates():
+        groups.setdefault(Group(*candidate.group), []).append(candidate)
+    entries = read_history()
+    return [
+        _gather_one(group, groups[group], entries, folder)
+        for group in sorted(groups)
+        if model in (None, group.model) and modality in (None, group.modality)
+    ]
+
+
+def _gather_one(group: Group, candidates: list[Candidate], entries: list[Entry], folder: Path) -> GroupReport:
+    fingerprints = pick_fingerprints(candidates, None)
+    comparable = rank([c for c in candidates if c.fingerprints == fingerprints])
+    version = _champion(read_registered(group.name))
+    run_id = None if version is None else version.run_id
+    others = [c for c in comparable if c.run_id != run_id]
+    champion = None if version is None or run_id is None else _side(run_id, version.number, folder)
+    runner_up = _side(others[0].run_id, None, folder) if others else None
+    both = champion is not None and runner_up is not None
+    return GroupReport(
+        group,
+        [_row(candidate, run_id, folder) for candidate in comparable[:_SHOWN]],
+        len(comparable),
+        len(candidates) - len(comparable),
+        champion,
+        runner_up,
+        difference(champion.standing, runner_up.standing) if both and champion and runner_up else None,
+        of_group(entries, group),
+    )
+
+
+def _champion(registered: Registered) -> Version | None:
+    return registered.champion
+
+
+def _row(candidate: Candidate, champion: str | None, folder: Path) -> Row:
+    started = datetime.fromtimestamp(candidate.start_time / 1000, UTC)
+    return Row(
+        candidate.run_id,
+        candidate.val_auc,
+        f"{started:%Y-%m-%d %H:%M}",
+        _settings(candidate.run_id, folder),
+        candidate.run_id == champion,
+    )
+
+
+def _settings(run_id: str, folder: Path) -> Mapping[str, str]:
+    try:
+        config = read_config(read_run(run_id), folder)
+    except (ClaimError, ConfigError):  # its file is gone, or of another release
+        return {}
+    return {name: str(value) for name, value in _telling(config).items()}
+
+
+def _telling(config: Config) -> Mapping[str, object]:
+    training = config.training
+    return {
+        "epochs": training.epochs,
+        "batch size": training.batch_size,
+        "learning rate": f"{training.learning_rate:g}",
+        "optimizer": training.optimizer,
+        "weights": Path(config.model.weights).name,
+        "size": config.data.image_size,
+        "seed": training.seed,
+    }
+
+
+def _side(run_id: str, version: int | None, folder: Path) -> Side | None:
+    try:
+        run = read_run(run_id)
+    except TrackingError:  # deleted since
+        return None
+    val_auc = run.metrics.get(BEST_VAL_AUC, math.nan)
+    threshold = run.metrics.get("best_threshold", 0.5)
+    found = {split: _stored(run, split, folder) for split in ("val", "test")}
+    scores = {
+        split: estimate(p.labels, p.probabilities, p.patients, threshold)
+        for split, p in found.items()
+        if p is not None
+    }
+    return Side(run, stand(run, val_auc, version, folder), scores, threshold, _read_history(run, folder))
+
+
+def _stored(run: FinishedRun, split: str, folder: Path) -> Predictions | None:
+    path = run.fetch(f"predictions/{split}.csv", folder)
+    try:
+        return None if path is None else read_predictions(path)
+    except DataError:
+        return None
+
+
+def _read_history(run: FinishedRun, folder: Path) -> list[dict[str, float]]:
+    path = run.fetch(_HISTORY, folder)
+    if path is None:
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        try:
+            return [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+        except (ValueError, TypeError, csv.Error):
+            return []
