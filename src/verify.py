@@ -82,6 +82,10 @@ def _resume(args: argparse.Namespace, options: Sequence[str], work: Path) -> Non
     if differing:
         args.keep = True
         raise MlprojectError(f"not identical: {', '.join(differing)}; both trainings are in {work}")
+    if kills == 0:
+        raise MlprojectError(
+            "the training ended before the first kill came, which shows nothing: more --epochs"
+        )
     print(f"identical after {kills} times kill -9")
 
 

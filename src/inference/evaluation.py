@@ -17,8 +17,10 @@ from src.tracking.store import how_to_look
 from src.training.estimates import Estimate
 from src.training.plots import save_figure
 from src.utils.cli import warn
+from src.utils.progress import is_interactive
 
 ROLE = "evaluation"
+_WIDE = 130
 _TITLES = {"auc": "AUC", "acc": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity"}
 
 
@@ -89,7 +91,7 @@ def show(judgement: Judgement) -> None:
     table = Table(judgement.cases.split, "n", *_TITLES.values(), title="with 95 % intervals")
     for unit, count, estimates in units:
         table.add_row(f"by {unit}", str(count), *(_shown(estimates[name]) for name in _TITLES))
-    Console(width=130).print(table)
+    Console(width=None if is_interactive() else _WIDE).print(table)
 
 
 def show_looks(split: str, fingerprint: str) -> None:
@@ -109,4 +111,4 @@ def show_place(run: TrackedRun, folder: Path) -> None:
 
 
 def _shown(found: Estimate) -> str:
-    return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
+    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"

@@ -1,11 +1,6 @@
 """A trained model as an ONNX file: pixels in, probabilities out."""
 
-import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +10,10 @@ from src.errors import ClaimError
 from src.inference.trained import TrainedModel
 from src.models.serving import ServingModel
 from src.utils.io import atomic_write_bytes
+from src.utils.silence import silenced
 
 _INPUT, _OUTPUT = "pixels", "probabilities"
+_TALKATIVE = ("torch.onnx", "onnxscript", "torch.export")
 _TOLERANCE = 1e-4
 _CHECKED = (1, 5)  # batches of other sizes than the one that it was exported with
 
@@ -42,7 +39,7 @@ def export_onnx(trained: TrainedModel, path: Path, work: Path) -> float:
     served, spec = ServingModel(trained.network.model, trained.network.spec), trained.network.spec
     example = torch.zeros((2, spec.channels, spec.size, spec.size), dtype=torch.uint8)
     draft = work / "model.onnx"
-    with _silenced():
+    with silenced(*_TALKATIVE):
         try:
             torch.onnx.export(
                 served,
@@ -83,19 +80,3 @@ def _difference(served: ServingModel, content: bytes, shape: tuple[int, int, int
         (given,) = session.run([_OUTPUT], {_INPUT: pixels})
         found = max(found, float(np.abs(given - own).max()))
     return found
-
-
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """Keeps the exporter's progress off the terminal; errors still raise."""
-    names = ("torch.onnx", "onnxscript", "torch.export")
-    before = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in before.items():
-                logging.getLogger(name).setLevel(level)

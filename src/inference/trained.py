@@ -113,6 +113,8 @@ def _of_run(
     state = dict(loaded.module.state_dict())
     classes = tuple(map(str, loaded.metadata.get("classes", ())))
     threshold = float(loaded.metadata.get("threshold", math.nan))
+    if len(classes) < 2 or math.isnan(threshold):
+        raise ClaimError(f"{name}: {source} does not say its classes and its threshold")
     try:
         mean, std = (tuple(float(x) for x in state.pop(key).flatten()) for key in ("mean", "std"))
         spec = InputSpec(len(mean), int(config.data.image_size), mean, std)

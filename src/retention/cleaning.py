@@ -32,6 +32,7 @@ from src.utils.io import file_lock
 from src.utils.leftovers import Temp, find_temps
 
 _DAY = 86_400
+_NAME_LENGTH = 12  # of a pack, whose name is a hash
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,8 @@ def _files(output: Path, rules: Rules) -> list[Removal]:
 
 
 def _of_pack(pack: OldPack) -> Removal:
-    return Removal(
-        "cache", str(pack.path), f"not used for {pack.age / _DAY:.0f} days", pack.size, pack.remove
-    )
+    name = f"{pack.path.parent / pack.path.stem[:_NAME_LENGTH]}...{pack.path.suffix}"
+    return Removal("cache", name, f"not used for {pack.age / _DAY:.0f} days", pack.size, pack.remove)
 
 
 def _of_temp(temp: Temp) -> Removal:

@@ -1,11 +1,8 @@
 """The run's model as MLflow keeps it: a graph in ``pt2`` format, no pickle anywhere."""
 
 import contextlib
-import io
-import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +15,14 @@ from src.tracking.archive import check_archive
 from src.tracking.names import DELIVERY, LOGGED_MODEL
 from src.tracking.store import local_folder, pages, reason, resolve_uri, store_errors
 from src.utils.io import TEMP_PREFIX, atomic_write_text
+from src.utils.silence import silenced
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
     from torch import nn
+
+_TALKATIVE = ("mlflow", "torch.export", "torch._export")
 
 
 def log_model(
@@ -72,7 +72,7 @@ def save_model(
     import mlflow.pytorch
 
     options = _options(channels, size, classes, metadata)
-    with _silenced():
+    with silenced(*_TALKATIVE):
         mlflow.pytorch.save_model(module.cpu().eval(), str(folder), **options)
 
 
@@ -183,7 +183,7 @@ def load_model(source: str, folder: Path) -> LoadedModel:
     if flavor.get("code") or (data / "model.pth").exists() or not (data / "model.pt2").is_file():
         raise ClaimError(f"the logged model {source} is not in pt2 format; nothing else is loaded here")
     check_archive(data / "model.pt2")
-    with _silenced(), _without_pickle():
+    with silenced(*_TALKATIVE), _without_pickle():
         try:
             module: nn.Module = mlflow.pytorch.load_model(str(path))
         except Exception as error:  # torch, zipfile and MLflow raise many kinds for a damaged file
@@ -211,19 +211,3 @@ def _without_pickle() -> Iterator[None]:
         os.environ.pop(name)
         if before is not None:
             os.environ[name] = before
-
-
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """Keeps the exporter's and MLflow's chatter off the terminal; errors still raise."""
-    names = ("mlflow", "torch.export", "torch._export")
-    before = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in before.items():
-                logging.getLogger(name).setLevel(level)

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from src.errors import MlprojectError, StoreError, TrackingError
 from src.utils.io import TEMP_PREFIX, file_lock
+from src.utils.silence import quiet_loggers
 
 _SQLITE = "sqlite:///"
 
@@ -140,20 +141,16 @@ def http_retries(count: int) -> Iterator[None]:
 def quiet_client() -> Iterator[None]:
     """Keeps MLflow's client from telling again what the outbox tells once, and from its own farewell."""
     names = ("mlflow.system_metrics", "mlflow.tracking", "mlflow.utils", "urllib3")
-    levels = {name: logging.getLogger(name).level for name in names}
     variables = {
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
     ours = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ |= ours
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        yield
+        with quiet_loggers(*names):
+            yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
         for name in ours:
             os.environ.pop(name, None)
 
