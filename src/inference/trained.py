@@ -16,7 +16,7 @@ from src.models.spec import InputSpec
 from src.tracking.finished_run import FinishedRun, read_run
 from src.tracking.logged_model import load_model
 from src.tracking.names import CONFIG, registered_name
-from src.tracking.registry import Registered, Version, read_registered
+from src.tracking.registry import Registered, Version, read_registered, registered_names
 from src.tracking.store import open_store
 from src.training.checkpoint import load_checkpoint
 from src.training.evaluation import Network
@@ -83,8 +83,9 @@ def load_trained(reference: Reference, folder: Path, device: str = "auto") -> Tr
 
 def _version(registered: Registered, number: int | None) -> Version:
     if not registered.versions:
+        there = ", ".join(sorted(registered_names())) or "nothing"
         raise UserError(
-            f"{registered.name}: nothing is registered; python -m src.promote registers the best run"
+            f"{registered.name}: not registered, and {there} is; python -m src.promote registers the best run"
         )
     version = registered.champion if number is None else registered.versions.get(number)
     if version is None:

@@ -92,15 +92,23 @@ def read_registered(name: str) -> Registered:
     return Registered(name, True, versions, pointing)
 
 
-def champions() -> list[tuple[str, Mapping[str, str]]]:
-    """Name and the champion's tags of every registered model that has a champion."""
+def registered_names() -> list[str]:
+    """The names of all registered models.
+
+    Raises:
+        TrackingError: The registry cannot be read.
+    """
     import mlflow
 
     client = mlflow.MlflowClient()
     with store_errors("the registry cannot be read"):
         found = pages(lambda token: client.search_registered_models(page_token=token))
-        names = [model.name for model in found]
-    versions = [(name, read_registered(name).champion) for name in names]
+        return [model.name for model in found]
+
+
+def champions() -> list[tuple[str, Mapping[str, str]]]:
+    """Name and the champion's tags of every registered model that has a champion."""
+    versions = [(name, read_registered(name).champion) for name in registered_names()]
     return [(name, version.tags) for name, version in versions if version is not None]
 
 

@@ -103,7 +103,10 @@ def test_an_npz_with_and_without_labels(trained: Path) -> None:
     ("options", "said"),
     [
         ([*NAMED, "--version", "7"], "no version 7; there are 1"),
-        (["--model", "resnet18", "--modality", "A"], "resnet18_A: nothing is registered"),
+        (
+            ["--model", "resnet18", "--modality", "A"],
+            "resnet18_A: not registered, and shufflenet_v2_x0_5_A is",
+        ),
         (["--model", "resnet18"], "is named by --model and --modality"),
         ([], "name one model"),
         (["--run", "abc", "--checkpoint", "x.pth"], "name one model"),
