@@ -33,7 +33,7 @@ if "--resume" in sys.argv:
 @pytest.mark.slow
 @pytest.mark.usefixtures("npz")
 def test_identical(folder: Path, run_python: Run) -> None:
-    done = run_python("-m", "src.verify", "resume", "--kills", "1", *TINY, "--epochs", "2")
+    done = run_python("-m", "src.verify", "resume", "--kills", "1", "--moments", "1", *TINY, "--epochs", "6")
     assert (done.returncode, done.stderr) == (0, "")
     assert "kill 1 of 1 after" in done.stdout
     assert "identical after 1 times kill -9" in done.stdout
