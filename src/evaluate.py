@@ -47,12 +47,12 @@ def _evaluate(argv: Sequence[str] | None) -> None:
 
     with project_run_told():
         reference, count = read_reference(args), _count(args)
-        open_store()
         with trained_model(reference, args.device or "auto", evaluation.ROLE) as (trained, _):
             layer = check_explainable(trained) if count else None
             cases = load_cases(trained, args.data or "", args.split or "test")
             _warn(trained, cases)
             judgement = judge(trained, cases)
+            open_store()  # a checkpoint needs none until here
             with tracked_run(evaluation.tags_of(trained, judgement)) as run:
                 folder = evaluation.record_evaluation(run, trained, judgement, layer, count)
         evaluation.tell_version(trained, judgement, run.run_id)

@@ -13,7 +13,7 @@ import mmap
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -183,7 +183,7 @@ class OldPack:
         Raises:
             DataError: A process has mapped it since.
         """
-        if not _remove_unused(self.path) and self.path.exists():
+        if not _remove_unused(self.path):
             raise DataError(f"{self.path} is in use by now")
 
 
@@ -268,21 +268,29 @@ def _size(path: Path) -> int:
     return 0
 
 
-def _is_used(path: Path) -> bool:
-    with suppress(FileNotFoundError), path.open("rb+") as file:
+@contextmanager
+def _held_alone(path: Path) -> Iterator[bool]:
+    """Whether no process uses a pack; within the block none begins to. One that is gone is used by none."""
+    with ExitStack() as held:
         try:
+            file = held.enter_context(path.open("rb+"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            yield True
         except BlockingIOError:
-            return True
-    return False
+            yield False
+        else:
+            yield True
+
+
+def _is_used(path: Path) -> bool:
+    with _held_alone(path) as is_free:
+        return not is_free
 
 
 def _remove_unused(path: Path) -> bool:
     """Removes a pack unless some process uses it, and says whether it is gone."""
-    with suppress(FileNotFoundError), path.open("rb+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        _remove(path)
-    return True
+    with _held_alone(path) as is_free:
+        if is_free:
+            _remove(path)
+        return is_free

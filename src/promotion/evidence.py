@@ -56,7 +56,7 @@ class Standing:
 
 def stand(run: FinishedRun, val_auc: float, version: int | None, folder: Path) -> Standing:
     """Reads a run's stored predictions and makes its interval."""
-    predictions = _stored(run, folder)
+    predictions = stored_predictions(run, "val", folder)
     found = None
     if predictions is not None:
         found = interval(predictions.labels, predictions.probabilities, predictions.patients)
@@ -100,7 +100,7 @@ def verify(run: FinishedRun, folder: Path) -> str:
     """
     from src.tracking.logged_model import load_model
 
-    claim, stored = run.metrics[BEST_VAL_AUC], _stored(run, folder)
+    claim, stored = run.metrics[BEST_VAL_AUC], stored_predictions(run, "val", folder)
     if stored is not None:
         _expect(run, "its stored predictions", auc(stored.labels, stored.probabilities), claim, _SAME_NUMBER)
     if run.model_source is None:
@@ -125,8 +125,9 @@ def verify(run: FinishedRun, folder: Path) -> str:
     return "logged model on the validation data"
 
 
-def _stored(run: FinishedRun, folder: Path) -> Predictions | None:
-    path = run.fetch("predictions/val.csv", folder)
+def stored_predictions(run: FinishedRun, split: str, folder: Path) -> Predictions | None:
+    """A run's predictions on a split; None where they are gone or damaged."""
+    path = run.fetch(f"predictions/{split}.csv", folder)
     try:
         return None if path is None else read_predictions(path)
     except DataError:

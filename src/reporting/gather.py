@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from src.errors import ClaimError, ConfigError, DataError, TrackingError
-from src.promotion.evidence import Standing, difference, read_config, stand
+from src.errors import ClaimError, ConfigError, TrackingError
+from src.promotion.evidence import Standing, difference, read_config, stand, stored_predictions
 from src.promotion.group import Group
 from src.promotion.history import Entry, of_group, read_history
 from src.promotion.judge import pick_fingerprints, rank
 from src.tracking.candidates import Candidate, find_candidates
 from src.tracking.finished_run import FinishedRun, read_run
 from src.tracking.names import BEST_VAL_AUC
-from src.tracking.registry import Registered, Version, read_registered
+from src.tracking.registry import read_registered
 from src.training.auc import Difference
 from src.training.estimates import Estimate, estimate
-from src.training.predictions import Predictions, read_predictions
 from src.utils.config import Config
 
 _SHOWN = 30
@@ -94,7 +93,7 @@ def gather(model: str | None, modality: str | None, folder: Path) -> list[GroupR
 def _gather_one(group: Group, candidates: list[Candidate], entries: list[Entry], folder: Path) -> GroupReport:
     fingerprints = pick_fingerprints(candidates, None)
     comparable = rank([c for c in candidates if c.fingerprints == fingerprints])
-    version = _champion(read_registered(group.name))
+    version = read_registered(group.name).champion
     run_id = None if version is None else version.run_id
     others = [c for c in comparable if c.run_id != run_id]
     champion = None if version is None or run_id is None else _side(run_id, version.number, folder)
@@ -110,10 +109,6 @@ def _gather_one(group: Group, candidates: list[Candidate], entries: list[Entry],
         difference(champion.standing, runner_up.standing) if both and champion and runner_up else None,
         of_group(entries, group),
     )
-
-
-def _champion(registered: Registered) -> Version | None:
-    return registered.champion
 
 
 def _row(candidate: Candidate, champion: str | None, folder: Path) -> Row:
@@ -155,21 +150,13 @@ def _side(run_id: str, version: int | None, folder: Path) -> Side | None:
         return None
     val_auc = run.metrics.get(BEST_VAL_AUC, math.nan)
     threshold = run.metrics.get("best_threshold", 0.5)
-    found = {split: _stored(run, split, folder) for split in ("val", "test")}
+    found = {split: stored_predictions(run, split, folder) for split in ("val", "test")}
     scores = {
         split: estimate(p.labels, p.probabilities, p.patients, threshold)
         for split, p in found.items()
         if p is not None
     }
     return Side(run, stand(run, val_auc, version, folder), scores, threshold, _read_history(run, folder))
-
-
-def _stored(run: FinishedRun, split: str, folder: Path) -> Predictions | None:
-    path = run.fetch(f"predictions/{split}.csv", folder)
-    try:
-        return None if path is None else read_predictions(path)
-    except DataError:
-        return None
 
 
 def _read_history(run: FinishedRun, folder: Path) -> list[dict[str, float]]:

@@ -19,6 +19,7 @@ from src.tracking.past_runs import (
     delete_checkpoints,
     delete_run,
     has_ended,
+    is_registered,
     model_folders,
     past_runs,
     purge,
@@ -160,7 +161,7 @@ def _alone(run: PastRun, folders: RunFolders) -> Iterator[None]:
     with folders.held() if folders.logs.is_dir() else nullcontext():
         if not has_ended(run.run_id):
             raise UserError(f"run {run.run_id} goes on again; it is left alone")
-        if run.run_id in registered_runs():
+        if is_registered(run.run_id):
             raise UserError(f"run {run.run_id} is registered by now; it is left alone")
         yield
 

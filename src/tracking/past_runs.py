@@ -107,6 +107,18 @@ def registered_runs() -> Mapping[str, tuple[str, ...]]:
     return found
 
 
+def is_registered(run_id: str) -> bool:
+    """Whether a registered version is of this run at this moment.
+
+    Raises:
+        TrackingError: The registry cannot be read.
+    """
+    import mlflow
+
+    with store_errors("the registry cannot be read"):
+        return bool(mlflow.MlflowClient().search_model_versions(f"run_id='{run_id}'", max_results=1))
+
+
 def artifact_files(run: PastRun, folder: str = "") -> list[Path]:
     """The run's artifacts below a folder, where they are on this machine's disk."""
     root = local_folder(run.artifact_uri)

@@ -34,12 +34,14 @@ class Place:
         uri: The path, or ``file:`` URI.
         of: What it is of, such as ``run 1a2b``.
         has_id: Whether the path holds the id of a run or a model, so that it is no other's.
+        has_files: Whether something lies there for certain: a run may have kept nothing, a model has files.
         put: Writes another one in its stead.
     """
 
     uri: str
     of: str
     has_id: bool
+    has_files: bool
     put: Callable[[str], None]
 
 
@@ -72,12 +74,12 @@ def relocate() -> Relocated:
     opened = _in_database(uri) if is_database(uri) else _in_files(path)
     with store_errors("the store's paths cannot be changed"), opened as places:
         roots = [root for root, _ in Counter(_old_roots(places, base)).most_common()]
-        moved = [(place, target) for place in places if (target := _moved(place, roots, base)) is not None]
-        for place, target in moved:
-            place.put(target.as_uri() if place.uri.startswith("file:") else str(target))
-        changed = {id(place) for place, _ in moved}
-        lost = [place.of for place in places if id(place) not in changed and _is_lost(place)]
-    return Relocated(len(moved), tuple(roots), tuple(lost))
+        targets = [_moved(place, roots, base) for place in places]
+        for place, target in zip(places, targets, strict=True):
+            if target is not None:
+                place.put(target.as_uri() if place.uri.startswith("file:") else str(target))
+        lost = [place.of for place, target in zip(places, targets, strict=True) if _is_lost(place, target)]
+    return Relocated(sum(target is not None for target in targets), tuple(roots), tuple(lost))
 
 
 def _old_roots(places: Iterable[Place], base: Path) -> Iterator[Path]:
@@ -101,10 +103,9 @@ def _moved(place: Place, roots: Iterable[Path], base: Path) -> Path | None:
     return None if root is None else base / path.relative_to(root)
 
 
-def _is_lost(place: Place) -> bool:
-    path = local_folder(place.uri)
-    # A run that has kept nothing has no folder, wherever it is.
-    return place.has_id and path is not None and not path.exists() and not path.parent.exists()
+def _is_lost(place: Place, target: Path | None) -> bool:
+    path = target or local_folder(place.uri)
+    return place.has_files and path is not None and not path.exists()
 
 
 @contextmanager
@@ -130,7 +131,9 @@ def _in_database(uri: str) -> Iterator[list[Place]]:
                     same = [own == part for own, part in zip(keys, key, strict=True)]
                     of = f"{kind} {' '.join(map(str, key))}"
                     put = partial(_put, connection, column, same)
-                    places.append(Place(value, of, kind != "experiment", put))
+                    places.append(
+                        Place(value, of, kind != "experiment", kind not in ("experiment", "run"), put)
+                    )
         yield places
 
 
@@ -156,4 +159,5 @@ def _of_file(meta: Path, root: Path) -> Iterator[Place]:
     for key in _KEYS:
         if isinstance(values.get(key), str):
             of = str(meta.parent.relative_to(root))
-            yield Place(values[key], of, not is_experiment, lambda text, key=key: put(key, text))  # type: ignore[misc]
+            has_files = not is_experiment and key in ("artifact_location", "storage_location")
+            yield Place(values[key], of, not is_experiment, has_files, partial(put, key))
