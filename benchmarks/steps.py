@@ -38,7 +38,8 @@ def parts(setup: Setup, dataset: Dataset) -> dict[str, Callable[[int], None]]:
     ready = [(images(i), torch.from_numpy(labels[chosen])) for i, chosen in enumerate(batches)]
 
     def step(number: int) -> None:
-        setup.optimization.step(network, *(part.to(network.device) for part in ready[number % len(ready)]))
+        images, targets = (part.to(network.device) for part in ready[number % len(ready)])
+        setup.optimization.step(network, images, targets)
 
     return {"data": lambda number: void(images(number)), "step": step}
 

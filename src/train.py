@@ -14,9 +14,11 @@ from src.utils.runtime import collection_paused
 if TYPE_CHECKING:
     from src.data.dataset import Dataset
     from src.experiment.resume import Interrupted
+    from src.models.spec import InputSpec
     from src.training.folders import RunFolders
     from src.training.setup import Setup
     from src.utils.config import Config
+    from src.utils.launch import Together
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,12 +53,23 @@ def _parser() -> CommandParser:
 
 
 def _train(argv: Sequence[str] | None) -> None:
+    from src.utils.launch import together
+
+    with together() as group:
+        if group.processes.is_first:
+            _lead(argv, group)
+        else:
+            _follow(argv, group)
+
+
+def _lead(argv: Sequence[str] | None, group: "Together") -> None:
+    """Trains, alone or as the first of several processes: the one that keeps the record."""
     from src.tracking.project_run import is_project_run, mark_project_run, project_run_told
     from src.tracking.store import open_store
 
     in_project = is_project_run()  # before MLflow takes the run over and forgets
     with ExitStack() as held:
-        with project_run_told(), collection_paused():
+        with project_run_told(), collection_paused(), group.named_loss():
             args = _parser().parse_args(argv)
             # Not before: torch and MLflow take seconds, and whoever asks for --help needs neither.
             from src.experiment.session import train
@@ -64,22 +77,46 @@ def _train(argv: Sequence[str] | None) -> None:
             interrupted = _named_run(args, held)
             config = interrupted.config if interrupted else _read_config(args)
             _check_writable(config.output_dir)
+            _tell_others(group, config, interrupted)
             dataset = _load(config, rehash=args.rehash)
             if interrupted:
                 interrupted.check_data(dataset)
-            setup = _set_up(config, dataset, interrupted)
+            setup = _set_up(config, dataset, interrupted.spec if interrupted else None, group)
             if args.dry_run:
                 _show(setup.config, dataset)
                 return
             open_store()
             interrupted = interrupted or _fitting_run(args, setup, dataset, held)
             if interrupted:
+                interrupted.check_batches(setup)
                 mark_project_run("resume")  # `mlflow run` has made one of its own
                 _warn_inexact(interrupted, setup, dataset)
             folders = interrupted.folders if interrupted else _claim_named(config, held)
-        train(setup, dataset, folders, interrupted)
+        train(setup, dataset, folders, interrupted, group)
     if args.promote:
         _promote(setup.config, only_warn=in_project)
+
+
+def _tell_others(group: "Together", config: "Config", interrupted: "Interrupted | None") -> None:
+    spec = interrupted.spec if interrupted else None
+    group.processes.told({"config": config.to_dict(), "input": None if spec is None else spec.to_dict()})
+
+
+def _follow(argv: Sequence[str] | None, group: "Together") -> None:
+    """Trains along with the first process, by the settings that it tells."""
+    with collection_paused():
+        args = _parser().parse_args(argv)
+        from src.experiment.session import train_along
+        from src.models.spec import InputSpec
+        from src.utils.config import Config
+
+        said = group.processes.told()
+        config = Config.from_dict(said["config"], "the first process")
+        dataset = _load(config, rehash=False)
+        spec = None if said["input"] is None else InputSpec.from_dict(said["input"])
+        setup = _set_up(config, dataset, spec, group)
+    if not args.dry_run:
+        train_along(setup, dataset, group)
 
 
 def _named_run(args: argparse.Namespace, held: ExitStack) -> "Interrupted | None":
@@ -191,12 +228,22 @@ def _print_split(dataset: "Dataset") -> None:
         print(f"sensitivity is about the class {dataset.classes[1]} (data.positive_class)")
 
 
-def _set_up(config: "Config", dataset: "Dataset", interrupted: "Interrupted | None") -> "Setup":
+def _set_up(config: "Config", dataset: "Dataset", spec: "InputSpec | None", group: "Together") -> "Setup":
     from src.training.setup import set_up
 
-    setup = set_up(config, dataset, interrupted.spec if interrupted else None)
+    setup = set_up(config, dataset, spec, group.processes)
     for note in setup.notes:
         warn(note)
+    group.processes.check_same(
+        {
+            "the data's fingerprint": dataset.fingerprint,
+            "the split's fingerprint": dataset.split_fingerprint,
+            "the network's input": str(setup.network.spec.to_dict()),
+            **{
+                key: setup.config.flat()[key] for key in ("model.weights", "model.stem", "training.precision")
+            },
+        }
+    )
     return setup
 
 

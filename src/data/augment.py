@@ -9,7 +9,9 @@ from torch import Tensor
 from src.utils.config import AugmentConfig
 
 
-def augment(images: Tensor, config: AugmentConfig, seed: int) -> Tensor:
+def augment(
+    images: Tensor, config: AugmentConfig, seed: int, *, of: tuple[int, Tensor] | None = None
+) -> Tensor:
     """Mirrors, moves and re-lights every image of a batch by random amounts of its own.
 
     The random numbers are drawn on the CPU, so that a seed means the same on every device. Places
@@ -19,12 +21,15 @@ def augment(images: Tensor, config: AugmentConfig, seed: int) -> Tensor:
         images: Float ``(N, C, H, W)`` in [0, 1].
         config: Strengths; all zero and no flips returns ``images`` as they are.
         seed: Same seed, same batch.
+        of: Where ``images`` are a part of a batch: its length, and the place of each, int64 ``(N,)``. Each
+            is changed as it would be there.
 
     Returns:
         Float ``(N, C, H, W)`` in [0, 1].
     """
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(8, len(images), generator=generator)
+    length, places = (len(images), slice(None)) if of is None else of
+    draws = torch.rand(8, length, generator=generator)[:, places]
     images = _move(images, config, draws)
     return _relight(images, config, draws[6:])
 

@@ -8,7 +8,9 @@ from src.utils.runtime import derive_seed
 _SHUFFLE = 1  # keeps this stream apart from others that are derived from the same seed and epoch
 
 
-def training_batches(count: int, batch_size: int, *, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+def training_batches(
+    count: int, batch_size: int, *, seed: int, epoch: int, smallest: int = 2
+) -> list[NDArray[np.int64]]:
     """The batches of one epoch, shuffled by ``(seed, epoch)``.
 
     A trailing batch of a single image joins the one before it: batch normalisation cannot be computed
@@ -19,13 +21,14 @@ def training_batches(count: int, batch_size: int, *, seed: int, epoch: int) -> l
         batch_size: Images per batch.
         seed: Seed of the run.
         epoch: Epoch number from 1.
+        smallest: Images that a batch needs.
 
     Returns:
         Positions in the split, one int64 array per batch.
     """
     order = np.random.default_rng(derive_seed(seed, epoch, _SHUFFLE)).permutation(count).astype(np.int64)
     batches = in_order(order, batch_size)
-    if len(batches) > 1 and len(batches[-1]) == 1:
+    if len(batches) > 1 and len(batches[-1]) < smallest:
         batches[-2:] = [np.concatenate(batches[-2:])]
     return batches
 

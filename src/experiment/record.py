@@ -10,7 +10,7 @@ from src.tracking.run import TrackedRun
 from src.tracking.store import how_to_look
 from src.training.checkpoint import TrainerState
 from src.training.folders import RunFolders
-from src.training.results import Results, score_best, write_results
+from src.training.results import Results, write_results
 from src.training.setup import Setup
 from src.utils.io import atomic_write_text, sha256
 from src.utils.runtime import environment
@@ -26,6 +26,7 @@ def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
         names.SPLIT_FINGERPRINT: dataset.split_fingerprint,
         names.CONFIG_SHA256: sha256(config.to_yaml().encode()),
         names.SEED: str(config.training.seed),
+        names.ENVIRONMENT + "processes": str(setup.network.processes.count),
         **{f"data.{what}": str(count) for what, count in dataset.counts.items()},
         **{names.ENVIRONMENT + what: str(value) for what, value in environment(setup.network.device).items()},
     }
@@ -43,14 +44,23 @@ def record_start(run: TrackedRun, setup: Setup, dataset: Dataset, folders: RunFo
         run.log_dataset(dataset, setup.config.modality)
     run.keep_in(folders.results)
     run.log_artifact(folders.config)
-    print(f"run {run.run_id} ({folders.name}) on {setup.network.device}")
+    count = setup.network.processes.count
+    where = (
+        f"{setup.network.device}" if count == 1 else f"{count} processes, this one on {setup.network.device}"
+    )
+    print(f"run {run.run_id} ({folders.name}) on {where}")
 
 
 def record_results(
-    run: TrackedRun, setup: Setup, dataset: Dataset, state: TrainerState, folders: RunFolders
-) -> Results:
-    """Scores the best weights, on test for the only time, and records what they leave."""
-    results = score_best(setup.network, dataset, setup.config)
+    run: TrackedRun,
+    setup: Setup,
+    dataset: Dataset,
+    state: TrainerState,
+    results: Results,
+    *,
+    folders: RunFolders,
+) -> None:
+    """Records what the best weights leave."""
     tables, pictures = write_results(
         results,
         state,
@@ -65,7 +75,6 @@ def record_results(
     # The same weights are the same model, also after more epochs that were no better.
     if not run.has_model(state.best_epoch):
         _record_model(run, setup, dataset, results, step=state.best_epoch)
-    return results
 
 
 def _record_model(run: TrackedRun, setup: Setup, dataset: Dataset, results: Results, *, step: int) -> None:

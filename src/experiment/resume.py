@@ -15,6 +15,7 @@ from src.tracking.journal import Journal
 from src.tracking.sync import sync
 from src.training.checkpoint import CheckpointStore
 from src.training.folders import RunFolders
+from src.training.setup import Setup
 from src.utils.cli import warn
 from src.utils.config import Config
 from src.utils.dotted import merge_dotted
@@ -75,6 +76,21 @@ class Interrupted:
                     f"--resume {self.run_id}: the {what} has changed since (its fingerprint was "
                     f"{before[:12]} and is {fingerprint[:12]}); start a new run, or restore the data"
                 )
+
+    def check_batches(self, setup: Setup) -> None:
+        """Refuses to go on within an epoch that is cut into other batches now.
+
+        Raises:
+            UserError: It is: the number of processes has changed, and each has batch norms of its own.
+        """
+        if self.checkpoint is None or self.checkpoint["steps"] == 0:
+            return
+        if self.checkpoint["smallest_pass"] != setup.optimization.smallest:
+            raise UserError(
+                f"--resume {self.run_id}: it stopped within epoch {self.checkpoint['epoch'] + 1}, which "
+                f"another number of processes cuts into other batches; go on with as many as before "
+                f"({self.tags.get(names.ENVIRONMENT + 'processes', '1')})"
+            )
 
     def inexact(self, tags: Mapping[str, str]) -> Iterator[str]:
         """What has changed around the run, judged by the tags that it would get now."""

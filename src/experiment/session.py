@@ -1,22 +1,30 @@
 """One training from its start, or from where it was interrupted, to its end."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime
+from typing import Any
 
 from src.data.dataset import Dataset
 from src.experiment.record import print_summary, record_results, record_start, tags_of
 from src.experiment.resume import Interrupted
-from src.tracking.run import TrackedRun, tracked_run
+from src.tracking.run import tracked_run
 from src.training.checkpoint import CheckpointStore, TrainerState
 from src.training.folders import RunFolders
-from src.training.keeper import Keeper
+from src.training.keeper import Keeper, Keeping, NoKeeper
+from src.training.results import Results, score_best
 from src.training.setup import Setup
 from src.training.trainer import Trainer
+from src.utils.launch import Together
 from src.utils.runtime import determinism
 
 
 def train(
-    setup: Setup, dataset: Dataset, folders: RunFolders | None, interrupted: Interrupted | None = None
+    setup: Setup,
+    dataset: Dataset,
+    folders: RunFolders | None,
+    interrupted: Interrupted | None = None,
+    together: Together | None = None,
 ) -> None:
     """Trains as one tracked run, and prints what came of it.
 
@@ -25,7 +33,9 @@ def train(
         dataset: The data.
         folders: Those that the caller holds; None makes some whose name has the run's id in it.
         interrupted: The run to go on with, None for a new one.
+        together: The other processes, each of which calls `train_along`.
     """
+    together = together or Together()
     run_id = None if interrupted is None else interrupted.run_id
     with ExitStack() as held:
         run = held.enter_context(tracked_run(tags_of(setup, dataset), run_id))
@@ -34,37 +44,50 @@ def train(
             folders = RunFolders(setup.config.output_dir, _default_name(run.run_id))
             held.enter_context(folders.claimed())
         record_start(run, setup, dataset, folders)
-        state = _fit(run, setup, dataset, folders, interrupted)
-        results = record_results(run, setup, dataset, state, folders)
+        keeper = Keeper(
+            CheckpointStore(folders.checkpoints),
+            folders.history,
+            run,
+            beside=setup.config.training.save_in_background,
+        )
+        extra = {
+            "run_id": run.run_id,
+            "config": setup.config.to_dict(),
+            "classes": list(dataset.classes),
+            "input": setup.network.spec.to_dict() | {"window": dataset.window},
+            "data_fingerprint": dataset.fingerprint,
+            "smallest_pass": setup.optimization.smallest,
+        }
+        checkpoint = None if interrupted is None else interrupted.checkpoint
+        state, results = _train(setup, dataset, together, keeper=keeper, extra=extra, checkpoint=checkpoint)
+        record_results(run, setup, dataset, state, results, folders=folders)
         print_summary(run, state, results, folders)  # before what a server may have to say at the end
+
+
+def train_along(setup: Setup, dataset: Dataset, together: Together) -> None:
+    """Trains in a process that keeps no record: the first process, which calls `train`, does."""
+    with determinism(setup.config.training.deterministic):
+        _train(setup, dataset, together, keeper=NoKeeper(), extra={}, checkpoint=None)
 
 
 def _default_name(run_id: str) -> str:
     return f"exp_{datetime.now():%Y%m%d_%H%M%S}_{run_id[:8]}"
 
 
-def _fit(
-    run: TrackedRun, setup: Setup, dataset: Dataset, folders: RunFolders, interrupted: Interrupted | None
-) -> TrainerState:
-    trainer = Trainer(
-        setup.config,
-        dataset,
-        setup.network,
-        setup.optimization,
-        keeper=Keeper(
-            CheckpointStore(folders.checkpoints),
-            folders.history,
-            run,
-            beside=setup.config.training.save_in_background,
-        ),
-        extra={
-            "run_id": run.run_id,
-            "config": setup.config.to_dict(),
-            "classes": list(dataset.classes),
-            "input": setup.network.spec.to_dict() | {"window": dataset.window},
-            "data_fingerprint": dataset.fingerprint,
-        },
-    )
-    if interrupted is not None and interrupted.checkpoint is not None:
-        trainer.restore(interrupted.checkpoint)
-    return trainer.fit()
+def _train(
+    setup: Setup,
+    dataset: Dataset,
+    together: Together,
+    *,
+    keeper: Keeping,
+    extra: Mapping[str, Any],
+    checkpoint: Mapping[str, Any] | None,
+) -> tuple[TrainerState, Results]:
+    """What every process does; only the first has a checkpoint to go on from, and tells the others."""
+    network = setup.network
+    with together.in_step():
+        checkpoint = network.processes.told(checkpoint)
+        trainer = Trainer(setup.config, dataset, network, setup.optimization, keeper=keeper, extra=extra)
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        return trainer.fit(), score_best(network, dataset, setup.config)

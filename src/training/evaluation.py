@@ -1,27 +1,38 @@
 """Scores one split with the one forward pass."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from src.data.batches import in_order
 from src.data.dataset import Dataset, Split
 from src.models.forward import predict_logits
 from src.models.spec import InputSpec
 from src.training.metrics import Scores, evaluate, softmax
+from src.utils.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
 class Network:
-    """A model, what it expects, where it computes, and in which mixed precision it trains."""
+    """A model, what it expects, and how it computes.
+
+    Attributes:
+        model: Here; each of several processes has one of its own.
+        spec: The input that it expects.
+        device: Where it is.
+        autocast: The mixed precision it trains in, None for float32.
+        processes: Who computes along.
+    """
 
     model: nn.Module
     spec: InputSpec
     device: torch.device
     autocast: torch.dtype | None
+    processes: Processes = ALONE
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,9 @@ class SplitScores:
 def score_split(
     network: Network, dataset: Dataset, name: str, threshold: float | str, batch_size: int
 ) -> SplitScores:
-    """Runs the model over a split and scores it.
+    """Runs the model over a split and scores it; each of several processes runs it over its share.
+
+    Every image counts once, and all get the same scores from what they gather.
 
     Args:
         network: What to run.
@@ -46,7 +59,21 @@ def score_split(
         batch_size: Images per forward pass; it does not change the scores.
     """
     split = dataset.splits[name]
-    batches = (dataset.batch(name, positions) for positions in in_order(np.arange(len(split)), batch_size))
-    # In float32 whatever training does: scores and threshold must hold for the model as it is served.
-    logits = predict_logits(network.model, network.spec, batches, device=network.device)
+    logits = torch.zeros(0, len(dataset.classes))
+    if network.processes.share(len(split)):
+        # In float32 whatever training does: scores and threshold must hold for the model as it is served.
+        batches = _batches(network.processes, dataset, name, batch_size)
+        logits = predict_logits(network.model, network.spec, batches, device=network.device)
+    logits = network.processes.joined(logits, len(split))
     return SplitScores(split, softmax(logits), evaluate(split.labels, logits, threshold))
+
+
+def _batches(processes: Processes, dataset: Dataset, name: str, batch_size: int) -> Iterator[Tensor]:
+    """The share of this process; where it has one batch less than others, it asks as often to stop."""
+    count = len(dataset.splits[name])
+    positions = np.arange(count)[processes.share(count)]
+    batches = in_order(positions, batch_size)
+    for number in range(-(-count // processes.count) // batch_size + 1):
+        processes.check_stop()
+        if number < len(batches):
+            yield dataset.batch(name, batches[number])

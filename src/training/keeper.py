@@ -29,6 +29,61 @@ class Tracker(Protocol):
         """Ends the run as FINISHED, FAILED or KILLED."""
 
 
+class Keeping(Protocol):
+    """What the trainer needs from whatever keeps its state."""
+
+    @property
+    def best(self) -> Path | None:
+        """Where the best checkpoint is; None where another process has it."""
+
+    def check(self) -> None:
+        """Raises what went wrong since the last call."""
+
+    def wait(self) -> None:
+        """Returns once everything is kept."""
+
+    def keep_epoch(self, checkpoint: Mapping[str, Any], *, improved: bool) -> None:
+        """Keeps the state after an epoch, the last of its history; ``improved``: it is the best so far."""
+
+    def keep_steps(self, checkpoint: Mapping[str, Any]) -> None:
+        """Keeps the state within an epoch."""
+
+    def restore(self, history: Sequence[dict[str, float]]) -> None:
+        """Takes up the epochs of an earlier process."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class NoKeeper:
+    """Keeps nothing: of several processes that train together, all but the first."""
+
+    best = None
+
+    def check(self) -> None:
+        """Nothing goes wrong."""
+
+    wait = check
+
+    def keep_epoch(self, checkpoint: Mapping[str, Any], *, improved: bool) -> None:
+        """The first process does."""
+
+    def keep_steps(self, checkpoint: Mapping[str, Any]) -> None:
+        """The first process does."""
+
+    def restore(self, history: Sequence[dict[str, float]]) -> None:
+        """The first process does."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class Keeper:
     """Keeps the state after an epoch or within one; used as a context, whose end waits for the last.
 
@@ -52,6 +107,11 @@ class Keeper:
         self.tracker = tracker
         self._background = Background(enabled=beside)
         self._snapshot = Snapshot()
+
+    @property
+    def best(self) -> Path:
+        """Where the best checkpoint is."""
+        return self.checkpoints.best
 
     def check(self) -> None:
         """Raises what went wrong since the last call."""

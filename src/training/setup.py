@@ -16,8 +16,10 @@ from src.models.spec import InputSpec
 from src.training.evaluation import Network
 from src.training.loss import make_loss
 from src.training.optim import make_average, make_optimizer, make_schedule
+from src.training.replicas import has_batch_norm, synchronized
 from src.training.step import Optimization
 from src.utils.config import Config
+from src.utils.processes import ALONE, Processes
 from src.utils.runtime import fit_threads, keep_freed_memory, pick_autocast, pick_device, seed_everything
 
 
@@ -38,7 +40,9 @@ class Setup:
     notes: tuple[str, ...]
 
 
-def set_up(config: Config, dataset: Dataset, spec: InputSpec | None = None) -> Setup:
+def set_up(
+    config: Config, dataset: Dataset, spec: InputSpec | None = None, processes: Processes = ALONE
+) -> Setup:
     """Builds the model and everything that trains it.
 
     Args:
@@ -46,6 +50,7 @@ def set_up(config: Config, dataset: Dataset, spec: InputSpec | None = None) -> S
         dataset: The data.
         spec: The input of a model whose weights a checkpoint brings, so that none need be found; None
             for a new training.
+        processes: Who trains together.
 
     Raises:
         ModelError: The model or its weights cannot be had.
@@ -53,8 +58,8 @@ def set_up(config: Config, dataset: Dataset, spec: InputSpec | None = None) -> S
             than two classes.
     """
     _check_threshold(config, dataset)
-    device = pick_device(config.training.device)
-    fit_threads()
+    device = pick_device(config.training.device, processes.local_rank if processes.are_several else None)
+    fit_threads(sharing=processes.local_count)
     keep_freed_memory()
     seed_everything(config.training.seed)
     built = build_model(
@@ -78,7 +83,9 @@ def set_up(config: Config, dataset: Dataset, spec: InputSpec | None = None) -> S
     )
     spec = spec or _input_spec(built, dataset)
     model = built.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network = Network(model, spec, device, autocast)
+    if processes.are_several and config.training.sync_batchnorm:
+        model = synchronized(model, device)
+    network = Network(model, spec, device, autocast, processes)
     return Setup(
         resolved,
         network,
@@ -139,21 +146,35 @@ def _optimization(network: Network, config: Config, dataset: Dataset) -> Optimiz
         backbone_learning_rate=settings.backbone_learning_rate,
     )
     optimizer = make_optimizer(groups, settings)
+    smallest = _smallest(network, config)
     return Optimization(
         optimizer,
-        make_schedule(optimizer, settings, _steps_per_epoch(config, dataset)),
+        make_schedule(optimizer, settings, _steps_per_epoch(config, dataset, smallest)),
         torch.amp.GradScaler(network.device.type, enabled=network.autocast == torch.float16),
         make_loss(settings, dataset.splits["train"].labels, network.device),
         pass_size=settings.batch_size,
+        smallest=smallest,
         clip_grad_norm=settings.clip_grad_norm,
         average=None if settings.ema_decay is None else make_average(network.model, settings.ema_decay),
     )
 
 
-def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
-    return len(
-        training_batches(len(dataset.splits["train"]), config.training.images_per_step, seed=0, epoch=1)
-    )
+def _smallest(network: Network, config: Config) -> int:
+    """Images that every pass needs, over all processes: two for each batch norm that sees its own alone."""
+    settings, count = config.training, network.processes.count
+    if count == 1 or settings.sync_batchnorm or not has_batch_norm(network.model):
+        return 2
+    if settings.batch_size < 2 * count:
+        raise ConfigError(
+            f"training.batch_size: {settings.batch_size} over {count} processes is less than two images for "
+            "each, which batch normalisation needs; raise it, or set training.sync_batchnorm=true"
+        )
+    return 2 * count
+
+
+def _steps_per_epoch(config: Config, dataset: Dataset, smallest: int) -> int:
+    count, size = len(dataset.splits["train"]), config.training.images_per_step
+    return len(training_batches(count, size, seed=0, epoch=1, smallest=smallest))
 
 
 def _notes(config: Config, dataset: Dataset) -> list[str]:
@@ -170,7 +191,7 @@ def _notes(config: Config, dataset: Dataset) -> list[str]:
             f"training.freeze_backbone_epochs {settings.freeze_backbone_epochs} freezes random weights "
             "(model.weights is none): the head learns from random features"
         )
-    steps = settings.epochs * _steps_per_epoch(config, dataset)
+    steps = settings.epochs * -(-count // settings.images_per_step)
     span = 1 / (1 - (settings.ema_decay or 0))
     if span > steps:
         notes.append(

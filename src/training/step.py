@@ -3,12 +3,16 @@
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from src.training.evaluation import Network
 from src.training.loss import Loss
+from src.training.replicas import unreduced
+from src.utils.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Optimization:
         schedule: Of the learning rate, step by step.
         scaler: Keeps float16 gradients from vanishing; passes others through.
         loss: What is minimised.
-        pass_size: Images that go through the network at once.
+        pass_size: Images that go through the network at once, over all processes.
+        smallest: Images that a pass needs, over all processes.
         clip_grad_norm: Longest gradient, None for any.
         average: The moving average of the weights, None where they serve themselves.
     """
@@ -30,6 +35,7 @@ class Optimization:
     scaler: torch.amp.GradScaler
     loss: Loss
     pass_size: int
+    smallest: int = 2
     clip_grad_norm: float | None = None
     average: AveragedModel | None = None
 
@@ -38,24 +44,38 @@ class Optimization:
         peak = self.optimizer.param_groups[0]["initial_lr"]
         return float(peak * self.schedule.lr_lambdas[0](self.schedule.last_epoch - steps))
 
-    def step(self, network: Network, images: Tensor, targets: Tensor) -> Tensor:
+    def share(self, length: int, processes: Processes) -> "Share":
+        """What one of several processes takes of a batch: of every pass its part."""
+        cuts = pass_cuts(length, self.pass_size, self.smallest)
+        starts, ends = [0, *cuts], [*cuts, length]
+        parts = [
+            start + np.array(processes.share(end - start), np.int64)
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        return Share(length, np.concatenate(parts), tuple(len(part) for part in parts))
+
+    def step(self, network: Network, images: Tensor, targets: Tensor, share: "Share | None" = None) -> Tensor:
         """Moves the weights along the mean gradient over all images.
 
         Args:
             network: What trains.
             images: Standardised ``(N, C, H, W)``, on the device.
             targets: Class indices ``(N,)`` or shares ``(N, K)``, on the device.
+            share: Which part of the batch these are; None for all of it.
 
         Returns:
-            The summed loss, on the device.
+            The summed loss of the whole batch, on the device.
         """
+        share = share or self.share(len(images), ALONE)
         self.optimizer.zero_grad(set_to_none=True)
-        cuts = pass_cuts(len(images), self.pass_size)
         weight = self.loss.total_weight(targets)
-        passes = zip(images.tensor_split(cuts), targets.tensor_split(cuts), strict=True)
-        total = reduce(torch.add, (self._backward(network, *part, weight) for part in passes))
+        weight = share.length if isinstance(weight, int) else network.processes.sum(weight)
+        passes = list(zip(images.split(share.sizes), targets.split(share.sizes), strict=True))
+        with unreduced(network.model):
+            losses = [self._backward(network, *part, weight) for part in passes[:-1]]
+        losses.append(self._backward(network, *passes[-1], weight))
         self._update(network.model)
-        return total
+        return network.processes.sum(reduce(torch.add, losses))
 
     def _backward(
         self, network: Network, images: Tensor, targets: Tensor, total_weight: Tensor | int
@@ -63,7 +83,8 @@ class Optimization:
         """Adds the gradient of one pass; returns its summed loss."""
         with torch.autocast(images.device.type, network.autocast, network.autocast is not None):
             loss = self.loss(network.model(images).float(), targets)
-        self.scaler.scale(loss / total_weight).backward()
+        # Replicas take the mean of their gradients, where the sum is meant.
+        self.scaler.scale(loss / total_weight * network.processes.count).backward()
         return loss.detach()
 
     def _update(self, model: nn.Module) -> None:
@@ -77,9 +98,24 @@ class Optimization:
             self.average.update_parameters(model)
 
 
-def pass_cuts(count: int, pass_size: int) -> list[int]:
-    """Where a batch is cut into passes; an image left alone at its end stays with the pass before it.
+@dataclass(frozen=True)
+class Share:
+    """What a process takes of a batch.
+
+    Attributes:
+        length: Images of the whole batch.
+        places: Which of them it takes, int64 ``(N,)``.
+        sizes: How many of those go through the network at once, pass by pass; 0 is possible.
+    """
+
+    length: int
+    places: NDArray[np.int64]
+    sizes: tuple[int, ...]
+
+
+def pass_cuts(count: int, pass_size: int, smallest: int = 2) -> list[int]:
+    """Where a batch is cut into passes; fewer than ``smallest`` at its end stay with the pass before them.
 
     Batch normalisation cannot be computed from one value per channel.
     """
-    return list(range(pass_size, count - 1, pass_size))
+    return list(range(pass_size, count - smallest + 1, pass_size))

@@ -18,9 +18,10 @@ from src.models.parameters import train_mode
 from src.models.spec import unit_range
 from src.training.checkpoint import TrainerState, load_checkpoint
 from src.training.evaluation import Network, score_split
-from src.training.keeper import Keeper
+from src.training.keeper import Keeping
 from src.training.loss import make_mixup
-from src.training.step import Optimization
+from src.training.replicas import replicated
+from src.training.step import Optimization, Share
 from src.utils.config import Config
 from src.utils.progress import bar
 from src.utils.runtime import Stopped, derive_seed, seed_everything, to_device, uninterrupted
@@ -63,7 +64,7 @@ class Trainer:
         network: Network,
         optimization: Optimization,
         *,
-        keeper: Keeper,
+        keeper: Keeping,
         extra: Mapping[str, Any],
     ) -> None:
         """Sets up a run.
@@ -85,6 +86,8 @@ class Trainer:
         self.mixup = make_mixup(config.training.mixup_alpha, len(dataset.classes))
         self.state = TrainerState()
         self._saved_at = 0.0
+        self._replica: Network | None = None
+        self._is_frozen = False
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint, at the very step that it was written after."""
@@ -103,6 +106,8 @@ class Trainer:
 
     def fit(self) -> TrainerState:
         """Trains to the last epoch, or until early stopping; the model ends with the best weights.
+
+        Several processes do the same at the same time, each with its share of every batch.
 
         Raises:
             TrainingError: The loss is no number, or no epoch had a finite val AUC.
@@ -143,11 +148,16 @@ class Trainer:
     def _train(self, epoch: int) -> tuple[float, float]:
         """One pass over the training split, or its rest; returns the mean loss and images per second."""
         settings, labels = self.config.training, self.dataset.splits["train"].labels
-        batches = training_batches(len(labels), settings.images_per_step, seed=settings.seed, epoch=epoch)
+        batches = training_batches(
+            len(labels),
+            settings.images_per_step,
+            seed=settings.seed,
+            epoch=epoch,
+            smallest=self.optimization.smallest,
+        )
         before = sum(map(len, batches[: self.state.steps]))
         progress = _Progress(seen=before, before=before)
-        # Asked of the epoch alone, so that a run can be continued from any.
-        train_mode(self.network.model, freeze_backbone=epoch <= settings.freeze_backbone_epochs)
+        self._thaw(epoch)
         with bar(f"epoch {epoch}/{settings.epochs}", len(batches), done=self.state.steps) as advance:
             for number in range(self.state.steps, len(batches)):
                 positions = batches[number]
@@ -160,30 +170,58 @@ class Trainer:
                     mean = self._check_finite(float(self.state.loss_sum) / progress.seen, epoch)
                     progress.text = f"loss {mean:.4f}  {self._best_text()}  {progress.rate:.0f} images/s"
                 advance(progress.text)
+                self.network.processes.check_stop()
                 self.keeper.check()
                 if time.monotonic() - self._saved_at > 60 * settings.checkpoint_every_minutes:
                     self._keep_steps()
         return self._check_finite(float(self.state.loss_sum) / progress.seen, epoch), progress.rate
 
+    def _thaw(self, epoch: int) -> None:
+        """Makes what the epoch trains trainable, and a replica of it where several processes train."""
+        # Asked of the epoch alone, so that a run can be continued from any.
+        is_frozen = epoch <= self.config.training.freeze_backbone_epochs
+        train_mode(self.network.model, freeze_backbone=is_frozen)
+        if self._replica is None or is_frozen != self._is_frozen:
+            self._replica, self._is_frozen = replicated(self.network), is_frozen
+
     def _step(
         self, epoch: int, number: int, positions: NDArray[np.int64], labels: NDArray[np.int64]
     ) -> torch.Tensor:
         """One optimizer step; returns the summed loss of the batch, on the device."""
-        seed = self.config.training.seed
+        seed, processes = self.config.training.seed, self.network.processes
+        share = self.optimization.share(len(positions), processes)
         # Every step has seeds of its own, so that a run can be continued from any step.
         seed_everything(seed, epoch, number, _DROPOUT)
-        # Made as one batch however many passes follow, so that their number changes nothing but memory.
-        images = self._images(positions, derive_seed(seed, epoch, number, _AUGMENT))
-        targets = to_device(torch.from_numpy(labels), self.network.device)
-        if self.mixup is not None:
-            images, targets = self.mixup(images, targets)
+        images, targets = self._batch(positions, labels, share, derive_seed(seed, epoch, number, _AUGMENT))
+        if processes.are_several:
+            # What is drawn before is drawn for all; each drops out by itself.
+            seed_everything(seed, epoch, number, _DROPOUT, processes.rank)
+        network = self._replica or self.network
         return self.optimization.step(
-            self.network, images.contiguous(memory_format=torch.channels_last), targets
+            network, images.contiguous(memory_format=torch.channels_last), targets, share
         )
 
-    def _images(self, positions: NDArray[np.int64], seed: int) -> torch.Tensor:
+    def _batch(
+        self, positions: NDArray[np.int64], labels: NDArray[np.int64], share: Share, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """This process's images of a batch, and their targets.
+
+        They are what they would be if one process made the batch at once: neither the number of passes
+        nor that of processes changes more than memory and time.
+        """
+        places = share.places
+        is_part = self.mixup is not None and self.network.processes.are_several
+        if is_part:  # an image is mixed with the one before it in the whole batch
+            places = np.stack([(places - 1) % share.length, places], axis=1).ravel()
+        images = self._images(positions[places], seed, of=(share.length, torch.from_numpy(places)))
+        targets = to_device(torch.from_numpy(labels[places]), self.network.device)
+        if self.mixup is not None:
+            images, targets = self.mixup(images, targets)
+        return (images[1::2], targets[1::2]) if is_part else (images, targets)
+
+    def _images(self, positions: NDArray[np.int64], seed: int, of: tuple[int, torch.Tensor]) -> torch.Tensor:
         pixels = to_device(self.dataset.batch("train", positions), self.network.device)
-        augmented = augment(unit_range(pixels), self.config.data.augment, seed)
+        augmented = augment(unit_range(pixels), self.config.data.augment, seed, of=of)
         return self.network.spec.normalize(augmented)
 
     def _check_finite(self, loss: float, epoch: int) -> float:
@@ -201,8 +239,10 @@ class Trainer:
 
     def _validate(self, epoch: int, train_loss: float) -> dict[str, float]:
         """The epoch's row of the history."""
+        kept = self._kept()
+        kept.processes.copy_from_first(kept.model.buffers())  # each has seen other images' statistics
         val = score_split(
-            self._kept(),
+            kept,
             self.dataset,
             "val",
             self.config.evaluation.threshold,
@@ -254,4 +294,7 @@ class Trainer:
             raise TrainingError(
                 "no epoch gave a finite val AUC, so there is no best model; lower training.learning_rate"
             )
-        self.network.model.load_state_dict(load_checkpoint(self.keeper.checkpoints.best)["model_state_dict"])
+        model, best = self.network.model, self.keeper.best
+        if best is not None:
+            model.load_state_dict(load_checkpoint(best)["model_state_dict"])
+        self.network.processes.copy_from_first(model.state_dict().values())

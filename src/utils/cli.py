@@ -1,8 +1,10 @@
 """What every command does around its work: signals, messages, exit statuses."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from src.errors import ConfigError, MlprojectError
@@ -67,8 +69,21 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    who = f"{_Voice.name}: " if _Voice.name else ""
+    print(f"{who}error: {message}", file=sys.stderr, flush=True)
     return exit_code
+
+
+class _Voice:
+    """Who speaks, where several processes would say the same; the one without a name speaks for all."""
+
+    name = ""
+
+
+def fall_silent(name: str) -> None:
+    """From here on this process prints nothing but its error, under its name."""
+    _Voice.name = name
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def span(seconds: float) -> str:
@@ -81,4 +96,5 @@ def span(seconds: float) -> str:
 
 def warn(message: str) -> None:
     """Shows a warning on stderr."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    if not _Voice.name:
+        print(f"warning: {message}", file=sys.stderr, flush=True)

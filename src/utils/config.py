@@ -138,7 +138,9 @@ class TrainingConfig(_Section):
     """How the network is trained."""
 
     epochs: int = Field(10, ge=1, description="passes over the training split")
-    batch_size: int = Field(32, ge=2, description="images per pass; batch normalisation needs two or more")
+    batch_size: int = Field(
+        32, ge=2, description="images per pass, over all processes; batch normalisation needs two"
+    )
     gradient_accumulation_steps: int = Field(
         1, ge=1, description="passes per optimizer step, which sees batch_size times as many images"
     )
@@ -157,6 +159,9 @@ class TrainingConfig(_Section):
         None, gt=0, lt=1, description="validate and keep a moving average of the weights; null: the weights"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label spread over all classes")
+    sync_batchnorm: bool = Field(
+        False, description="batch norm over the images of all processes; without, over each one's own"
+    )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: images of rarer classes count for more in the loss"
     )

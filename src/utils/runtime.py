@@ -51,15 +51,32 @@ def uninterrupted() -> Iterator[None]:
         raise Stopped(number)
 
 
+def pending_stop() -> int:
+    """The signal that waits for the end of an `uninterrupted` block; 0 for none."""
+    return _Stop.pending or 0
+
+
+def answer_stop(number: int) -> Stopped:
+    """What to raise for a signal that came here or to a process that works along; further ones are late."""
+    _Stop.pending = None
+    ignore_stops()
+    return Stopped(number)
+
+
+def ignore_stops() -> None:
+    """From here on SIGTERM does nothing, for this process is about to end; Ctrl-C ends it at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # `mlflow run` answers Ctrl-C with a SIGTERM to its child, which is busy ending its run by then.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 @contextmanager
 def stop_signals() -> Iterator[None]:
     """Within the block the first Ctrl-C or SIGTERM raises `Stopped`; a second Ctrl-C ends at once."""
     _Stop.depth, _Stop.pending = 0, None
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        # `mlflow run` answers Ctrl-C with a SIGTERM to its child, which is busy ending its run by then.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ignore_stops()
         if _Stop.depth:
             _Stop.pending = number
             return
@@ -98,14 +115,21 @@ def usable_cores() -> int:
     return int(cpu_count())
 
 
-def fit_threads() -> None:
+def fit_threads(sharing: int = 1) -> None:
     """Gives torch no more threads than there are usable cores; it sees the host's, not a container's.
 
-    What the user says by ``OMP_NUM_THREADS`` stays.
+    What the user says by ``OMP_NUM_THREADS`` stays. Processes that train together share the cores;
+    ``torchrun`` would give each a single one, which it says in the same variable.
+
+    Args:
+        sharing: Processes on this machine that train together.
     """
     import torch
 
-    if "OMP_NUM_THREADS" not in os.environ:
+    said = os.environ.get("OMP_NUM_THREADS")
+    if sharing > 1 and said == "1":
+        torch.set_num_threads(max(1, usable_cores() // sharing))
+    elif said is None:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
 
 
@@ -144,14 +168,25 @@ def seed_everything(*parts: int) -> None:
     torch.manual_seed(derive_seed(*parts))
 
 
-def pick_device(name: str) -> "torch.device":
+def pick_device(name: str, place: int | None = None) -> "torch.device":
     """The device called ``name``; ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+
+    Args:
+        name: As in ``training.device``.
+        place: Which of the processes on this machine asks, where several train together: each takes a
+            GPU of its own, and none MPS, over which they could not talk. None where it is alone.
 
     Raises:
         ConfigError: The device is not there.
     """
     import torch
 
+    if place is not None:
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name not in ("cpu", "cuda"):
+            raise ConfigError(f"training.device: {name} is one device, and several processes train: use auto")
+        name = f"cuda:{place}" if name == "cuda" else name
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(device for device in ("cuda", "mps", "cpu") if available[device])

@@ -272,9 +272,10 @@ def test_a_checkpoint_holds_all_that_an_exact_continuation_needs(folder: Path) -
     whole = load_checkpoint(folder / "checkpoints/latest.pth")
     for epoch in (1, 2):
         rest = make_trainer(config, dataset, folder / str(epoch), Memory())
-        rest.restore(torch.load(rest.keeper.checkpoints.latest, weights_only=True))
+        latest = folder / str(epoch) / "checkpoints/latest.pth"
+        rest.restore(torch.load(latest, weights_only=True))
         assert scores(rest.fit().history) == scores(whole["history"])
-        again = load_checkpoint(rest.keeper.checkpoints.latest)
+        again = load_checkpoint(latest)
         for key in ("model_state_dict", "trained_model_state_dict"):
             assert are_equal(again[key], whole[key])
 
