@@ -109,6 +109,8 @@ def test_help_waits_for_no_library(command: str, run_python: Run) -> None:
     assert done.stdout.splitlines()[-1] == "[]", done
 
 
+TRAINING = ("main", "distributed")
+LAUNCHER = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 
 
@@ -116,14 +118,17 @@ PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 def test_every_entry_point_parses_with_all_parameters_empty_and_set(name: str) -> None:
     assert (ROOT / PROJECT["python_env"]).exists()
     entry = PROJECT["entry_points"][name]
-    command = "train" if name == "main" else name
+    command = "train" if name in TRAINING else name
     parser = importlib.import_module(f"src.{command}")._parser()
     flags = {action.dest for action in parser._actions if action.const is True and action.nargs == "?"}
-    names = list(entry["parameters"])
+    names = [key for key in entry["parameters"] if key != "nproc"]
     assert set(names) <= {action.dest for action in parser._actions}
     for value, flag in (("", False), ("x", True)):
         given = {key: shlex.quote("true" if value and key in flags else value) for key in names}
-        filled = shlex.split(entry["command"].format(**given))
+        filled = shlex.split(entry["command"].format(nproc="2", **given))
+        if name == "distributed":
+            assert filled[:6] == [*LAUNCHER, "2"]
+            filled = ["python", *filled[6:]]
         assert filled[:3] == ["python", "-m", f"src.{command}"]
         args = parser.parse_args(filled[3:])
         assert {key: getattr(args, key) for key in names} == {k: flag if k in flags else value for k in names}

@@ -28,6 +28,8 @@ def augment(
         Float ``(N, C, H, W)`` in [0, 1].
     """
     generator = torch.Generator().manual_seed(seed)
+    if len(images) == 0:  # of a small batch a process may have none
+        return images
     length, places = (len(images), slice(None)) if of is None else of
     draws = torch.rand(8, length, generator=generator)[:, places]
     images = _move(images, config, draws)

@@ -46,8 +46,9 @@ class Processes:
         return self.count > 1
 
     def share(self, length: int) -> range:
-        """The places of this process among ``length``; the shares of all differ by one at most."""
-        return range(length * self.rank // self.count, length * (self.rank + 1) // self.count)
+        """The places of this process among ``length``; shares differ by one at most, the first is never less."""
+        start, end = (-(-length * rank // self.count) for rank in (self.rank, self.rank + 1))
+        return range(start, end)
 
     def sum(self, values: "Tensor") -> "Tensor":
         """The sum over all processes, in place; the same bits on each."""

@@ -1,0 +1,83 @@
+"""A program that trains in as many processes as start it, and writes what each of them has seen."""
+
+import io
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from src.data.dataset import Dataset, load_dataset
+from src.experiment.outcome import digest
+from src.training.checkpoint import TrainerState
+from src.training.keeper import NoKeeper
+from src.training.setup import set_up
+from src.training.trainer import Trainer
+from src.utils.config import Config
+from src.utils.launch import Together, together
+from src.utils.runtime import determinism
+
+
+class Recorder(NoKeeper):
+    """Keeps every checkpoint, as bytes."""
+
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+
+    def keep_epoch(self, checkpoint: Mapping[str, Any], **_: bool) -> None:
+        self.keep_steps(checkpoint)
+
+    def keep_steps(self, checkpoint: Mapping[str, Any]) -> None:
+        stream = io.BytesIO()
+        torch.save(dict(checkpoint), stream)
+        self.kept.append(stream.getvalue())
+
+
+def make_trainer(config: Config, dataset: Dataset, group: Together, recorder: Recorder) -> Trainer:
+    setup = set_up(config, dataset, processes=group.processes)
+    for module in setup.network.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # each process draws its own, so that no two numbers of them agree
+    return Trainer(setup.config, dataset, setup.network, setup.optimization, keeper=recorder, extra={})
+
+
+def summary(state: TrainerState, trainer: Trainer) -> dict[str, Any]:
+    clock = {"epoch_seconds", "images_per_second"}
+    return {
+        "history": [{k: v for k, v in row.items() if k not in clock} for row in state.history],
+        "weights": digest(dict(trainer.network.model.state_dict())),
+        "optimizer": digest(trainer.optimization.optimizer.state_dict()),
+    }
+
+
+def train(config: Config, dataset: Dataset, group: Together, resume: bool) -> dict[str, Any]:
+    recorder = Recorder()
+    trainer = make_trainer(config, dataset, group, recorder)
+    found: dict[str, Any] = {"whole": summary(trainer.fit(), trainer), "resumed": []}
+    places = (2, 6, 8) if resume else ()  # within the first epoch, after it, within the second
+    for place in places:
+        kept = torch.load(io.BytesIO(recorder.kept[place]), weights_only=True)
+        again = make_trainer(config, dataset, group, Recorder())
+        again.restore(group.processes.told(kept))
+        at = f"epoch {kept['epoch']}, step {kept['steps']}"
+        found["resumed"].append([at, summary(again.fit(), again)])
+    return found
+
+
+def main() -> None:
+    tasks = json.loads(Path(sys.argv[1]).read_text())
+    torch.set_num_threads(1)
+    with together() as group, determinism(enabled=True), group.in_step():
+        found = {}
+        for name, task in tasks.items():
+            config = Config().updated(task["settings"])
+            dataset = load_dataset(config.data, Path("cache"))
+            found[name] = train(config, dataset, group, task["resume"])
+        Path(f"found_{group.processes.count}_{group.processes.rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
