@@ -46,7 +46,7 @@ class Processes:
         return self.count > 1
 
     def share(self, length: int) -> range:
-        """The places of this process among ``length``; shares differ by one at most, the first is never less."""
+        """Its places among ``length``; shares differ by one at most; the first is a largest."""
         start, end = (-(-length * rank // self.count) for rank in (self.rank, self.rank + 1))
         return range(start, end)
 

@@ -3,7 +3,8 @@
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from src.training.checkpoint import TrainerState
 from src.training.keeper import NoKeeper
 from src.training.setup import set_up
 from src.training.trainer import Trainer
+from src.utils import launch
 from src.utils.config import Config
 from src.utils.launch import Together, together
+from src.utils.processes import Processes
 from src.utils.runtime import determinism
 
 
@@ -67,10 +70,25 @@ def train(config: Config, dataset: Dataset, group: Together, resume: bool) -> di
     return found
 
 
+class Forced(Processes):
+    """A single process that does all that several do."""
+
+    are_several = True
+
+
+@contextmanager
+def forced() -> Iterator[Together]:
+    """For a machine with one GPU, on which no two processes can talk over NCCL."""
+    store = launch._connect()
+    yield Together(Forced(), store)
+    torch.distributed.destroy_process_group()
+
+
 def main() -> None:
     tasks = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
-    with together() as group, determinism(enabled=True), group.in_step():
+    joined = forced() if "--forced" in sys.argv else together()
+    with joined as group, determinism(enabled=True), group.in_step():
         found = {}
         for name, task in tasks.items():
             config = Config().updated(task["settings"])
