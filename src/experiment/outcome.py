@@ -81,7 +81,7 @@ def _feed(hashed: "hashlib._Hash", value: Any) -> None:  # noqa: ANN401
     if isinstance(value, torch.Tensor):
         hashed.update(f"{value.dtype} {tuple(value.shape)}".encode())
         # As bytes: unlike ==, they tell 0.0 from -0.0, and a NaN is itself.
-        hashed.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        hashed.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     elif isinstance(value, Mapping):
         for key, item in value.items():
             hashed.update(repr(key).encode())
