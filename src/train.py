@@ -48,6 +48,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--resume", metavar="RUN_ID", help="go on with a run; auto: the unfinished one with these settings"
     )
+    parser.add_argument("--parent", metavar="RUN_ID", help="nest the run under this one, such as a sweep's")
     add_flag(parser, "--promote", "afterwards, promote the best run of this model and modality")
     return parser
 
@@ -92,7 +93,7 @@ def _lead(argv: Sequence[str] | None, group: "Together") -> None:
                 mark_project_run("resume")  # `mlflow run` has made one of its own
                 _warn_inexact(interrupted, setup, dataset)
             folders = interrupted.folders if interrupted else _claim_named(config, held)
-        train(setup, dataset, folders, interrupted, group)
+        train(setup, dataset, folders, interrupted, group, parent=args.parent)
     if args.promote:
         _promote(setup.config, only_warn=in_project)
 

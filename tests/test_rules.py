@@ -23,6 +23,7 @@ LAYERS = {
     "experiment": 4,
     "inference": 4,
     "retention": 4,
+    "search": 5,
     "reporting": 5,
 }
 COMMAND = 6

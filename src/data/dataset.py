@@ -16,7 +16,7 @@ from src.data.packs import take
 from src.data.records import Record, join
 from src.data.samples import SPLITS
 from src.data.sources import list_modalities
-from src.data.split import split_by_group
+from src.data.split import split_by_fold, split_by_group
 from src.data.windows import one_window, window_notes
 from src.errors import DataError
 from src.utils.config import DataConfig
@@ -189,7 +189,23 @@ def _check_bad(decoded: Sequence[DecodedImages], config: DataConfig) -> list[str
 
 
 def _split(records: list[Record], classes: tuple[str, ...], config: DataConfig) -> list[Record]:
-    """The records on their sides: where the source puts them, else where we do."""
+    """The records on their sides, of which a cross-validation deals all but test anew."""
+    placed = _place(records, classes, config)
+    if config.folds is None:
+        return placed
+    rest = [record for record in placed if record.split != "test"]
+    sides = split_by_fold(
+        [record.patient or record.sample for record in rest],
+        [record.label for record in rest],
+        folds=config.folds,
+        fold=config.fold,
+        seed=config.split_seed,
+    )
+    return [replace(record, split=side) for record, side in zip(rest, sides, strict=True)]
+
+
+def _place(records: list[Record], classes: tuple[str, ...], config: DataConfig) -> list[Record]:
+    """The records where the source puts them, else where we do."""
     if records[0].split:
         return records
     # Without patients, equal pixels are one group: a copy under another name must not leak.

@@ -1,5 +1,6 @@
 """A split by patient: stratified by class, seeded, the same whatever the order of files on disk."""
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -47,6 +48,40 @@ def split_by_group(
         order = [side for side, count in counts.items() for _ in range(count)]
         assigned.update(zip(shuffled, order + ["train"] * (len(members) - len(order)), strict=True))
     return [assigned[group] for group in groups]
+
+
+def split_by_fold(
+    groups: Sequence[str], labels: Sequence[int], *, folds: int, fold: int, seed: int
+) -> list[str]:
+    """Assigns every sample to train, or to val where it is in a fold; samples of one group stay together.
+
+    Args:
+        groups: Group (patient) of each sample.
+        labels: Class index of each sample, by which the folds are stratified.
+        folds: How many.
+        fold: Which one is val.
+        seed: Seed of the shuffle; the folds depend on neither the order of samples nor ``fold``.
+
+    Returns:
+        ``train`` or ``val`` per sample.
+
+    Raises:
+        DataError: There are fewer groups than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if len(set(groups)) < folds:
+        raise DataError(f"data.folds: {folds} folds need as many patients, and there are {len(set(groups))}")
+    order = sorted(range(len(groups)), key=lambda place: (groups[place], labels[place]))
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class with fewer samples than folds is missing from some; that is refused where it is found.
+        warnings.simplefilter("ignore", UserWarning)
+        found = list(
+            splitter.split(order, [labels[place] for place in order], [groups[place] for place in order])
+        )
+    chosen = {order[place] for place in found[fold][1]}
+    return ["val" if place in chosen else "train" for place in range(len(groups))]
 
 
 def _groups_by_class(groups: Sequence[str], classes: Sequence[str]) -> dict[str, list[str]]:

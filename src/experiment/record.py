@@ -19,9 +19,13 @@ from src.utils.runtime import environment
 def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
     """What a run is found by, and what its result depends on beside config and data."""
     config = setup.config
+    # A fold's model has not seen what it could have: no candidate, and not found as one.
+    is_fold = config.data.folds is not None
+    what = {names.ROLE: names.FOLD} if is_fold else {}
+    if not is_fold:
+        what = {names.MODEL: config.model.name, names.MODALITY: config.modality}
     return {
-        names.MODEL: config.model.name,
-        names.MODALITY: config.modality,
+        **what,
         names.DATA_FINGERPRINT: dataset.fingerprint,
         names.SPLIT_FINGERPRINT: dataset.split_fingerprint,
         names.CONFIG_SHA256: sha256(config.to_yaml().encode()),

@@ -8,6 +8,7 @@ from typing import Any
 from src.data.dataset import Dataset
 from src.experiment.record import print_summary, record_results, record_start, tags_of
 from src.experiment.resume import Interrupted
+from src.tracking import names
 from src.tracking.run import tracked_run
 from src.training.checkpoint import CheckpointStore, TrainerState
 from src.training.folders import RunFolders
@@ -25,6 +26,8 @@ def train(
     folders: RunFolders | None,
     interrupted: Interrupted | None = None,
     together: Together | None = None,
+    *,
+    parent: str | None = None,
 ) -> None:
     """Trains as one tracked run, and prints what came of it.
 
@@ -34,11 +37,13 @@ def train(
         folders: Those that the caller holds; None makes some whose name has the run's id in it.
         interrupted: The run to go on with, None for a new one.
         together: The other processes, each of which calls `train_along`.
+        parent: A run to nest this one under.
     """
     together = together or Together()
     run_id = None if interrupted is None else interrupted.run_id
     with ExitStack() as held:
-        run = held.enter_context(tracked_run(tags_of(setup, dataset), run_id))
+        nested = {names.PARENT: parent} if parent else {}
+        run = held.enter_context(tracked_run(tags_of(setup, dataset) | nested, run_id))
         held.enter_context(determinism(setup.config.training.deterministic))
         if folders is None:
             folders = RunFolders(setup.config.output_dir, _default_name(run.run_id))

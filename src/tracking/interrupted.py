@@ -94,7 +94,7 @@ def find_unfinished(tags: Mapping[str, str]) -> list[KnownRun]:
     import mlflow
 
     client = mlflow.MlflowClient()
-    same = " AND ".join(f"tags.`{name}` = '{tags[name]}'" for name in _SAME)
+    same = " AND ".join(f"tags.`{name}` = '{tags[name]}'" for name in _SAME if name in tags)
     with store_errors("the runs cannot be read"):
         found = search_runs(client, experiment_ids(client, None), same)
     return [

@@ -111,6 +111,10 @@ class DataConfig(_Section):
     val_fraction: float = Field(0.15, gt=0, lt=1, description="share of patients, where the split is ours")
     test_fraction: float = Field(0.15, ge=0, lt=1, description="share of patients, where the split is ours")
     split_seed: int = Field(0, ge=0, description="seed of the split, apart from training.seed")
+    folds: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="cross-validation: all but test in this many parts by patient; null: none"
+    )
+    fold: int = Field(0, ge=0, description="cross-validation: the part to validate on, from 0")
     on_leak: Literal["drop", "error", "allow"] = Field(
         "drop", description="the same patient or image in two splits: drop it from training, error, or allow"
     )
@@ -120,6 +124,12 @@ class DataConfig(_Section):
         50.0, gt=0, description="of decoded images kept, in GB; the least recently used go first"
     )
     augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _check_fold(self) -> Self:
+        if self.fold >= (self.folds or 1):
+            raise ValueError(f"fold {self.fold} is none of data.folds {self.folds}; they count from 0")
+        return self
 
 
 class ModelConfig(_Section):

@@ -1,0 +1,189 @@
+"""One search from its beginning to its ranking: keeps its run, and starts the workers."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from src.errors import TrainingError
+from src.search.ranking import Ranked, Repeats, over_folds, ranking_csv, ranking_table, with_seeds
+from src.search.space import Space
+from src.search.study import RUN, Search, check_settings, open_search
+from src.search.summary import metrics, trials_shown, write_summary
+from src.search.worker import Worker
+from src.tracking.run import TrackedRun
+from src.tracking.sweep_run import keep_running, record_search, sweep_run, where_to_look
+from src.utils.config import Config
+from src.utils.io import atomic_write_text
+
+_POLL = 1.0
+_PARENT_SECONDS = 90.0  # for whoever has begun a search to begin its run
+_WHERE = ("data.root_dir", "data.cache_dir", "data.cache_gb", "training.device", "experiment.output_dir")
+"""Settings that may differ between the machines of one search."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One search, as a command asks for it.
+
+    Attributes:
+        name: The search's.
+        base: All settings that it does not touch.
+        space: What it tries.
+        trials: How many.
+        storage: A database's URL; empty for a file.
+        workers: How many processes here.
+        until: When no further trial is begun, in seconds of the clock; None for no such time.
+        seeds: How often the best settings are trained again; 0 for never.
+        top: How many settings those are.
+        folds: Over how many folds the best are cross-validated; 0 for none.
+    """
+
+    name: str
+    base: Config
+    space: Space
+    trials: int
+    storage: str = ""
+    workers: int = 1
+    until: float | None = None
+    seeds: int = 0
+    top: int = 3
+    folds: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """Where the search keeps what it needs."""
+        return self.base.output_dir / "sweeps" / self.name
+
+    def join(self, seed: int) -> Search:
+        """The search, begun where it is new.
+
+        Raises:
+            UserError: The store cannot be opened, or the search was begun with other settings.
+        """
+        search, is_new = open_search(self.name, self.storage, self.folder, self.trials, seed=seed)
+        flat = {key: value for key, value in self.base.flat().items() if key not in _WHERE}
+        check_settings(search, is_new, flat | {"space": self.space.to_dict()}, self.name, self.space)
+        return search
+
+    def work(self, index: int) -> None:
+        """What one worker does."""
+        search = self.join(seed=self.base.training.seed * 1000 + index)
+        parent = _wait_for_parent(search)
+        Worker(search, self.space, self.base, self.name, self.folder, parent, self.until).run()
+
+
+def _wait_for_parent(search: Search) -> str:
+    until = time.monotonic() + _PARENT_SECONDS
+    while time.monotonic() < until:
+        if (found := search.study.user_attrs.get(RUN)) is not None:
+            return str(found)
+        time.sleep(0.5)
+    raise TrainingError(f"the search {search.study.study_name} has no run in MLflow; start the command again")
+
+
+def run_search(plan: Plan, worker_arguments: Sequence[str]) -> None:
+    """Searches, ranks, and shows what came of it.
+
+    Args:
+        plan: What to do.
+        worker_arguments: Those of ``python -m src.sweep`` with which each worker joins; its number follows.
+
+    Raises:
+        TrainingError: All workers have ended before the search did, or no trial came to its end.
+    """
+    search = plan.join(seed=plan.base.training.seed)
+    with sweep_run(f"sweep_{plan.name}", search.study.user_attrs.get(RUN)) as run:
+        search.study.set_user_attr(RUN, run.run_id)
+        _begin(plan, run)
+        print(
+            f"search {plan.name}: {plan.trials} trials, {plan.workers} workers, run {run.run_id}", flush=True
+        )
+        with _workers(plan.workers, worker_arguments) as processes:
+            _follow(plan, search, run, processes)
+        if not search.best():
+            raise TrainingError(f"no trial came to its end; {plan.folder}/*.log tell why")
+        _rank(plan, search, run)
+        Console().print(trials_shown(search))
+        print(f"look at it   {where_to_look(run)}")
+
+
+def _begin(plan: Plan, run: TrackedRun) -> None:
+    params = {f"space.{key}": str(value) for key, value in plan.space.to_dict().items()}
+    space, base = plan.folder / "space.yaml", plan.folder / "config.yaml"
+    atomic_write_text(space, Path(plan.space.source).read_text())
+    atomic_write_text(base, plan.base.to_yaml())
+    params |= {"study": plan.name, "trials": str(plan.trials)}
+    record_search(run, params=params, metrics={}, step=0, files=[space, base])
+
+
+@contextmanager
+def _workers(count: int, arguments: Sequence[str]) -> "Iterator[list[subprocess.Popen[bytes]]]":
+    """Starts the workers; whatever ends the block ends them, and their trainings save themselves."""
+    command = [sys.executable, "-m", "src.sweep", *arguments, "--worker"]
+    # A session of their own: Ctrl-C comes here alone, and is passed on once.
+    processes = [
+        subprocess.Popen([*command, str(index)], stdin=subprocess.DEVNULL, start_new_session=True)
+        for index in range(count)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in processes:
+            process.wait()
+
+
+def _follow(plan: Plan, search: Search, run: TrackedRun, processes: "list[subprocess.Popen[bytes]]") -> None:
+    """Records each trial that comes to its end, until all have."""
+    recorded = -1
+    while True:
+        is_over = all(process.poll() is not None for process in processes)
+        ended = sum(trial.state.is_finished() for trial in search.current())
+        if ended != recorded:
+            recorded = ended
+            keep_running(run)
+            files = write_summary(search, plan.folder)
+            record_search(run, params={}, metrics=metrics(search), step=ended, files=files)
+            best = search.best()
+            shown = f", best val AUC {best[0].value:.4f} (trial {best[0].number})" if best else ""
+            print(f"{ended} of {plan.trials} trials ended{shown}", flush=True)
+        if search.is_done:
+            return
+        if is_over and plan.until is not None and time.time() > plan.until:
+            print(f"--timeout: {ended} of {plan.trials} trials were tried; the same command goes on")
+            return
+        if is_over:
+            raise TrainingError(
+                f"all workers have ended after {ended} of {plan.trials} trials; the same command goes on"
+            )
+        time.sleep(_POLL)
+
+
+def _rank(plan: Plan, search: Search, run: TrackedRun) -> None:
+    repeats = Repeats(search.study, plan.folder, run.run_id, plan.workers)
+    best = search.best()
+    if plan.seeds:
+        settings = with_seeds(plan.base, best[: plan.top], plan.seeds, plan.name)
+        ranked = repeats.rank(settings)
+        _record(plan, run, f"{plan.seeds} other seeds", "seeds", ranked)
+        best = [next(trial for trial in best if f"trial {trial.number}" == ranked[0].label)]
+    if plan.folds:
+        ranked = repeats.rank(over_folds(plan.base, best[0], plan.folds, plan.name))
+        _record(plan, run, f"{plan.folds} folds by patient", "folds", ranked)
+
+
+def _record(plan: Plan, run: TrackedRun, title: str, kind: str, ranked: list[Ranked]) -> None:
+    path = plan.folder / f"ranked_by_{kind}.csv"
+    atomic_write_text(path, ranking_csv(ranked))
+    first = ranked[0]
+    found = {f"{kind}_val_auc_mean": first.mean, f"{kind}_val_auc_std": first.spread}
+    record_search(run, params={}, metrics=found, step=0, files=[path])
+    Console().print(ranking_table(title, ranked))

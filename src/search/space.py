@@ -1,0 +1,124 @@
+"""What a search tries: ranges and choices of settings, read from YAML and checked before the first trial."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from src.errors import ConfigError
+from src.utils.config import Config
+from src.utils.yaml_files import read_yaml
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+Number = int | float
+Plain = bool | int | float | str | None
+
+
+class Parameter(BaseModel):
+    """How one setting is searched: exactly one of ``log``, ``range`` and ``choices``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    log: tuple[Number, Number] | None = None
+    range: tuple[Number, Number] | None = None
+    choices: tuple[Plain, ...] | None = Field(None, min_length=1)
+    when: dict[str, Plain] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = [self.log, self.range, self.choices]
+        if sum(value is not None for value in given) != 1:
+            raise ValueError("exactly one of log, range and choices")
+        low, high = self.log or self.range or (0, 1)
+        if not low < high:
+            raise ValueError(f"{low} is not below {high}")
+        if self.log and low <= 0:
+            raise ValueError(f"a logarithmic range starts above 0, not at {low}")
+        return self
+
+    @property
+    def ends(self) -> tuple[Plain, ...]:
+        """The values that are as far as it goes; where they are allowed all are."""
+        return self.choices or self.log or self.range or ()
+
+    def suggest(self, trial: "Trial", key: str) -> Plain:
+        """The value that a trial tries."""
+        if self.choices is not None:
+            value: Plain = trial.suggest_categorical(key, self.choices)
+            return value
+        low, high = self.log or self.range or (0, 1)
+        if isinstance(low, int) and isinstance(high, int):
+            return trial.suggest_int(key, low, high, log=self.log is not None)
+        return trial.suggest_float(key, low, high, log=self.log is not None)
+
+
+class Space:
+    """All that a search tries, by the dotted keys of the settings."""
+
+    def __init__(self, parameters: Mapping[str, Parameter], source: str) -> None:
+        self.parameters = dict(parameters)
+        self.source = source
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Reads a space.
+
+        Raises:
+            ConfigError: The file is missing, no YAML, or holds something else.
+        """
+        values = read_yaml(path)
+        parameters: dict[str, Parameter] = {}
+        for key, value in values.items():
+            try:
+                parameters[str(key)] = Parameter.model_validate(value)
+            except ValidationError as error:
+                problem = error.errors()[0]
+                where = ".".join(str(part) for part in problem["loc"])
+                message = problem["msg"].removeprefix("Value error, ")
+                raise ConfigError(f"{path}: {key}{': ' if where else ''}{where}: {message}") from None
+        if not parameters:
+            raise ConfigError(f"{path}: names no setting; config/sweep/default.yaml shows how")
+        return cls(parameters, str(path))
+
+    def check(self, base: Config) -> None:
+        """Refuses a space with a value that a config would refuse.
+
+        Args:
+            base: The settings that the search does not touch.
+
+        Raises:
+            ConfigError: There is such a value; names it.
+        """
+        known = base.flat()
+        for key, parameter in self.parameters.items():
+            if key not in known:
+                raise ConfigError(f"{self.source}: {key} is no setting; config/default_config.yaml lists all")
+            if key in ("model.name", "data.modalities", "experiment.name", "training.seed"):
+                raise ConfigError(f"{self.source}: {key} is chosen for the whole search, not by it")
+            self._check_conditions(key, parameter)
+            for value in parameter.ends:
+                base.updated({**parameter.when, key: value}, self.source)
+
+    def _check_conditions(self, key: str, parameter: Parameter) -> None:
+        earlier = list(self.parameters)[: list(self.parameters).index(key)]
+        for other, value in parameter.when.items():
+            if other not in earlier:
+                raise ConfigError(f"{self.source}: {key}: when: {other} must stand there before it")
+            choices = self.parameters[other].choices
+            if choices is None or value not in choices:
+                raise ConfigError(f"{self.source}: {key}: when: {other} is never {value}")
+
+    def suggest(self, trial: "Trial") -> dict[str, Plain]:
+        """The settings that a trial tries, by their dotted keys."""
+        chosen: dict[str, Plain] = {}
+        for key, parameter in self.parameters.items():
+            if all(chosen.get(other) == value for other, value in parameter.when.items()):
+                chosen[key] = parameter.suggest(trial, key)
+        return chosen
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {key: parameter.model_dump(mode="json") for key, parameter in self.parameters.items()}

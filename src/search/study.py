@@ -1,0 +1,230 @@
+"""One search in a store that several workers share: who tries what, and what became of it.
+
+Optuna's study keeps the trials. Everything here is decided from what it holds, by the numbers of trials,
+which it gives out one by one: workers may be killed at any point and others see the same.
+"""
+
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from src.errors import ConfigError, UserError
+from src.search.space import Space
+from src.tracking.heartbeat import Beat
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+
+BEAT, RETRY_OF, RUN, REASON, SURPLUS, NAME = "beat", "retry_of", "run_id", "reason", "surplus", "run_name"
+_SILENT = 5 * 60.0  # seconds after which a worker of another machine is presumed dead
+_UNNAMED = 60.0  # seconds that a worker may take from getting a trial to saying that it has it
+
+
+@dataclass(frozen=True)
+class Search:
+    """A study, and how many trials it is to have.
+
+    Attributes:
+        study: Optuna's.
+        trials: How many.
+    """
+
+    study: "Study"
+    trials: int
+
+    def all(self) -> "list[FrozenTrial]":
+        """The trials that count: the first of each that was retried, and nothing beyond the number."""
+        found = [t for t in self.study.get_trials(deepcopy=False) if RETRY_OF not in t.user_attrs]
+        return [t for t in found if SURPLUS not in t.user_attrs][: self.trials]
+
+    def current(self) -> "list[FrozenTrial]":
+        """Of each trial that counts its last attempt."""
+        attempts = self._attempts()
+        return [attempts.get(trial.number, trial) for trial in self.all()]
+
+    def _attempts(self) -> "dict[int, FrozenTrial]":
+        """The attempt that follows each that was lost: of several the first, and of that the last in turn."""
+        following: dict[int, FrozenTrial] = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            if RETRY_OF in trial.user_attrs:
+                following.setdefault(trial.user_attrs[RETRY_OF], trial)
+        last: dict[int, FrozenTrial] = {}
+        for number in following:
+            at = number
+            while at in following:
+                last[number] = following[at]
+                at = following[at].number
+        return last
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every trial has come to its end."""
+        current = self.current()
+        return len(current) >= self.trials and all(trial.state.is_finished() for trial in current)
+
+    @property
+    def is_all_begun(self) -> bool:
+        """Whether nothing is left to start."""
+        from optuna.trial import TrialState
+
+        waiting = [t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.WAITING]
+        return len(self.all()) >= self.trials and not waiting
+
+    def next(self) -> "Trial | None":
+        """A trial for this worker, lost ones first; None where there is none now."""
+        self._retry_lost()
+        if self.is_all_begun:
+            return None
+        trial = self.study.ask()
+        trial.set_user_attr(BEAT, Beat.now().to_json())
+        if self._is_mine(trial):
+            return trial
+        trial.set_user_attr(SURPLUS, True)
+        self.fail(trial, "others had it already")
+        return None
+
+    def _is_mine(self, trial: "Trial") -> bool:
+        """Whether a trial that was asked for counts; workers that ask at once may get too many."""
+        of = trial.user_attrs.get(RETRY_OF)
+        if of is None:
+            return trial.number in {found.number for found in self.all()}
+        others = self.study.get_trials(deepcopy=False)
+        return min(t.number for t in others if t.user_attrs.get(RETRY_OF) == of) == trial.number
+
+    def _retry_lost(self) -> None:
+        """Puts the trials of dead workers up to be tried again, with the same settings and the same run."""
+        from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import TrialState
+
+        trials = self.study.get_trials(deepcopy=False)
+        retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+        for trial in trials:
+            if trial.state != TrialState.RUNNING or not _is_lost(trial):
+                continue
+            # First the new attempt, then the end of the old: whoever dies in between loses nothing.
+            if trial.number not in retried:
+                kept = {key: trial.user_attrs[key] for key in (RUN, NAME) if key in trial.user_attrs}
+                self.study.enqueue_trial(trial.params, {**kept, RETRY_OF: trial.number})
+            try:
+                self.study.tell(trial.number, state=TrialState.FAIL)
+            except (UpdateFinishedTrialError, ValueError):  # another worker was quicker
+                continue
+
+    def renew(self, trial: "Trial") -> None:
+        """Says that this worker still works on a trial."""
+        trial.set_user_attr(BEAT, Beat.now().to_json())
+
+    def fail(self, trial: "Trial", reason: str) -> None:
+        """Ends a trial that gave nothing."""
+        from optuna.trial import TrialState
+
+        trial.set_user_attr(REASON, reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def best(self) -> "list[FrozenTrial]":
+        """The trials that came to their end, the best first."""
+        from optuna.trial import TrialState
+
+        done = [t for t in self.current() if t.state == TrialState.COMPLETE and t.value is not None]
+        return sorted(done, key=lambda trial: (-(trial.value or 0.0), trial.number))
+
+
+def _is_lost(trial: "FrozenTrial") -> bool:
+    beat = Beat.from_json(trial.user_attrs.get(BEAT, ""))
+    if beat is None:
+        started = trial.datetime_start
+        return started is not None and time.time() - started.timestamp() > _UNNAMED
+    return not beat.lives() if beat.is_of_here else beat.age > _SILENT
+
+
+def open_search(name: str, storage: str, folder: Path, trials: int, *, seed: int) -> tuple[Search, bool]:
+    """Joins a search, or begins it.
+
+    Args:
+        name: Its name in the store.
+        storage: A database's URL; empty for a file in ``folder``.
+        folder: The search's own.
+        trials: How many trials it is to have.
+        seed: Of what is tried.
+
+    Returns:
+        The search, and whether it was begun just now, by this process alone.
+
+    Raises:
+        UserError: The store cannot be opened.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    # Groups: settings that are tried under a condition only are modelled where it holds.
+    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2)
+    opened = _open_storage(storage, folder)
+    try:
+        study = optuna.create_study(
+            storage=opened, study_name=name, direction="maximize", sampler=sampler, pruner=pruner
+        )
+        return Search(study, trials), True
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(study_name=name, storage=opened, sampler=sampler, pruner=pruner)
+        return Search(study, trials), False
+
+
+def _open_storage(storage: str, folder: Path) -> "BaseStorage":
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if not storage:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock: Any = _Lock(folder / "journal.lock")
+        return JournalStorage(JournalFileBackend(str(folder / "journal.log"), lock))
+    try:
+        return RDBStorage(storage)
+    except ImportError as error:
+        raise UserError(f"--storage: {error}; a PostgreSQL needs pip install psycopg2-binary") from None
+    except Exception as error:  # of whatever driver
+        why = str(error).strip().partition("\n")[0]
+        raise UserError(f"--storage: the database cannot be opened: {why}") from None
+
+
+class _Lock:
+    """The system's lock, which ends with the process that holds it; Optuna's own would be waited for."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = FileLock(path)
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def check_settings(search: Search, is_new: bool, settings: dict[str, Any], name: str, space: Space) -> None:
+    """Refuses to go on with a search that was begun with other settings.
+
+    Raises:
+        ConfigError: It was.
+    """
+    if is_new:
+        search.study.set_user_attr("settings", settings)
+        return
+    until = time.monotonic() + _UNNAMED
+    while (before := search.study.user_attrs.get("settings")) is None and time.monotonic() < until:
+        time.sleep(0.5)  # whoever has begun it is about to say
+    if before is None:
+        search.study.set_user_attr("settings", settings)
+    elif before != settings:
+        differing = [key for key in settings if settings[key] != before.get(key)]
+        raise ConfigError(
+            f"the search {name} was begun with other settings ({', '.join(differing)}; "
+            f"space {space.source}); choose another --name, or give the same ones"
+        )
