@@ -113,13 +113,12 @@ def _importance(search: Search) -> "Figure | None":
 
 
 def trials_shown(search: Search, count: int = 5) -> Table:
-    """The best trials, for a terminal."""
+    """The best trials side by side, for a terminal."""
     best = search.best()[:count]
-    keys = sorted({key for trial in best for key in trial.params})
-    table = Table("trial", "val AUC", *(key.rpartition(".")[2] for key in keys))
-    for trial in best:
-        shown = [_short(trial.params.get(key, "")) for key in keys]
-        table.add_row(str(trial.number), f"{trial.value:.4f}", *shown)
+    table = Table("", *(f"trial {trial.number}" for trial in best))
+    table.add_row("val AUC", *(f"{trial.value:.4f}" for trial in best), end_section=True)
+    for key in sorted({key for trial in best for key in trial.params}):
+        table.add_row(key, *(_short(trial.params.get(key, "")) for trial in best))
     return table
 
 
