@@ -15,6 +15,7 @@ from src.search.ranking import Ranked, Repeats, over_folds, ranking_csv, ranking
 from src.search.space import Space
 from src.search.study import RUN, Search, check_settings, open_search
 from src.search.summary import metrics, trials_shown, write_summary
+from src.search.training import end_with_parent
 from src.search.worker import Worker
 from src.tracking.run import TrackedRun
 from src.tracking.sweep_run import keep_running, record_search, sweep_run, where_to_look
@@ -128,7 +129,12 @@ def _workers(count: int, arguments: Sequence[str]) -> "Iterator[list[subprocess.
     command = [sys.executable, "-m", "src.sweep", *arguments, "--worker"]
     # A session of their own: Ctrl-C comes here alone, and is passed on once.
     processes = [
-        subprocess.Popen([*command, str(index)], stdin=subprocess.DEVNULL, start_new_session=True)
+        subprocess.Popen(
+            [*command, str(index)],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509
+        )
         for index in range(count)
     ]
     try:

@@ -83,7 +83,7 @@ def _history(search: Search) -> "Figure":
     axes.set(xlabel="trial", ylabel="best val AUC", title=f"{len(search.best())} trials finished")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
-    if reached:
+    if any(value for _, value, _ in reached):
         axes.legend(fontsize=8, frameon=False, loc="lower right")
     return figure
 

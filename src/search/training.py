@@ -48,7 +48,7 @@ class Training:
                 stderr=said,
                 # Ctrl-C reaches the worker, which ends its training and waits for it.
                 start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+                preexec_fn=end_with_parent,  # noqa: PLW1509
             )
 
     @property
@@ -120,13 +120,13 @@ def _environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "MLFLOW_RUN_ID"}
 
 
-_LIBC: Callable[..., int] | None = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+_PRCTL: Callable[..., int] | None = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
-def _end_with_parent() -> None:
-    """The kernel sends SIGTERM when the worker dies, however it does; on Linux alone.
+def end_with_parent() -> None:
+    """In a new process: lets the kernel send it SIGTERM when its parent dies, however that does; on Linux.
 
     Elsewhere a training whose worker is killed trains to its end, and the next worker waits for it.
     """
-    if _LIBC is not None:
-        _LIBC(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
