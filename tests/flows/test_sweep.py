@@ -74,7 +74,7 @@ def test_trials_are_runs_and_one_that_fails_stops_nothing(
     (version,) = client_of(folder).search_model_versions("")
     candidates = [run for run in nested if run not in folds and run.info.status == "FINISHED"]
     best = max(run.data.metrics["best_val_auc"] for run in candidates)
-    assert client_of(folder).get_run(version.run_id).data.metrics["best_val_auc"] == best
+    assert client_of(folder).get_run(str(version.run_id)).data.metrics["best_val_auc"] == best
     artifacts = {item.path for item in client_of(folder).list_artifacts(parent.info.run_id)}
     assert {"space.yaml", "trials.csv", "plots", "ranked_by_seeds.csv"} <= artifacts
     # Once more: all is done.
