@@ -17,6 +17,7 @@ from src.search.study import RUN, Search, check_settings, open_search
 from src.search.summary import metrics, trials_shown, write_summary
 from src.search.training import end_with_parent
 from src.search.worker import Worker
+from src.tracking.project_run import mark_project_run
 from src.tracking.run import TrackedRun
 from src.tracking.sweep_run import keep_running, record_search, sweep_run, where_to_look
 from src.utils.config import Config
@@ -99,7 +100,10 @@ def run_search(plan: Plan, worker_arguments: Sequence[str]) -> None:
         TrainingError: All workers have ended before the search did, or no trial came to its end.
     """
     search = plan.join(seed=plan.base.training.seed)
-    with sweep_run(f"sweep_{plan.name}", search.study.user_attrs.get(RUN)) as run:
+    known = search.study.user_attrs.get(RUN)
+    if known is not None:
+        mark_project_run("resume")  # `mlflow run` has made one of its own
+    with sweep_run(plan.name, known) as run:
         search.study.set_user_attr(RUN, run.run_id)
         _begin(plan, run)
         print(
