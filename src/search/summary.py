@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from src.search.study import REASON, RUN, Search
-from src.training.plot_style import GUIDE, new_figure
+from src.training.plot_style import legend_below, new_figure
 from src.utils.io import atomic_file, atomic_write_text
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _history(search: Search) -> "Figure":
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     if any(value for _, value, _ in reached):
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
+        legend_below(figure, axes, columns=3)
     return figure
 
 
@@ -107,7 +107,6 @@ def _importance(search: Search) -> "Figure | None":
     figure = new_figure(7, 1.4 + 0.35 * len(found))
     axes = figure.subplots()
     axes.barh(list(found)[::-1], list(found.values())[::-1], color="#0072B2")
-    axes.axvline(1 / max(len(found), 1), **GUIDE)
     axes.set(xlabel="share of the explained variance of val AUC (fANOVA)", xlim=(0, 1))
     return figure
 
