@@ -188,7 +188,7 @@ def _open_storage(storage: str, folder: Path) -> "BaseStorage":
     try:
         return RDBStorage(storage)
     except ImportError as error:
-        raise UserError(f"--storage: {error}; a PostgreSQL needs pip install psycopg2-binary") from None
+        raise UserError(f"--storage: {error}; a PostgreSQL needs pip install 'psycopg[binary]'") from None
     except Exception as error:  # of whatever driver
         why = str(error).strip().partition("\n")[0]
         raise UserError(f"--storage: the database cannot be opened: {why}") from None
