@@ -62,8 +62,8 @@ class Plan:
         """Where the search keeps what it needs."""
         return self.base.output_dir / "sweeps" / self.name
 
-    def join(self, seed: int) -> Search:
-        """The search, begun where it is new.
+    def join(self, seed: int) -> tuple[Search, bool]:
+        """The search, and whether it was begun by this call.
 
         Raises:
             UserError: The store cannot be opened, or the search was begun with other settings.
@@ -71,22 +71,25 @@ class Plan:
         search, is_new = open_search(self.name, self.storage, self.folder, self.trials, seed=seed)
         flat = {key: value for key, value in self.base.flat().items() if key not in _WHERE}
         check_settings(search, is_new, flat | {"space": self.space.to_dict()}, self.name, self.space)
-        return search
+        return search, is_new
 
     def work(self, index: int) -> None:
         """What one worker does."""
-        search = self.join(seed=self.base.training.seed * 1000 + index)
+        search, _ = self.join(seed=self.base.training.seed * 1000 + index)
         parent = _wait_for_parent(search)
+        if parent is None:
+            raise TrainingError(f"the search {self.name} has no run in MLflow; start the command again")
         Worker(search, self.space, self.base, self.name, self.folder, parent, self.until).run()
 
 
-def _wait_for_parent(search: Search) -> str:
+def _wait_for_parent(search: Search) -> str | None:
+    """The run of a search, which whoever has begun it is about to begin; None where that died before."""
     until = time.monotonic() + _PARENT_SECONDS
     while time.monotonic() < until:
         if (found := search.study.user_attrs.get(RUN)) is not None:
             return str(found)
         time.sleep(0.5)
-    raise TrainingError(f"the search {search.study.study_name} has no run in MLflow; start the command again")
+    return None
 
 
 def run_search(plan: Plan, worker_arguments: Sequence[str]) -> None:
@@ -99,8 +102,8 @@ def run_search(plan: Plan, worker_arguments: Sequence[str]) -> None:
     Raises:
         TrainingError: All workers have ended before the search did, or no trial came to its end.
     """
-    search = plan.join(seed=plan.base.training.seed)
-    known = search.study.user_attrs.get(RUN)
+    search, is_new = plan.join(seed=plan.base.training.seed)
+    known = None if is_new else _wait_for_parent(search)
     if known is not None:
         mark_project_run("resume")  # `mlflow run` has made one of its own
     with sweep_run(plan.name, known) as run:

@@ -4,6 +4,7 @@ Optuna's study keeps the trials. Everything here is decided from what it holds, 
 which it gives out one by one: workers may be killed at any point and others see the same.
 """
 
+import random
 import time
 import warnings
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 BEAT, RETRY_OF, RUN, REASON, SURPLUS, NAME = "beat", "retry_of", "run_id", "reason", "surplus", "run_name"
 _SILENT = 5 * 60.0  # seconds after which a worker of another machine is presumed dead
+_OPENINGS = 4
 _UNNAMED = 60.0  # seconds that a worker may take from getting a trial to saying that it has it
 
 
@@ -185,13 +187,16 @@ def _open_storage(storage: str, folder: Path) -> "BaseStorage":
         folder.mkdir(parents=True, exist_ok=True)
         lock: Any = _Lock(folder / "journal.lock")
         return JournalStorage(JournalFileBackend(str(folder / "journal.log"), lock))
-    try:
-        return RDBStorage(storage)
-    except ImportError as error:
-        raise UserError(f"--storage: {error}; a PostgreSQL needs pip install 'psycopg[binary]'") from None
-    except Exception as error:  # of whatever driver
-        why = str(error).strip().partition("\n")[0]
-        raise UserError(f"--storage: the database cannot be opened: {why}") from None
+    for attempt in range(_OPENINGS):
+        try:
+            return RDBStorage(storage)
+        except ImportError as error:
+            raise UserError(f"--storage: {error}; a PostgreSQL needs pip install 'psycopg[binary]'") from None
+        except Exception as error:  # of whatever driver
+            why = str(error).strip().partition("\n")[0]
+        # Of several that make the tables at once all but one fail, and find them there the next time.
+        time.sleep(random.uniform(0, attempt + 1))
+    raise UserError(f"--storage: the database cannot be opened: {why}")
 
 
 class _Lock:
