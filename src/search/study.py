@@ -7,6 +7,7 @@ which it gives out one by one: workers may be killed at any point and others see
 import random
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,11 +107,14 @@ class Search:
 
         trials = self.study.get_trials(deepcopy=False)
         retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+        counting = {trial.number for trial in self.current()}
         for trial in trials:
             if trial.state != TrialState.RUNNING or not _is_lost(trial):
                 continue
             # First the new attempt, then the end of the old: whoever dies in between loses nothing.
-            if trial.number not in retried:
+            if trial.number not in counting | retried:
+                self._drop(trial)  # its worker died before it could say that it is one too many
+            elif trial.number not in retried:
                 kept = {key: trial.user_attrs[key] for key in (RUN, NAME) if key in trial.user_attrs}
                 self.study.enqueue_trial(trial.params, {**kept, RETRY_OF: trial.number})
             try:
@@ -118,8 +122,18 @@ class Search:
             except (UpdateFinishedTrialError, ValueError):  # another worker was quicker
                 continue
 
+    def _drop(self, trial: "FrozenTrial") -> None:
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        with suppress(UpdateFinishedTrialError):  # another worker was quicker
+            self.study._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
+
     def renew(self, trial: "Trial") -> None:
-        """Says that this worker still works on a trial."""
+        """Says that this worker still works on a trial.
+
+        Raises:
+            optuna.exceptions.UpdateFinishedTrialError: It was silent for so long that another has it now.
+        """
         trial.set_user_attr(BEAT, Beat.now().to_json())
 
     def fail(self, trial: "Trial", reason: str) -> None:

@@ -93,6 +93,18 @@ def test_who_dies_while_it_rescues_loses_and_doubles_nothing(storage: str) -> No
     assert states[lost.number] == TrialState.FAIL
 
 
+def test_one_too_many_whose_worker_dies_at_once_is_not_tried_again(storage: str) -> None:
+    search = join(storage, 1)
+    first = search.next()
+    assert first is not None
+    for _ in range(2):  # they ask at the same time, and die before they can say that it is one too many
+        search.study.ask().set_user_attr(BEAT, dead())
+    assert join(storage, 1).next() is None
+    states = [trial.state for trial in search.study.get_trials()]
+    assert states == [TrialState.RUNNING, TrialState.FAIL, TrialState.FAIL]
+    assert [trial.number for trial in join(storage, 2).all()] == [0]
+
+
 def test_another_search_under_the_same_name_is_refused(storage: str) -> None:
     search, is_new = open_search("s", storage, Path("sweep"), 3, seed=0)
     assert is_new
