@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from src.errors import UserError
 from src.search.space import Space
 from src.search.study import NAME, RUN, Search
-from src.search.training import Training, best_score
+from src.search.training import Training, best_score, known_run
 from src.tracking.interrupted import read_known
 from src.tracking.sweep_run import mark_trial
 from src.training.folders import RunFolders
+from src.utils.cli import warn
 from src.utils.config import Config
-from src.utils.runtime import Stopped
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -60,7 +60,15 @@ class Worker:
             if trial is None:
                 time.sleep(4 * _POLL)  # others are at work, and may be killed
             else:
-                self._try(trial)
+                self._try_unless_taken(trial)
+
+    def _try_unless_taken(self, trial: "Trial") -> None:
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        try:
+            self._try(trial)
+        except UpdateFinishedTrialError:  # this machine has slept, or was cut off
+            warn(f"trial {trial.number}: this worker was silent for so long that another has taken it over")
 
     def _try(self, trial: "Trial") -> None:
         try:
@@ -75,12 +83,13 @@ class Worker:
         training = Training(config, self.folder, parent=self.parent, run_id=run_id)
         try:
             pruned_after = self._watch(trial, training)
-        except Stopped:
+            self.search.renew(trial)
+        except BaseException:  # a signal, a trial that was taken over, a store that is gone
             training.stop()
             raise
         reason = None if pruned_after else training.failure()
         if (found := training.run_id) is not None:
-            mark_trial(found, number=trial.number, pruned_after=pruned_after)
+            mark_trial(found, number=trial.number, pruned_after=pruned_after, failed=reason)
         if pruned_after:
             self._prune(trial)
         elif reason is None:
@@ -92,12 +101,14 @@ class Worker:
         """The settings of a trial, and the run to go on with where a dead worker has left one here."""
         values = self.space.suggest(trial)
         attributes = trial.user_attrs
-        run_id, name = attributes.get(RUN), attributes.get(NAME, "")
+        name = attributes.get(NAME, "")
         folders = RunFolders(self.base.output_dir, name)
+        if name and folders.logs.is_dir():
+            self._wait_until_free(trial, folders)
+        # A worker may die between the start of a run and saying which it is.
+        run_id = attributes.get(RUN) or known_run(self.folder, name)
         if run_id is None or not folders.config.is_file():
             run_id, name = None, f"{self.name}_{trial.number:03d}"
-        else:
-            self._wait_until_free(trial, folders)
         trial.set_user_attr(NAME, name)
         return self.base.updated({**values, "experiment.name": name}, f"trial {trial.number}"), run_id
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from src.tracking.names import PRUNED, ROLE, SWEEP, TRIAL
+from src.tracking.names import ERROR, PRUNED, ROLE, SWEEP, TRIAL
 from src.tracking.run import TrackedRun, tracked_run
 from src.tracking.store import how_to_look, reason
 from src.utils.cli import warn
@@ -48,8 +48,17 @@ def record_search(
         run.log_artifact(path, "plots" if path.suffix == ".png" else None)
 
 
-def mark_trial(run_id: str, *, number: int, pruned_after: int | None = None) -> None:
-    """Says on a trial's run which one it is, and why it ended early; a store that fails is only told of."""
+def mark_trial(
+    run_id: str, *, number: int, pruned_after: int | None = None, failed: str | None = None
+) -> None:
+    """Says on a trial's run which one it is, and why it ended early; a store that fails is only told of.
+
+    Args:
+        run_id: The run, whose process has ended.
+        number: The trial's.
+        pruned_after: The epoch after which it was pruned.
+        failed: Why it failed; a process that was killed could not say so itself.
+    """
     import mlflow
 
     client = mlflow.MlflowClient()
@@ -57,6 +66,9 @@ def mark_trial(run_id: str, *, number: int, pruned_after: int | None = None) -> 
         client.set_tag(run_id, TRIAL, str(number))
         if pruned_after is not None:
             client.set_tag(run_id, PRUNED, f"after epoch {pruned_after}: others were better by then")
+        if failed is not None and client.get_run(run_id).info.status == "RUNNING":
+            client.set_tag(run_id, ERROR, failed)
+            client.set_terminated(run_id, "FAILED")
     except Exception as error:  # whatever the store raises
         warn(f"run {run_id} could not be marked as trial {number}: {reason(error)}")
 
