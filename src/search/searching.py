@@ -21,7 +21,7 @@ from src.tracking.project_run import mark_project_run
 from src.tracking.run import TrackedRun
 from src.tracking.sweep_run import keep_running, record_search, sweep_run, where_to_look
 from src.utils.config import Config
-from src.utils.io import atomic_write_text
+from src.utils.io import atomic_write_text, file_lock
 
 _POLL = 1.0
 _PARENT_SECONDS = 90.0  # for whoever has begun a search to begin its run
@@ -116,7 +116,8 @@ def run_search(plan: Plan, worker_arguments: Sequence[str]) -> None:
             _follow(plan, search, run, processes)
         if not search.best():
             raise TrainingError(f"no trial came to its end; {plan.folder}/*.log tell why")
-        _rank(plan, search, run)
+        with file_lock(plan.folder / "ranking.lock"):  # another command here may rank the same
+            _rank(plan, search, run)
         Console().print(trials_shown(search))
         print(f"look at it   {where_to_look(run)}")
 

@@ -123,6 +123,35 @@ def test_a_killed_workers_trial_goes_on_in_another(folder: Path) -> None:
     check_whole(folder, 3, 25)
 
 
+@pytest.mark.usefixtures("npz")
+def test_a_training_that_is_killed_fails_its_trial_alone(folder: Path) -> None:
+    write_space(folder)
+    search = start(folder, *SEARCH, "--trials", "2", "--epochs", "25")
+    wait_for_epochs(folder, 1)
+    (worker,) = workers_of(search)
+    worker.children()[0].kill()  # as the system does where memory runs out
+    output = search.communicate(timeout=240)
+    assert search.returncode == 0, output
+    _, nested = by_role(folder)
+    assert {run.info.status for run in nested} == {"FAILED", "FINISHED"}
+    (failed,) = (run for run in nested if run.info.status == "FAILED")
+    assert failed.data.tags["error"].startswith("killed by SIGKILL")
+    assert [row["state"] for row in table(folder)] == ["failed", "finished"]
+
+
+@pytest.mark.usefixtures("npz")
+def test_commands_that_start_together_share_one_run(folder: Path) -> None:
+    write_space(folder)
+    command = [*SEARCH, "--trials", "2", "--epochs", "1", "--seeds", "1", "--top", "1"]
+    both = [start(folder, *command) for _ in range(2)]
+    outputs = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    parent, nested = by_role(folder)
+    assert parent.info.status == "FINISHED"
+    assert len(nested) == 3
+    assert not any("failed" in error for _, error in outputs), outputs
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("npz")
 def test_a_search_that_was_killed_goes_on_by_the_same_command(folder: Path) -> None:
