@@ -55,6 +55,19 @@ class Parameter(BaseModel):
         return trial.suggest_float(key, low, high, log=self.log is not None)
 
 
+def _with_fractions(key: str, parameter: Parameter) -> Parameter:
+    """The parameter, in floats where its ends are whole and the setting takes what lies in between too."""
+    ends = parameter.log or parameter.range
+    if ends is None or not all(isinstance(end, int) for end in ends):
+        return parameter
+    try:
+        Config().updated({key: ends[0] + 0.5})
+    except ConfigError:  # whole numbers only, or no setting at all, which is refused later
+        return parameter
+    kind = "log" if parameter.log else "range"
+    return parameter.model_copy(update={kind: tuple(float(end) for end in ends)})
+
+
 class Space:
     """All that a search tries, by the dotted keys of the settings."""
 
@@ -73,7 +86,7 @@ class Space:
         parameters: dict[str, Parameter] = {}
         for key, value in values.items():
             try:
-                parameters[str(key)] = Parameter.model_validate(value)
+                parameters[str(key)] = _with_fractions(str(key), Parameter.model_validate(value))
             except ValidationError as error:
                 problem = error.errors()[0]
                 where = ".".join(str(part) for part in problem["loc"])

@@ -70,3 +70,13 @@ training.warmup_epochs: {range: [0, 2]}
     rates = [float(values["training.learning_rate"] or 0) for values in tried]
     assert 0.35 < sum(rate < 1e-3 for rate in rates) / len(rates) < 0.65  # as many below as above the middle
     assert {values["training.warmup_epochs"] for values in tried} == {0, 1, 2}
+
+
+def test_whole_ends_of_a_setting_that_takes_fractions_leave_them_in(folder: Path) -> None:
+    (folder / "space.yaml").write_text(
+        "training.weight_decay: {range: [0, 1]}\ntraining.freeze_backbone_epochs: {range: [0, 3]}"
+    )
+    space = Space.from_file(folder / "space.yaml")
+    chosen = space.suggest(optuna.create_study().ask())
+    assert isinstance(chosen["training.weight_decay"], float)
+    assert isinstance(chosen["training.freeze_backbone_epochs"], int)
