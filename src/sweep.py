@@ -50,7 +50,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--seeds", metavar="N", help="train the best settings again with N other seeds; 0")
     parser.add_argument("--top", metavar="N", help="how many settings those are; 3")
     parser.add_argument("--folds", metavar="N", help="cross-validate the best settings by patient; 0")
-    for name in ("--worker", "--plan", "--until"):  # how the command starts its workers
+    for name in ("--worker", "--plan", "--until", "--draw"):  # how the command starts its workers
         parser.add_argument(name, default="", help=argparse.SUPPRESS)
     return parser
 
@@ -62,7 +62,7 @@ def _sweep(argv: Sequence[str] | None) -> None:
 
     if args.worker:
         open_store()
-        _plans(args)[int(args.plan)].work(int(args.worker))
+        _plans(args)[int(args.plan)].work(int(args.worker), int(args.draw))
         return
     from src.search.searching import run_search
     from src.search.worker import share_cores

@@ -1,5 +1,6 @@
 """One search from its beginning to its ranking: keeps its run, and starts the workers."""
 
+import secrets
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from src.tracking.run import TrackedRun
 from src.tracking.sweep_run import keep_running, record_search, sweep_run, where_to_look
 from src.utils.config import Config
 from src.utils.io import atomic_write_text, file_lock
+from src.utils.runtime import derive_seed
 
 _POLL = 1.0
 _PARENT_SECONDS = 90.0  # for whoever has begun a search to begin its run
@@ -73,9 +75,14 @@ class Plan:
         check_settings(search, is_new, flat | {"space": self.space.to_dict()}, self.name, self.space)
         return search, is_new
 
-    def work(self, index: int) -> None:
-        """What one worker does."""
-        search, _ = self.join(seed=self.base.training.seed * 1000 + index)
+    def work(self, index: int, draw: int) -> None:
+        """What one worker does.
+
+        Args:
+            index: Its number in its command.
+            draw: The command's, for no two workers of a search may draw the same trials.
+        """
+        search, _ = self.join(seed=derive_seed(self.base.training.seed, index, draw) % 2**32)
         parent = _wait_for_parent(search)
         if parent is None:
             raise TrainingError(f"the search {self.name} has no run in MLflow; start the command again")
@@ -112,7 +119,9 @@ def run_search(plan: Plan, worker_arguments: Sequence[str]) -> None:
         print(
             f"search {plan.name}: {plan.trials} trials, {plan.workers} workers, run {run.run_id}", flush=True
         )
-        with _workers(plan.workers, worker_arguments) as processes:
+        # The command that begins a search draws by its seed alone; those that join it must not draw the same.
+        draw = 0 if is_new else secrets.randbits(32)
+        with _workers(plan.workers, [*worker_arguments, "--draw", str(draw)]) as processes:
             _follow(plan, search, run, processes)
         if not search.best():
             raise TrainingError(f"no trial came to its end; {plan.folder}/*.log tell why")

@@ -149,6 +149,9 @@ def test_commands_that_start_together_share_one_run(folder: Path) -> None:
     parent, nested = by_role(folder)
     assert parent.info.status == "FINISHED"
     assert len(nested) == 3
+    assert (
+        len({row["training.learning_rate"] for row in table(folder)}) == 2
+    )  # neither drew what the other did
     assert not any("failed" in error for _, error in outputs), outputs
 
 
