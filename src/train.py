@@ -231,15 +231,16 @@ def _print_split(dataset: "Dataset") -> None:
 
 def _set_up(config: "Config", dataset: "Dataset", spec: "InputSpec | None", group: "Together") -> "Setup":
     from src.training.setup import set_up
+    from src.utils.io import sha256
 
     setup = set_up(config, dataset, spec, group.processes)
     for note in setup.notes:
         warn(note)
     group.processes.check_same(
         {
-            "the data's fingerprint": dataset.fingerprint,
-            "the split's fingerprint": dataset.split_fingerprint,
-            "the network's input": str(setup.network.spec.to_dict()),
+            "the data's fingerprint": dataset.fingerprint[:12],
+            "the split's fingerprint": dataset.split_fingerprint[:12],
+            "the network's input": sha256(str(setup.network.spec.to_dict()).encode())[:12],
             **{
                 key: setup.config.flat()[key] for key in ("model.weights", "model.stem", "training.precision")
             },

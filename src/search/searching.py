@@ -1,5 +1,6 @@
 """One search from its beginning to its ranking: keeps its run, and starts the workers."""
 
+import os
 import secrets
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -150,7 +152,7 @@ def _workers(count: int, arguments: Sequence[str]) -> "Iterator[list[subprocess.
             [*command, str(index)],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=end_with_parent,  # noqa: PLW1509
+            preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509
         )
         for index in range(count)
     ]

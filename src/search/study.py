@@ -17,6 +17,7 @@ from filelock import FileLock
 from src.errors import ConfigError, UserError
 from src.search.space import Space
 from src.tracking.heartbeat import Beat
+from src.tracking.store import reason
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -207,7 +208,7 @@ def _open_storage(storage: str, folder: Path) -> "BaseStorage":
         except ImportError as error:
             raise UserError(f"--storage: {error}; a PostgreSQL needs pip install 'psycopg[binary]'") from None
         except Exception as error:  # of whatever driver
-            why = str(error).strip().partition("\n")[0]
+            why = reason(error).partition("\n")[0]
         # Of several that make the tables at once all but one fail, and find them there the next time.
         time.sleep(random.uniform(0, attempt + 1))
     raise UserError(f"--storage: the database cannot be opened: {why}")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from src.training.auc import is_better
@@ -48,7 +49,7 @@ class Training:
                 stderr=said,
                 # Ctrl-C reaches the worker, which ends its training and waits for it.
                 start_new_session=True,
-                preexec_fn=end_with_parent,  # noqa: PLW1509
+                preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509
             )
 
     @property
@@ -123,10 +124,15 @@ def _environment() -> dict[str, str]:
 _PRCTL: Callable[..., int] | None = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int) -> None:
     """In a new process: lets the kernel send it SIGTERM when its parent dies, however that does; on Linux.
 
     Elsewhere a training whose worker is killed trains to its end, and the next worker waits for it.
+
+    Args:
+        parent: The process that starts it.
     """
     if _PRCTL is not None:
         _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before this was asked for
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -13,7 +13,7 @@ import psutil
 from src.errors import MlprojectError, TrainingError
 from src.utils.cli import fall_silent
 from src.utils.processes import ALONE, Processes
-from src.utils.runtime import ignore_stops, uninterrupted
+from src.utils.runtime import Stopped, ignore_stops, uninterrupted
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -23,6 +23,7 @@ _TIMEOUT = timedelta(hours=1)
 
 A process that dies is noticed at once by its connections; this is for a machine that vanishes silently.
 """
+_WHAT_NEXT = "the last checkpoint is whole: go on with --resume"
 _WHY_SECONDS = 3.0  # for the one that has ended to say why, or for the system to tell that it has
 
 
@@ -58,23 +59,30 @@ class Together:
         if self._store is None:
             yield
             return
-        with self.named_loss(), uninterrupted():
+        with self.named_loss(f"; {_WHAT_NEXT}"), uninterrupted():
             yield
 
     @contextmanager
-    def named_loss(self) -> Iterator[None]:
+    def named_loss(self, what_next: str = "") -> Iterator[None]:
         """A block in which others are waited for.
+
+        Args:
+            what_next: What to add to the message.
 
         Raises:
             LossError: Another process has ended; says which and why.
         """
         try:
             yield
+        except Stopped:  # a launcher signals the others of one that failed
+            if self._store is not None and (what := self._why()) is not None:
+                raise LossError(what + what_next) from None
+            raise
         except RuntimeError as error:
             if self._store is None or not _is_of_connection(error):
                 raise
             ignore_stops()  # the launcher sends one to all that are left, and why it did is known
-            self._raise_loss(self._store, error)
+            self._raise_loss(self._store, error, what_next)
 
     def say_why(self, error: BaseException) -> None:
         """Tells the others why this process ends."""
@@ -86,26 +94,41 @@ class Together:
         except RuntimeError:  # the launcher is gone
             return
 
-    def _raise_loss(self, store: "Store", error: RuntimeError) -> NoReturn:
+    def _raise_loss(self, store: "Store", error: RuntimeError, what_next: str) -> NoReturn:
         what = f"the connection to the other processes broke ({str(error).splitlines()[0]})"
         with suppress(RuntimeError):  # the launcher that keeps the store may be gone as well
             what = self._find_lost(store) or what
-        raise LossError(f"{what}; the last checkpoint is whole: go on with --resume") from None
+        raise LossError(what + what_next) from None
 
     def _find_lost(self, store: "Store") -> str | None:
         """Who has ended, in words; looks for a while, for the news may come after the loss."""
-        others = [rank for rank in range(self.processes.count) if rank != self.processes.rank]
         until = time.monotonic() + _WHY_SECONDS
         while time.monotonic() < until:
-            for rank in others:
+            if (what := self._why()) is not None:
+                return what
+            for rank in self._others:
                 pid, _, host = store.get(_key("process", rank)).decode().partition(" ")
-                who = f"process {rank} of {self.processes.count} (pid {pid} on {host})"
-                if store.check([_key("why", rank)]):
-                    return f"{who} ended: {store.get(_key('why', rank)).decode()}"
                 if host == socket.gethostname() and _is_dead(int(pid)):
-                    return f"{who} died without a word, as if killed or out of memory"
+                    return f"{self._who(store, rank)} died without a word, as if killed or out of memory"
             time.sleep(0.1)
         return None
+
+    def _why(self) -> str | None:
+        """What another process has said before it ended, None where none has."""
+        store = self._store
+        with suppress(RuntimeError):  # the launcher that keeps the store may be gone
+            for rank in self._others:
+                if store is not None and store.check([_key("why", rank)]):
+                    return f"{self._who(store, rank)} ended: {store.get(_key('why', rank)).decode()}"
+        return None
+
+    @property
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self.processes.count) if rank != self.processes.rank]
+
+    def _who(self, store: "Store", rank: int) -> str:
+        pid, _, host = store.get(_key("process", rank)).decode().partition(" ")
+        return f"process {rank} of {self.processes.count} (pid {pid} on {host})"
 
 
 @contextmanager
@@ -129,7 +152,7 @@ def together() -> Iterator[Together]:
     try:
         with joined.named_loss():
             yield joined
-    except LossError:
+    except (LossError, Stopped):  # of these the others know, or hear by themselves
         raise
     except BaseException as error:
         joined.say_why(error)
