@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import clean_environment
 from tests.images import write_npz
-from tests.training.test_together import BASE, EQUAL, EXACT, PLACES
+from tests.training.test_together import BASE, EPOCHS, EQUAL, EXACT
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -47,7 +47,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(folder: Path, flags: l
     tasks["float16"] = base | {"training.precision": "float16"}
     found = run(folder, tasks, *flags, resume=True)
     for name in tasks:
-        assert [place for place, _ in found[name]["resumed"]] == PLACES
+        assert [place.partition(",")[0] for place, _ in found[name]["resumed"]] == EPOCHS
         for place, summary in found[name]["resumed"]:
             assert summary == found[name]["whole"], (name, place)
 

@@ -46,7 +46,8 @@ EXACT: dict[str, dict[str, Any]] = {
     "synchronised": {"training.learning_rate": 0.05, "training.freeze_backbone_epochs": 1},
     "all else": {"training.optimizer": "adamw", "training.ema_decay": 0.9, "training.mixup_alpha": 0.2},
 }
-PLACES = ["epoch 0, step 3", "epoch 1, step 1", "epoch 1, step 3"]
+EPOCHS = ["epoch 0", "epoch 1", "epoch 1"]
+"""In which each was interrupted."""
 
 
 def run(folder: Path, count: int, tasks: dict[str, dict[str, Any]], *, resume: bool) -> list[dict[str, Any]]:
@@ -93,6 +94,6 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(folder: Path) -> None:
     }
     for found in run(folder, 3, tasks, resume=True):
         for name in EXACT:
-            assert [place for place, _ in found[name]["resumed"]] == PLACES
+            assert [place.partition(",")[0] for place, _ in found[name]["resumed"]] == EPOCHS
             for place, summary in found[name]["resumed"]:
                 assert summary == found[name]["whole"], (name, place)
