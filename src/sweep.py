@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from src.errors import ConfigError
 from src.utils.cli import CommandParser, run_command
+from src.utils.options import add_setting_options, changes_of, config_of
 
 if TYPE_CHECKING:
     from src.search.searching import Plan
-    from src.utils.config import Config
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -34,13 +34,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--timeout", metavar="TIME", help="no new trial after this, such as 2h; those begun come to their end"
     )
-    parser.add_argument("--config", metavar="FILE", help="settings that the search does not touch")
-    parser.add_argument("--data", metavar="PATH", help="demo, a folder, a manifest.csv, or a MedMNIST .npz")
-    parser.add_argument("--epochs", metavar="N", help="passes over the training split, of each trial")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="any setting by its dotted key"
-    )
-    parser.add_argument("--overrides", metavar="LIST", default="", help="the same, comma-separated")
+    add_setting_options(parser)
     parser.add_argument(
         "--storage", metavar="URL", help="a database for several machines, such as postgresql://...; a file"
     )
@@ -91,7 +85,8 @@ def _plans(args: argparse.Namespace) -> "list[Plan]":
     plans = []
     for model in (args.model or "resnet18").split(","):
         for modality in (args.modality or "A").split(","):
-            base = _base(args, model.strip(), modality.strip())
+            changes = changes_of(args, model.strip(), modality.strip())
+            base = config_of(args, changes | {"experiment.name": None})  # each trial gets one
             name = f"{args.name or 'sweep'}_{base.model.name}_{'-'.join(base.data.modalities)}"
             plans.append(
                 Plan(
@@ -108,24 +103,6 @@ def _plans(args: argparse.Namespace) -> "list[Plan]":
                 )
             )
     return plans
-
-
-def _base(args: argparse.Namespace, model: str, modality: str) -> "Config":
-    """The settings that the search does not touch."""
-    from pathlib import Path
-
-    from src.utils.config import Config, modernized
-    from src.utils.dotted import merge_dotted, parse_overrides, split_overrides
-    from src.utils.yaml_files import parse_yaml, read_yaml
-
-    changes = {"model.name": model, "data.modalities": modality.split("+"), "experiment.name": None}
-    if args.data:
-        changes["data.root_dir"] = args.data
-    if args.epochs:
-        changes["training.epochs"] = parse_yaml(args.epochs, "--epochs")
-    changes |= parse_overrides([*split_overrides(args.overrides), *args.set])
-    values = modernized(read_yaml(Path(args.config)), args.config) if args.config else {}
-    return Config.from_dict(merge_dotted(values, changes), args.config or "settings")
 
 
 def _count(text: str | None, option: str, default: int) -> int:

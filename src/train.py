@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.errors import MlprojectError, UserError
 from src.utils.cli import CommandParser, add_flag, run_command, warn
+from src.utils.options import add_setting_options, changes_of, config_of
 from src.utils.runtime import collection_paused
 
 if TYPE_CHECKING:
@@ -28,17 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser("python -m src.train", __doc__.partition(": ")[2])
-    parser.add_argument("--config", metavar="FILE", help="YAML; config/default_config.yaml shows all")
     parser.add_argument(
         "--model", metavar="NAME", help="any classification model of torchvision, such as resnet18"
     )
     parser.add_argument("--modality", metavar="TAG", help="which images, such as A; A+P stacks both")
-    parser.add_argument("--data", metavar="PATH", help="demo, a folder, a manifest.csv, or a MedMNIST .npz")
-    parser.add_argument("--epochs", metavar="N", help="passes over the training split")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="any setting by its dotted key"
-    )
-    parser.add_argument("--overrides", metavar="LIST", default="", help="the same, comma-separated")
+    add_setting_options(parser)
     parser.add_argument(
         "--rehash", action="store_true", help="read every image again, whatever the cache remembers"
     )
@@ -76,7 +71,7 @@ def _lead(argv: Sequence[str] | None, group: "Together") -> None:
             from src.experiment.session import train
 
             interrupted = _named_run(args, held)
-            config = interrupted.config if interrupted else _read_config(args)
+            config = interrupted.config if interrupted else config_of(args, _changes(args))
             _check_writable(config.output_dir)
             _tell_others(group, config, interrupted)
             dataset = _load(config, rehash=args.rehash)
@@ -161,32 +156,8 @@ def _warn_inexact(interrupted: "Interrupted", setup: "Setup", dataset: "Dataset"
         )
 
 
-def _read_config(args: argparse.Namespace) -> "Config":
-    """Settings by precedence: --set over named options over the file over defaults."""
-    from src.utils.config import Config, modernized
-    from src.utils.dotted import merge_dotted
-    from src.utils.yaml_files import read_yaml
-
-    values = modernized(read_yaml(Path(args.config)), args.config) if args.config else {}
-    return Config.from_dict(merge_dotted(values, _changes(args)), args.config or "settings")
-
-
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options ask for, by dotted key."""
-    from src.utils.dotted import parse_overrides, split_overrides
-    from src.utils.yaml_files import parse_yaml
-
-    # An option that is empty says nothing: `mlflow run` passes all of them.
-    changes: dict[str, Any] = {}
-    if args.model:
-        changes["model.name"] = args.model
-    if args.modality:
-        changes["data.modalities"] = args.modality.split("+")
-    if args.data:
-        changes["data.root_dir"] = args.data
-    if args.epochs:
-        changes["training.epochs"] = parse_yaml(args.epochs, "--epochs")
-    return changes | parse_overrides([*split_overrides(args.overrides), *args.set])
+    return changes_of(args, args.model, args.modality)
 
 
 def _check_writable(folder: Path) -> None:
@@ -241,9 +212,9 @@ def _set_up(config: "Config", dataset: "Dataset", spec: "InputSpec | None", grou
             "the data's fingerprint": dataset.fingerprint[:12],
             "the split's fingerprint": dataset.split_fingerprint[:12],
             "the network's input": sha256(str(setup.network.spec.to_dict()).encode())[:12],
-            **{
-                key: setup.config.flat()[key] for key in ("model.weights", "model.stem", "training.precision")
-            },
+            "model.weights": setup.config.model.weights,
+            "model.stem": setup.config.model.stem,
+            "training.precision": setup.config.training.precision,
         }
     )
     return setup

@@ -13,7 +13,7 @@ def training_batches(
 ) -> list[NDArray[np.int64]]:
     """The batches of one epoch, shuffled by ``(seed, epoch)``.
 
-    A trailing batch of a single image joins the one before it: batch normalisation cannot be computed
+    A trailing batch that is too small joins the one before it: batch normalisation cannot be computed
     from one value per channel, and no image should be left out.
 
     Args:

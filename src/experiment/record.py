@@ -21,11 +21,9 @@ def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
     config = setup.config
     # A fold's model has not seen what it could have: no candidate, and not found as one.
     is_fold = config.data.folds is not None
-    what = {names.ROLE: names.FOLD} if is_fold else {}
-    if not is_fold:
-        what = {names.MODEL: config.model.name, names.MODALITY: config.modality}
+    candidate = {names.MODEL: config.model.name, names.MODALITY: config.modality}
     return {
-        **what,
+        **({names.ROLE: names.FOLD} if is_fold else candidate),
         names.DATA_FINGERPRINT: dataset.fingerprint,
         names.SPLIT_FINGERPRINT: dataset.split_fingerprint,
         names.CONFIG_SHA256: sha256(config.to_yaml().encode()),

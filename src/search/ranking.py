@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,36 +130,29 @@ def with_seeds(
 ) -> dict[str, list[Config]]:
     """The settings of trials with seeds that no trial had."""
     fresh = range(base.training.seed + 1, base.training.seed + 1 + seeds)
-    return {
-        f"trial {trial.number}": [
-            base.updated(
-                {
-                    **trial.params,
-                    "training.seed": seed,
-                    "experiment.name": f"{name}_{trial.number:03d}_seed{seed}",
-                }
-            )
-            for seed in fresh
-        ]
-        for trial in trials
-    }
+    changes = {f"seed{seed}": {"training.seed": seed} for seed in fresh}
+    return {_label(trial): _varied(base, trial, changes, name) for trial in trials}
 
 
 def over_folds(base: Config, trial: "FrozenTrial", folds: int, name: str) -> dict[str, list[Config]]:
     """The settings of a trial, once for each fold."""
-    return {
-        f"trial {trial.number}": [
-            base.updated(
-                {
-                    **trial.params,
-                    "data.folds": folds,
-                    "data.fold": fold,
-                    "experiment.name": f"{name}_{trial.number:03d}_fold{fold}of{folds}",
-                }
-            )
-            for fold in range(folds)
-        ]
-    }
+    changes = {f"fold{fold}of{folds}": {"data.folds": folds, "data.fold": fold} for fold in range(folds)}
+    return {_label(trial): _varied(base, trial, changes, name)}
+
+
+def _label(trial: "FrozenTrial") -> str:
+    return f"trial {trial.number}"
+
+
+def _varied(
+    base: Config, trial: "FrozenTrial", changes: Mapping[str, Mapping[str, int]], name: str
+) -> list[Config]:
+    """The settings of a trial with each of some changes, which are named by what they are called."""
+    run = f"{name}_{trial.number:03d}"
+    return [
+        base.updated({**trial.params, **change, "experiment.name": f"{run}_{called}"})
+        for called, change in changes.items()
+    ]
 
 
 def ranking_table(title: str, ranked: Sequence[Ranked]) -> Table:

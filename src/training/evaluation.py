@@ -59,11 +59,12 @@ def score_split(
         batch_size: Images per forward pass; it does not change the scores.
     """
     split = dataset.splits[name]
-    logits = torch.zeros(0, len(dataset.classes))
+    batches = _batches(network.processes, dataset, name, batch_size)
     if network.processes.share(len(split)):
         # In float32 whatever training does: scores and threshold must hold for the model as it is served.
-        batches = _batches(network.processes, dataset, name, batch_size)
         logits = predict_logits(network.model, network.spec, batches, device=network.device)
+    else:  # more processes than images: it asks to stop with the others, and has nothing to add
+        logits = torch.zeros(len(list(batches)), len(dataset.classes))
     logits = network.processes.joined(logits, len(split))
     return SplitScores(split, softmax(logits), evaluate(split.labels, logits, threshold))
 

@@ -89,10 +89,8 @@ class Together:
         if self._store is None:
             return
         text = error.public if isinstance(error, MlprojectError) else f"{type(error).__name__}: {error}"
-        try:
+        with suppress(RuntimeError):  # the launcher may be gone
             self._store.set(_key("why", self.processes.rank), text)
-        except RuntimeError:  # the launcher is gone
-            return
 
     def _raise_loss(self, store: "Store", error: RuntimeError, what_next: str) -> NoReturn:
         what = f"the connection to the other processes broke ({str(error).splitlines()[0]})"

@@ -115,6 +115,8 @@ class Processes:
         Raises:
             ConfigError: Some process has found something else than the first, on all of them.
         """
+        if not self.are_several:
+            return
         first = self.told(facts)
         differing = [
             f"{name} is {facts[name]}, and {first[name]}" for name in facts if facts[name] != first[name]

@@ -1,17 +1,13 @@
 """What only a GPU shows; on a machine without one nothing here runs."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import clean_environment
 from tests.images import write_npz
-from tests.training.test_together import BASE, EPOCHS, EQUAL, EXACT
+from tests.training.test_together import BASE, EPOCHS, EQUAL, EXACT, launch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -20,24 +16,9 @@ PRECISE = {"training.precision": "float32", "training.learning_rate": 1e-5}
 
 def run(folder: Path, tasks: dict[str, dict[str, Any]], *flags: str, resume: bool = False) -> dict[str, Any]:
     write_npz(folder / "small.npz", size=32, train=35, val=19, test=0)
-    task = {
-        name: {"settings": BASE | {"training.device": "cuda"} | changes, "resume": resume}
-        for name, changes in tasks.items()
-    }
-    (folder / "tasks.json").write_text(json.dumps(task))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    done = subprocess.run(
-        [sys.executable, *launch, "-m", "tests.training.together", "tasks.json", *flags],
-        cwd=folder,
-        env=clean_environment(folder / "torch"),
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads((folder / "found_1_0.json").read_text())
-    return found
+    write_npz(folder / "few.npz", size=32, train=35, val=3, test=0)
+    settings = {name: BASE | {"training.device": "cuda"} | changes for name, changes in tasks.items()}
+    return launch(folder, 1, settings, *flags, resume=resume)[0]
 
 
 @pytest.mark.parametrize("flags", [[], ["--forced"]], ids=["alone", "replicated"])

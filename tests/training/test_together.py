@@ -26,6 +26,11 @@ BASE = {
 EQUAL: dict[str, dict[str, Any]] = {
     "batch norm": {"model.name": "resnet18"},
     "no batch norm": {"model.name": "squeezenet1_1", "data.image_size": 32, "training.learning_rate": 1e-3},
+    "fewer images to validate on": {
+        "model.name": "squeezenet1_1",
+        "data.image_size": 32,
+        "data.root_dir": "few.npz",
+    },
     "everything": {
         "model.name": "resnet18",
         "training.batch_size": 4,
@@ -54,11 +59,19 @@ def run(folder: Path, count: int, tasks: dict[str, dict[str, Any]], *, resume: b
     """What each of ``count`` processes has found."""
     # 35 images in batches of 8: the last has 3, so that the fourth of four processes has none of it.
     write_npz(folder / "small.npz", train=35, val=19, test=0)
-    task = {name: {"settings": BASE | changes, "resume": resume} for name, changes in tasks.items()}
+    write_npz(folder / "few.npz", train=35, val=3, test=0)
+    return launch(folder, count, {name: BASE | changes for name, changes in tasks.items()}, resume=resume)
+
+
+def launch(
+    folder: Path, count: int, tasks: dict[str, dict[str, Any]], *flags: str, resume: bool
+) -> list[dict[str, Any]]:
+    """Trains by all settings in ``count`` processes."""
+    task = {name: {"settings": settings, "resume": resume} for name, settings in tasks.items()}
     (folder / "tasks.json").write_text(json.dumps(task))
     starter = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     done = subprocess.run(
-        [sys.executable, *starter, "-m", "tests.training.together", "tasks.json"],
+        [sys.executable, *starter, "-m", "tests.training.together", "tasks.json", *flags],
         cwd=folder,
         env=clean_environment(folder / "torch"),
         capture_output=True,
