@@ -144,7 +144,7 @@ def _begin(plan: Plan, run: TrackedRun) -> None:
 
 @contextmanager
 def _workers(count: int, arguments: Sequence[str]) -> "Iterator[list[subprocess.Popen[bytes]]]":
-    """Starts the workers; whatever ends the block ends them, and their trainings save themselves."""
+    """Starts the workers and waits until they leave; an error ends them, with their trainings saved."""
     command = [sys.executable, "-m", "src.sweep", *arguments, "--worker"]
     # A session of their own: Ctrl-C comes here alone, and is passed on once.
     processes = [
@@ -158,10 +158,12 @@ def _workers(count: int, arguments: Sequence[str]) -> "Iterator[list[subprocess.
     ]
     try:
         yield processes
-    finally:
+    except BaseException:
         for process in processes:
             if process.poll() is None:
                 process.terminate()
+        raise
+    finally:
         for process in processes:
             process.wait()
 
