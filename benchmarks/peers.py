@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from src.data.augment import augment
+from src.data.augment import augment, draw_changes
 from src.data.batches import in_order, training_batches
 from src.data.dataset import Dataset, load_dataset
 from src.models.spec import unit_range
@@ -103,7 +103,9 @@ def _batches(setup: Setup, dataset: Dataset, split: str) -> Iterator[tuple[Tenso
     order = training_batches(len(labels), size, seed=0, epoch=1)
     for positions in order if is_train else in_order(torch.arange(len(labels)).numpy(), size):
         pixels = unit_range(dataset.batch(split, positions))
-        changed = augment(pixels, setup.config.data.augment, 0) if is_train else pixels
+        strengths = setup.config.data.augment
+        changes = draw_changes(strengths, [0], [len(pixels)])
+        changed = augment(pixels, strengths, changes) if is_train else pixels
         images = spec.normalize(changed).contiguous(memory_format=torch.channels_last)
         device = setup.network.device
         yield images.to(device), torch.from_numpy(labels[positions]).to(device)

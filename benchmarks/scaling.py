@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.measuring import keep, python, show, spread
 from benchmarks.peers import Work
-from src.data.augment import augment
+from src.data.augment import augment, draw_changes
 from src.data.batches import training_batches
 from src.data.dataset import Dataset, load_dataset
 from src.models.parameters import train_mode
@@ -73,7 +73,9 @@ def _ready(setup: Setup, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
     labels, device = dataset.splits["train"].labels, setup.network.device
     for positions in training_batches(len(labels), setup.config.training.batch_size, seed=0, epoch=1):
         pixels = unit_range(dataset.batch("train", positions).to(device))
-        images = setup.network.spec.normalize(augment(pixels, setup.config.data.augment, 0))
+        strengths = setup.config.data.augment
+        changes = draw_changes(strengths, [0], [len(pixels)]).to(device)
+        images = setup.network.spec.normalize(augment(pixels, strengths, changes))
         yield (
             images.contiguous(memory_format=torch.channels_last),
             torch.from_numpy(labels[positions]).to(device),

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.measuring import keep, show, spread
 from benchmarks.peers import Work
-from src.data.augment import augment
+from src.data.augment import augment, draw_changes
 from src.data.batches import training_batches
 from src.data.dataset import Dataset, load_dataset
 from src.models.parameters import train_mode
@@ -32,7 +32,8 @@ def parts(setup: Setup, dataset: Dataset) -> dict[str, Callable[[int], None]]:
 
     def images(number: int) -> torch.Tensor:
         pixels = dataset.batch("train", batches[number % len(batches)]).to(network.device)
-        changed = augment(unit_range(pixels), config.data.augment, number)
+        changes = draw_changes(config.data.augment, [number], [len(pixels)]).to(network.device)
+        changed = augment(unit_range(pixels), config.data.augment, changes)
         return network.spec.normalize(changed).contiguous(memory_format=torch.channels_last)
 
     ready = [(images(i), torch.from_numpy(labels[chosen])) for i, chosen in enumerate(batches)]

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from src.data.image_array import ImageArray
+
 
 def make_images(count: int, size: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Noise ``(count, size, size)`` in which class 1 is brighter, not so much that it is never mistaken."""
@@ -36,3 +38,8 @@ def write_folder(root: Path, *, counts: dict[str, int], modality: str = "A", siz
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
     return root
+
+
+def pixels_of(array: ImageArray) -> NDArray[np.uint8]:
+    """All images of a file."""
+    return array.read(np.arange(array.shape[0]))

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from filelock import Timeout
-from numpy.typing import NDArray
 
 from src.data.decode import Shown, Task, decode_all, look_at_all
 from src.data.entries import FORMAT, Entry, Index
+from src.data.image_array import ImageArray
 from src.data.packs import GIGABYTE, NewPack, PackFolder
 from src.data.samples import Listing, Sample
 from src.data.workers import Workers
@@ -36,7 +36,7 @@ class DecodedImages:
 
     Attributes:
         listing: What was decoded.
-        pixels: uint8 ``(N, C, S, S)``, mapped from disk; black where an image could not be read.
+        pixels: The decoded images; black where an image could not be read.
         rows: Of each readable image, its row in ``pixels``.
         samples: The readable samples, in the order of ``rows``.
         entries: What is known of each.
@@ -44,7 +44,7 @@ class DecodedImages:
     """
 
     listing: Listing
-    pixels: NDArray[np.uint8]
+    pixels: ImageArray
     rows: tuple[int, ...]
     samples: tuple[Sample, ...]
     entries: tuple[Entry, ...]
@@ -155,8 +155,8 @@ def _pack_name(entries: Sequence[Entry], shown: Shown) -> str:
 
 def _build_pack(
     listing: Listing, entries: list[Entry], cache: _Cache, shown: Shown
-) -> tuple[list[Entry], NDArray[np.uint8]]:
-    """Makes the pack of all readable images; returns the completed entries and the mapped pack."""
+) -> tuple[list[Entry], ImageArray]:
+    """Makes the pack of all readable images; returns the completed entries and the open pack."""
     shape = (len(entries), shown.channels, shown.size, shown.size)
     done = list(entries)
     with (

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from src.data.cache import DecodedImages, decode_listings
+from src.data.image_array import ImageArray, ImageSource
 from src.data.images import Range
 from src.data.leaks import check_leaks
-from src.data.packs import take
 from src.data.records import Record, join
 from src.data.samples import SPLITS
 from src.data.sources import list_modalities
@@ -52,7 +52,7 @@ class Dataset:
     Attributes:
         root: What was read.
         classes: Class names; of two, the last is the positive one.
-        packs: Of each modality, uint8 ``(N, C, S, S)``, mapped from disk.
+        packs: The decoded images of each modality.
         window: (low, high) that images with more than plain 8-bit pixels are seen through, None where
             there are none, or each file says its own.
         splits: ``train``, ``val`` and perhaps ``test``.
@@ -65,7 +65,7 @@ class Dataset:
 
     root: Path
     classes: tuple[str, ...]
-    packs: tuple[NDArray[np.uint8], ...]
+    packs: tuple[ImageArray, ...]
     window: Range | None
     splits: dict[str, Split]
     fingerprint: str
@@ -88,9 +88,13 @@ class Dataset:
         """Side of every image in pixels."""
         return int(self.packs[0].shape[2])
 
+    def images(self, split: str) -> ImageSource:
+        """The images of a split, to be read in batches."""
+        return ImageSource(self.packs, self.splits[split].rows)
+
     def batch(self, split: str, positions: NDArray[np.int64]) -> torch.Tensor:
-        """uint8 images ``(len(positions), C, S, S)`` of a split, copied out of the mapped files."""
-        return stack(self.packs, self.splits[split].rows[positions])
+        """Read uint8 images ``(len(positions), C, S, S)`` of a split into main memory."""
+        return self.images(split).read(positions)
 
     @cached_property
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -119,20 +123,6 @@ class Dataset:
                 patients = {split.patients[i] for i in of_class}
                 rows.append((name, class_name, len(of_class), None if None in patients else len(patients)))
         return rows
-
-
-def stack(packs: Sequence[NDArray[np.uint8]], rows: NDArray[np.int64]) -> torch.Tensor:
-    """Copies samples out of the mapped packs of M modalities, stacked as channels.
-
-    Args:
-        packs: Of each modality, uint8 ``(N, C, S, S)``.
-        rows: int64 ``(B, M)``, the row of each sample in each pack.
-
-    Returns:
-        uint8 ``(B, C x M, S, S)``.
-    """
-    parts = [take(pack, rows[:, i]) for i, pack in enumerate(packs)]
-    return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
 
 
 def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -> Dataset:

@@ -7,15 +7,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from src.data import manifest
 from src.data.cache import decode_listings
-from src.data.dataset import stack
 from src.data.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from src.data.files import is_image
 from src.data.folders import image_files, listing_of_files
+from src.data.image_array import ImageArray, ImageSource
 from src.data.npz import images_of, labels_of, listing_of_arrays, read_arrays
 from src.data.records import Record, join, records_of
 from src.data.samples import Listing, Sample
@@ -33,13 +31,13 @@ class Inputs:
 
     Attributes:
         records: One per sample; the label of one is `UNKNOWN` where it is not told.
-        packs: Of each modality, uint8 ``(N, C, S, S)``, mapped from disk.
+        packs: The decoded images of each modality.
         bad: One message per image that could not be read.
         notes: Sentences to show.
     """
 
     records: tuple[Record, ...]
-    packs: tuple[NDArray[np.uint8], ...]
+    packs: tuple[ImageArray, ...]
     bad: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -47,12 +45,9 @@ class Inputs:
         return len(self.records)
 
     @cached_property
-    def _rows(self) -> NDArray[np.int64]:
-        return np.array([record.rows for record in self.records], dtype=np.int64)
-
-    def batch(self, positions: NDArray[np.int64]) -> torch.Tensor:
-        """uint8 images ``(len(positions), C, S, S)``, copied out of the mapped files."""
-        return stack(self.packs, self._rows[positions])
+    def images(self) -> ImageSource:
+        """The images, to be read in batches."""
+        return ImageSource(self.packs, np.array([record.rows for record in self.records], dtype=np.int64))
 
 
 def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path) -> Inputs:

@@ -1,15 +1,13 @@
 """A folder of packs: arrays of decoded images, bounded in size, the least recently used going first.
 
-A pack ``{name}.npy`` holds uint8 images ``(N, C, S, S)`` and is mapped into memory, not loaded;
-``{name}.rows`` names the pixels of each, so that another pack can take them over. While
-a process has one mapped it holds a shared lock on the file, which ends with the process however it
-ends; so whoever needs room can tell which packs nobody uses.
+A pack ``{name}.npy`` holds uint8 images ``(N, C, S, S)``; ``{name}.rows`` names the pixels of each, so
+that another pack can take them over. While a process has one open it holds a shared lock on the file,
+which ends with the process however it ends. A pack without a lock is unused and can be removed.
 """
 
 import fcntl
 import json
 import math
-import mmap
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +17,8 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 
+from src.data.image_array import ImageArray
 from src.errors import DataError
 from src.utils.io import TEMP_PREFIX, atomic_write_text, file_lock, write_at
 
@@ -42,18 +40,21 @@ class PackFolder:
     folder: Path
     limit: int
 
-    def find(self, name: str) -> NDArray[np.uint8] | None:
-        """Maps the pack of this name, None where there is none; from now on it counts as used."""
+    def find(self, name: str) -> ImageArray | None:
+        """Open the pack of this name, None where there is none; from now on it counts as used."""
         path = self._path(name)
         try:
-            with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
-                os.utime(path)
-                return _mapped(file)
+            file = path.open("rb", buffering=0)
         except FileNotFoundError:
             return None
-        except ValueError:  # damaged: it is made again
-            _remove(path)
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            os.utime(path)
+            return ImageArray.of_file(file)
+        except (FileNotFoundError, ValueError) as error:
+            file.close()
+            if isinstance(error, ValueError):  # damaged: it is made again
+                _remove(path)
             return None
 
     def contents(self, image_shape: tuple[int, ...]) -> Iterator[tuple[str, list[str | None]]]:
@@ -146,7 +147,8 @@ class NewPack:
             if not found or (source := self.packs.find(name)) is None:
                 continue
             for row in found:
-                write_at(self.file.fileno(), source[places[wanted[row]]].tobytes(), self.offset(row))
+                image = source.read(np.array([places[wanted[row]]]))
+                write_at(self.file.fileno(), image.tobytes(), self.offset(row))
                 self.rows[row] = wanted[row]
                 yield row
 
@@ -155,8 +157,8 @@ class NewPack:
         os.fsync(self.file.fileno())
         _write_rows(_rows_of(self.temp), self.shape, self.rows)
 
-    def keep(self, name: str) -> NDArray[np.uint8]:
-        """Finishes the pack, gives it its name, and maps it."""
+    def keep(self, name: str) -> ImageArray:
+        """Finish the pack, give it its name, and open it."""
         self.file.seek(0)
         _write_header(self.file, self.shape)
         self.file.flush()
@@ -165,8 +167,11 @@ class NewPack:
         _write_rows(_rows_of(path), self.shape, self.rows)
         self.temp.replace(path)
         _rows_of(self.temp).unlink(missing_ok=True)
+        file = path.open("rb", buffering=0)
+        # Of another open file: until it has its lock, this one's keeps others from removing the pack.
         fcntl.flock(self.file, fcntl.LOCK_SH)
-        return _mapped(self.file)
+        fcntl.flock(file, fcntl.LOCK_SH)
+        return ImageArray.of_file(file)
 
 
 @dataclass(frozen=True)
@@ -181,14 +186,14 @@ class OldPack:
         """Removes it.
 
         Raises:
-            DataError: A process has mapped it since.
+            DataError: A process has opened it since.
         """
         if not _remove_unused(self.path):
             raise DataError(f"{self.path} is in use by now")
 
 
 def find_old(folder: Path, seconds: float) -> list[OldPack]:
-    """The packs that no process has mapped, and whose last use is longer ago; the oldest first."""
+    """The packs that no process has open, and whose last use is longer ago; the oldest first."""
     now = time.time()
     packs = [
         OldPack(path, _size(path), now - _last_use(path))
@@ -226,30 +231,6 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
     assert file.tell() == _HEADER
-
-
-def _mapped(file: IO[bytes]) -> NDArray[np.uint8]:
-    """Maps an open pack; the lock on the file holds for as long as the array lives."""
-    file.seek(0)
-    np.lib.format.read_magic(file)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    # Read-only: a private writable mapping would count against memory, however large the pack.
-    buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    buffer.madvise(mmap.MADV_RANDOM)  # else each row that is not in memory brings megabytes of others along
-    if len(buffer) < file.tell() + math.prod(shape):
-        raise ValueError("the file is cut off")
-    return np.ndarray(shape, dtype, buffer, file.tell())
-
-
-def take(pack: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Copies rows ``(B, C, S, S)`` out of a pack ``(N, C, S, S)``; what is on disk is read all at once."""
-    buffer: object = pack.base
-    if isinstance(buffer, mmap.mmap):
-        size = math.prod(pack.shape[1:])
-        for row in rows.tolist():
-            start, more = divmod(_HEADER + row * size, mmap.PAGESIZE)
-            buffer.madvise(mmap.MADV_WILLNEED, start * mmap.PAGESIZE, more + size)
-    return pack[rows]
 
 
 def _is_temp(path: Path) -> bool:

@@ -95,4 +95,4 @@ def _train(
         trainer = Trainer(setup.config, dataset, network, setup.optimization, keeper=keeper, extra=extra)
         if checkpoint is not None:
             trainer.restore(checkpoint)
-        return trainer.fit(), score_best(network, dataset, setup.config)
+        return trainer.fit(), score_best(network, trainer.loader, setup.config)

@@ -1,13 +1,12 @@
 """The labelled images that a model is judged on: one side of a split, or all of a folder."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from src.data.dataset import Dataset, load_dataset
+from src.data.image_array import ImageSource
 from src.data.inputs import UNKNOWN, Inputs, load_inputs
 from src.errors import ConfigError, DataError
 from src.inference.trained import TrainedModel
@@ -27,7 +26,7 @@ class Cases:
         samples: Hash of each sample's pixels, N.
         patients: Index of each sample's patient, None where unknown, N.
         labels: Class indices, (N,).
-        batch: Gives uint8 images (B, C, S, S) for positions (B,).
+        images: The images, to be read in batches.
         data_fingerprint: Names images, labels and patients.
         split_fingerprint: Names which images are on which side.
         notes: Sentences to show.
@@ -38,7 +37,7 @@ class Cases:
     samples: tuple[str, ...]
     patients: tuple[int | None, ...]
     labels: NDArray[np.int64]
-    batch: Callable[[NDArray[np.int64]], torch.Tensor]
+    images: ImageSource
     data_fingerprint: str
     split_fingerprint: str
     notes: tuple[str, ...]
@@ -82,7 +81,7 @@ def _side(trained: TrainedModel, dataset: Dataset, split: str) -> Cases:
         side.hashes,
         side.patients,
         side.labels,
-        lambda positions: dataset.batch(split, positions),
+        dataset.images(split),
         dataset.fingerprint,
         dataset.split_fingerprint,
         dataset.warnings,
@@ -110,7 +109,7 @@ def _all(trained: TrainedModel, inputs: Inputs) -> Cases:
         samples,
         patients,
         labels,
-        inputs.batch,
+        inputs.images,
         sha256("\n".join(lines).encode()),
         sha256("\n".join(sorted(samples)).encode()),
         inputs.notes,

@@ -145,7 +145,7 @@ def _draw_group(
     panel: "Figure", trained: TrainedModel, layer: Layer, judgement: Judgement, chosen: NDArray[np.int64]
 ) -> None:
     decisions = decide(judgement.probabilities[chosen], trained.threshold)
-    pixels = judgement.cases.batch(chosen)
+    pixels = judgement.cases.images.read(chosen)
     maps = grad_cam(trained, layer, pixels, decisions)
     names = readable(trained.classes)
     columns = min(len(chosen), _PER_ROW)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.data.batches import in_order
+from src.data.loading import load_batches
 from src.inference.cases import Cases
 from src.inference.trained import TrainedModel
 from src.models.forward import predict_logits
@@ -50,8 +51,8 @@ class Judgement:
 def judge(trained: TrainedModel, cases: Cases) -> Judgement:
     """Runs the model over the images, in float32, and scores it at its recorded threshold."""
     batches = in_order(np.arange(len(cases.labels)), trained.config.training.batch_size)
-    images = (cases.batch(rows) for rows in track(batches, cases.split, len(batches)))
     network = trained.network
+    images = track(load_batches(cases.images, batches, network.device), cases.split, len(batches))
     probabilities = softmax(predict_logits(network.model, network.spec, images, device=network.device))
     by_image = estimate(cases.labels, probabilities, cases.patients, trained.threshold)
     patients = by_patient(cases.labels, probabilities, cases.patients)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from src.data.batches import in_order
 from src.data.inputs import UNKNOWN, Inputs
+from src.data.loading import load_batches
 from src.inference.trained import TrainedModel
 from src.models.features import extract_features
 from src.models.forward import predict_logits
@@ -52,9 +53,9 @@ def features(
 
 
 def _batches(trained: TrainedModel, inputs: Inputs) -> Iterator[torch.Tensor]:
-    """All images, in order, with a progress bar."""
+    """Yield all images in order, on the model's device, with a progress bar."""
     batches = in_order(np.arange(len(inputs)), trained.config.training.batch_size)
-    return (inputs.batch(rows) for rows in track(batches, "images", len(batches)))
+    return track(load_batches(inputs.images, batches, trained.network.device), "images", len(batches))
 
 
 def _described(trained: TrainedModel, inputs: Inputs) -> "DataFrame":

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -48,10 +49,8 @@ class InputSpec:
         return standardize(pixels, *self.constants(pixels.dtype, pixels.device))
 
     def constants(self, dtype: torch.dtype, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-        """Returns mean and std as tensors of shape (1, C, 1, 1)."""
-        shape = (1, self.channels, 1, 1)
-        mean = torch.tensor(self.mean, dtype=dtype, device=device).view(shape)
-        return mean, torch.tensor(self.std, dtype=dtype, device=device).view(shape)
+        """Returns mean and std as tensors of shape (1, C, 1, 1), which are not to be changed."""
+        return _constants(self.mean, self.std, dtype, device)
 
     def to_dict(self) -> dict[str, int | list[float]]:
         """Returns plain values, fit for a checkpoint."""
@@ -77,6 +76,17 @@ class InputSpec:
                 f"The description of the model's input is damaged ({error!r}): it needs the keys "
                 "channels, size, mean and std; use a checkpoint written by this project."
             ) from error
+
+
+@cache  # copied to a device once: in every step the copy would wait for the device
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device | None
+) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(mode=False):  # whoever asks first
+        first, second = (
+            torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1) for values in (mean, std)
+        )
+    return first, second
 
 
 def standardize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:

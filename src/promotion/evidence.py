@@ -155,6 +155,7 @@ def _predict(run: FinishedRun, model: "nn.Module", folder: Path) -> Predictions:
 
     from src.data.batches import in_order
     from src.data.dataset import load_dataset
+    from src.data.loading import load_batches
     from src.utils.progress import track
 
     config = read_config(run, folder)
@@ -167,7 +168,8 @@ def _predict(run: FinishedRun, model: "nn.Module", folder: Path) -> Predictions:
     batches = list(in_order(np.arange(len(val)), config.training.batch_size))
     try:
         with torch.inference_mode():
-            parts = [model(dataset.batch("val", rows)) for rows in track(batches, "verify", len(batches))]
+            images = load_batches(dataset.images("val"), batches, torch.device("cpu"))
+            parts = [model(pixels) for pixels in track(images, "verify", len(batches))]
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ClaimError(f"run {run.run_id}: its logged model does not take its data: {reason}") from None

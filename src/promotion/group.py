@@ -6,7 +6,7 @@ from pathlib import Path
 
 from src.errors import MlprojectError
 from src.tracking.names import registered_name
-from src.utils.config import TAG_PATTERN
+from src.utils.config_fields import TAG_PATTERN
 
 FOLDER = Path("config/best_hparams")
 """Where the records lie, below the working folder."""

@@ -246,7 +246,8 @@ def _tracked(tags: Mapping[str, str], run_id: str | None) -> Iterator[TrackedRun
         _finish_anyway(run, "FAILED", message)
         if run is not None and isinstance(error, MlflowException | UserError):
             # Whatever it is, it is no longer something to mend before training.
-            raise TrackingError(message) from None
+            shown = str(error) if isinstance(error, UserError) else message  # the terminal may name files
+            raise TrackingError(shown, public=message) from None
         raise
 
 

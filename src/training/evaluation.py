@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from src.data.batches import in_order
-from src.data.dataset import Dataset, Split
+from src.data.dataset import Split
+from src.data.loading import BatchLoader
 from src.models.forward import predict_logits
 from src.models.spec import InputSpec
 from src.training.metrics import Scores, evaluate, softmax
@@ -45,7 +47,7 @@ class SplitScores:
 
 
 def score_split(
-    network: Network, dataset: Dataset, name: str, threshold: float | str, batch_size: int
+    network: Network, loader: BatchLoader, name: str, threshold: float | str, batch_size: int
 ) -> SplitScores:
     """Runs the model over a split and scores it; each of several processes runs it over its share.
 
@@ -53,13 +55,15 @@ def score_split(
 
     Args:
         network: What to run.
-        dataset: Where the split is.
+        loader: Loads the images.
         name: ``train``, ``val`` or ``test``.
         threshold: The operating threshold, or the rule that chooses it on this very split.
         batch_size: Images per forward pass; it does not change the scores.
     """
-    split = dataset.splits[name]
-    batches = _batches(network.processes, dataset, name, batch_size)
+    dataset, split = loader.dataset, loader.dataset.splits[name]
+    positions = np.arange(len(split))[network.processes.share(len(split))]
+    images = loader.load(name, in_order(positions, batch_size))
+    batches = _in_step(images, network.processes, len(split), batch_size)
     if network.processes.share(len(split)):
         # In float32 whatever training does: scores and threshold must hold for the model as it is served.
         logits = predict_logits(network.model, network.spec, batches, device=network.device)
@@ -69,12 +73,8 @@ def score_split(
     return SplitScores(split, softmax(logits), evaluate(split.labels, logits, threshold))
 
 
-def _batches(processes: Processes, dataset: Dataset, name: str, batch_size: int) -> Iterator[Tensor]:
-    """The share of this process; where it has one batch less than others, it asks as often to stop."""
-    count = len(dataset.splits[name])
-    positions = np.arange(count)[processes.share(count)]
-    batches = in_order(positions, batch_size)
-    for number in range(-(-count // processes.count) // batch_size + 1):
+def _in_step(images: Iterator[Tensor], processes: Processes, count: int, batch_size: int) -> Iterator[Tensor]:
+    """The batches of this process; where it has one batch less than others, it asks as often to stop."""
+    for _ in range(-(-count // processes.count) // batch_size + 1):
         processes.check_stop()
-        if number < len(batches):
-            yield dataset.batch(name, batches[number])
+        yield from islice(images, 1)

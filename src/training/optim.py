@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from src.utils.config import TrainingConfig
 
@@ -55,20 +55,34 @@ def rate_factor(epochs_done: float, config: TrainingConfig, step: float = 0.0) -
     return 1.0
 
 
-def make_average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the model's weights and batch-norm statistics.
+class WeightAverage(AveragedModel):
+    """An exponential moving average of a model's weights and batch-norm statistics.
 
-    Args:
-        model: The model that trains.
-        decay: The share of the average that each step leaves in place.
+    ``AveragedModel`` reads its step count on the device that trains, so each step waits for the device.
     """
-    average = get_ema_multi_avg_fn(decay)
 
-    def update(averages: PARAM_LIST, values: PARAM_LIST, count: Tensor | int) -> None:
-        if averages[0].is_floating_point():
-            average(averages, values, count)
-        else:
-            # Whole numbers are indices (Swin's positions) and counts: averaged, they would be rounded down.
-            torch._foreach_copy_(averages, values)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Start at the model's weights.
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+        Args:
+            model: The model that trains.
+            decay: The share of the average that each step leaves in place.
+        """
+        super().__init__(model, use_buffers=True)
+        self._decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average toward the model's weights; the first step copies them."""
+        old, new = _tensors(self.module), _tensors(model)
+        floats = [i for i, tensor in enumerate(old) if tensor.is_floating_point()]
+        share = 1 - self._decay if int(self.n_averaged) else 1.0
+        torch._foreach_lerp_([old[i] for i in floats], [new[i] for i in floats], share)
+        # Whole numbers are indices (Swin's positions) and counts: averaged, they would be rounded down.
+        for i in set(range(len(old))) - set(floats):
+            old[i].copy_(new[i])
+        self.n_averaged += 1
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

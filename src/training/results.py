@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.data.dataset import Dataset
+from src.data.loading import BatchLoader
 from src.training.checkpoint import TrainerState
 from src.training.evaluation import Network, SplitScores, score_split
 from src.training.plots import save_plots
@@ -29,16 +29,16 @@ class Results:
         return metrics if test is None else metrics | test.scores.named("test")
 
 
-def score_best(network: Network, dataset: Dataset, config: Config) -> Results:
+def score_best(network: Network, loader: BatchLoader, config: Config) -> Results:
     """Scores the weights in ``network``: the threshold is chosen on val and applied to test.
 
     The test split is looked at here and nowhere else.
     """
     size = config.training.batch_size
-    val = score_split(network, dataset, "val", config.evaluation.threshold, size)
+    val = score_split(network, loader, "val", config.evaluation.threshold, size)
     splits = {"val": val}
-    if "test" in dataset.splits:
-        splits["test"] = score_split(network, dataset, "test", val.scores.threshold, size)
+    if "test" in loader.dataset.splits:
+        splits["test"] = score_split(network, loader, "test", val.scores.threshold, size)
     return Results(splits, val.scores.threshold)
 
 

@@ -15,7 +15,7 @@ from src.models.parameters import parameter_groups
 from src.models.spec import InputSpec
 from src.training.evaluation import Network
 from src.training.loss import make_loss
-from src.training.optim import make_average, make_optimizer, make_schedule
+from src.training.optim import WeightAverage, make_optimizer, make_schedule
 from src.training.replicas import has_batch_norm, synchronized
 from src.training.step import Optimization
 from src.utils.config import Config
@@ -155,7 +155,7 @@ def _optimization(network: Network, config: Config, dataset: Dataset) -> Optimiz
         pass_size=settings.batch_size,
         smallest=smallest,
         clip_grad_norm=settings.clip_grad_norm,
-        average=None if settings.ema_decay is None else make_average(network.model, settings.ema_decay),
+        average=None if settings.ema_decay is None else WeightAverage(network.model, settings.ema_decay),
     )
 
 

@@ -3,31 +3,28 @@
 import math
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from src.data.augment import augment
-from src.data.batches import training_batches
 from src.data.dataset import Dataset
+from src.data.loading import BatchLoader
 from src.errors import TrainingError
 from src.models.parameters import train_mode
-from src.models.spec import unit_range
 from src.training.checkpoint import TrainerState, load_checkpoint
+from src.training.compile import compiled
 from src.training.evaluation import Network, score_split
 from src.training.keeper import Keeping
-from src.training.loss import make_mixup
+from src.training.pipeline import Batch, BatchPipeline
 from src.training.replicas import replicated
-from src.training.step import Optimization, Share
+from src.training.step import Optimization
 from src.utils.config import Config
 from src.utils.progress import bar
-from src.utils.runtime import Stopped, derive_seed, seed_everything, to_device, uninterrupted
+from src.utils.runtime import Stopped, uninterrupted
 
 _REFRESH_SECONDS = 0.5
-_AUGMENT, _DROPOUT = 2, 3  # streams of their own beside the one that shuffles
 
 
 @dataclass
@@ -83,7 +80,8 @@ class Trainer:
         self.optimization = optimization
         self.keeper = keeper
         self.extra = dict(extra)
-        self.mixup = make_mixup(config.training.mixup_alpha, len(dataset.classes))
+        self.loader = BatchLoader(dataset, network.device, config.data.cache_share)
+        self.pipeline = BatchPipeline(config, self.loader, network, optimization)
         self.state = TrainerState()
         self._saved_at = 0.0
         self._replica: Network | None = None
@@ -147,34 +145,37 @@ class Trainer:
 
     def _train(self, epoch: int) -> tuple[float, float]:
         """One pass over the training split, or its rest; returns the mean loss and images per second."""
-        settings, labels = self.config.training, self.dataset.splits["train"].labels
-        batches = training_batches(
-            len(labels),
-            settings.images_per_step,
-            seed=settings.seed,
-            epoch=epoch,
-            smallest=self.optimization.smallest,
-        )
-        before = sum(map(len, batches[: self.state.steps]))
+        order = self.pipeline.order(epoch)
+        before = sum(map(len, order[: self.state.steps]))
         progress = _Progress(seen=before, before=before)
         self._thaw(epoch)
-        with bar(f"epoch {epoch}/{settings.epochs}", len(batches), done=self.state.steps) as advance:
-            for number in range(self.state.steps, len(batches)):
-                positions = batches[number]
+        title = f"epoch {epoch}/{self.config.training.epochs}"
+        with (
+            bar(title, len(order), done=self.state.steps) as advance,
+            closing(self.pipeline.load(epoch, order, self.state.steps)) as batches,
+        ):
+            for batch in batches:
                 with uninterrupted():
-                    self.state.loss_sum += self._step(epoch, number, positions, labels[positions])
-                    self.state.steps = number + 1
-                progress.seen += len(positions)
-                # Reading the loss waits for the device, so it is read now and then only.
-                if number == 0 or progress.is_due():
-                    mean = self._check_finite(float(self.state.loss_sum) / progress.seen, epoch)
-                    progress.text = f"loss {mean:.4f}  {self._best_text()}  {progress.rate:.0f} images/s"
+                    self.state.loss_sum += self._step(batch)
+                    self.state.steps += 1
+                progress.seen += batch.share.length
+                self._report(progress, epoch)
                 advance(progress.text)
-                self.network.processes.check_stop()
-                self.keeper.check()
-                if time.monotonic() - self._saved_at > 60 * settings.checkpoint_every_minutes:
-                    self._keep_steps()
+                self._check()
         return self._check_finite(float(self.state.loss_sum) / progress.seen, epoch), progress.rate
+
+    def _report(self, progress: _Progress, epoch: int) -> None:
+        """Update the text behind the bar; reading the loss waits for the device, so now and then only."""
+        if self.state.steps == 1 or progress.is_due():
+            mean = self._check_finite(float(self.state.loss_sum) / progress.seen, epoch)
+            progress.text = f"loss {mean:.4f}  {self._best_text()}  {progress.rate:.0f} images/s"
+
+    def _check(self) -> None:
+        """Stop where a signal or an error of the background writer asks for it; save where it is time."""
+        self.network.processes.check_stop()
+        self.keeper.check()
+        if time.monotonic() - self._saved_at > 60 * self.config.training.checkpoint_every_minutes:
+            self._keep_steps()
 
     def _thaw(self, epoch: int) -> None:
         """Makes what the epoch trains trainable, and a replica of it where several processes train."""
@@ -182,47 +183,21 @@ class Trainer:
         is_frozen = epoch <= self.config.training.freeze_backbone_epochs
         train_mode(self.network.model, freeze_backbone=is_frozen)
         if self._replica is None or is_frozen != self._is_frozen:
-            self._replica, self._is_frozen = replicated(self.network), is_frozen
+            self._replica, self._is_frozen = replicated(self._compiled()), is_frozen
 
-    def _step(
-        self, epoch: int, number: int, positions: NDArray[np.int64], labels: NDArray[np.int64]
-    ) -> torch.Tensor:
-        """One optimizer step; returns the summed loss of the batch, on the device."""
-        seed, processes = self.config.training.seed, self.network.processes
-        share = self.optimization.share(len(positions), processes)
-        # Every step has seeds of its own, so that a run can be continued from any step.
-        seed_everything(seed, epoch, number, _DROPOUT)
-        images, targets = self._batch(positions, labels, share, derive_seed(seed, epoch, number, _AUGMENT))
-        if processes.are_several:
-            # What is drawn before is drawn for all; each drops out by itself.
-            seed_everything(seed, epoch, number, _DROPOUT, processes.rank)
-        network = self._replica or self.network
-        return self.optimization.step(
-            network, images.contiguous(memory_format=torch.channels_last), targets, share
+    def _compiled(self) -> Network:
+        settings, processes = self.config.training, self.network.processes
+        return compiled(
+            self.network,
+            settings.compile,
+            len(processes.share(settings.batch_size)),
+            is_accumulated=settings.gradient_accumulation_steps > 1,
         )
 
-    def _batch(
-        self, positions: NDArray[np.int64], labels: NDArray[np.int64], share: Share, seed: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """This process's images of a batch, and their targets.
-
-        They are what they would be if one process made the batch at once: neither the number of passes
-        nor that of processes changes more than memory and time.
-        """
-        places = share.places
-        is_part = self.mixup is not None and self.network.processes.are_several
-        if is_part:  # an image is mixed with the one before it in the whole batch
-            places = np.stack([(places - 1) % share.length, places], axis=1).ravel()
-        images = self._images(positions[places], seed, of=(share.length, torch.from_numpy(places)))
-        targets = to_device(torch.from_numpy(labels[places]), self.network.device)
-        if self.mixup is not None:
-            images, targets = self.mixup(images, targets)
-        return (images[1::2], targets[1::2]) if is_part else (images, targets)
-
-    def _images(self, positions: NDArray[np.int64], seed: int, of: tuple[int, torch.Tensor]) -> torch.Tensor:
-        pixels = to_device(self.dataset.batch("train", positions), self.network.device)
-        augmented = augment(unit_range(pixels), self.config.data.augment, seed, of=of)
-        return self.network.spec.normalize(augmented)
+    def _step(self, batch: Batch) -> Tensor:
+        """One optimizer step; returns the summed loss of the batch, on the device."""
+        network = self._replica or self.network
+        return self.optimization.step(network, batch.images, batch.targets, batch.share)
 
     def _check_finite(self, loss: float, epoch: int) -> float:
         if not math.isfinite(loss):
@@ -241,12 +216,9 @@ class Trainer:
         """The epoch's row of the history."""
         kept = self._kept()
         kept.processes.copy_from_first(kept.model.buffers())  # each has seen other images' statistics
+        settings = self.config
         val = score_split(
-            kept,
-            self.dataset,
-            "val",
-            self.config.evaluation.threshold,
-            self.config.training.batch_size,
+            kept, self.loader, "val", settings.evaluation.threshold, settings.training.batch_size
         )
         row = {"epoch": epoch, "train_loss": train_loss, **val.scores.named("val")}
         return row | {"val_threshold": val.scores.threshold}

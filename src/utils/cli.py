@@ -59,7 +59,8 @@ def run_command(work: Callable[[], None]) -> int:
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            return _fail(f"out of memory; lower training.batch_size or data.image_size ({error})", 1)
+            remedy = "lower training.batch_size or data.image_size, or on a GPU set data.device_cache=off"
+            return _fail(f"out of memory; {remedy} ({error})", 1)
     return 0
 
 

@@ -1,62 +1,23 @@
 """The settings of a run: frozen, documented, and refused at load when they are wrong."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from src.errors import ConfigError
 from src.utils.config_errors import explain
+from src.utils.config_fields import Compile, DeviceCache, Modalities, RunName, Threshold, Window
 from src.utils.dotted import flatten, merge_dotted
 from src.utils.yaml_files import read_yaml
 
 RECORD_KEYS = ("best_metrics", "test_metrics", "updated_at", "mlflow")
 """Top-level keys of ``config/best_hparams/*.yaml`` that record a result; no settings, so not read here."""
 
-TAG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-"""A modality or a run name: it becomes a folder and a tag, so neither separators nor a leading dot."""
-
-
-def _plain_name(name: str) -> str:
-    if not re.fullmatch(TAG_PATTERN, name) or ".." in name:
-        raise ValueError(f"{name!r} may hold letters, digits, '.', '_' and '-' only, and no '..'")
-    return name
-
-
-def _threshold(value: float | str) -> float | str:
-    if isinstance(value, str):
-        rule = re.fullmatch(r"(?:sensitivity|specificity)>=(0?\.\d+|1(?:\.0*)?)", value)
-        if value != "youden" and (rule is None or float(rule[1]) <= 0):
-            raise ValueError("use a number in (0, 1), youden, sensitivity>=0.90 or specificity>=0.90")
-    elif not 0 < value < 1:
-        raise ValueError(f"{value} is not between 0 and 1")
-    return value
-
-
-def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) < len(names):
-        raise ValueError("each modality stands there once")
-    return names
-
-
-def _ascending(window: tuple[float, float]) -> tuple[float, float]:
-    if not window[0] < window[1]:
-        raise ValueError(f"low must be below high, such as [-160, 240]; {list(window)} is not")
-    return window
-
-
-def _free_name(name: str) -> str:
-    if name in {"logs", "cache"}:
-        raise ValueError(f"{name!r} is a folder that all runs share; choose another name")
-    return name
-
-
-Name = Annotated[str, AfterValidator(_plain_name)]
-RunName = Annotated[Name, AfterValidator(_free_name)]
+_AUTO_CACHE_SHARE = 0.25
 
 
 class _Section(BaseModel):
@@ -84,7 +45,7 @@ class DataConfig(_Section):
         description="demo, a folder of images or with a manifest.csv, or a MedMNIST .npz",
     )
     allow_outside_root: bool = Field(False, description="let a manifest name files outside its folder")
-    modalities: Annotated[tuple[Name, ...], AfterValidator(_distinct)] = Field(
+    modalities: Modalities = Field(
         ("A",), min_length=1, description="what to train on, as a list; several are stacked as channels"
     )
     image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=4096)] = Field(
@@ -93,7 +54,7 @@ class DataConfig(_Section):
     channels: Literal["auto", 1, 3] = Field(
         "auto", description="of each modality: 1 gray, 3 RGB; auto: what the images have"
     )
-    window: Annotated[tuple[float, float], AfterValidator(_ascending)] | None = Field(
+    window: Window | None = Field(
         None,
         description="[low, high] for DICOM (in HU) and 16-bit images; "
         "null: the file's own, else the type's full range",
@@ -123,7 +84,18 @@ class DataConfig(_Section):
     cache_gb: float = Field(
         50.0, gt=0, description="of decoded images kept, in GB; the least recently used go first"
     )
+    device_cache: DeviceCache = Field(
+        "auto",
+        description="keep decoded images on the GPU if they fit in this share of its free memory; auto: 0.25",
+    )
     augment: AugmentConfig = AugmentConfig()
+
+    @property
+    def cache_share(self) -> float | None:
+        """The share of a GPU's free memory for decoded images; None for none."""
+        if isinstance(self.device_cache, float):
+            return self.device_cache
+        return _AUTO_CACHE_SHARE if self.device_cache == "auto" else None
 
     @model_validator(mode="after")
     def _check_fold(self) -> Self:
@@ -195,6 +167,10 @@ class TrainingConfig(_Section):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps"
     )
+    compile: Compile = Field(
+        "auto",
+        description="CUDA graphs (same results, fewer launches); auto: where possible; on: or an error; off",
+    )
     seed: int = Field(0, ge=0, description="weights, order of images, augmentation, dropout")
     deterministic: bool = Field(True, description="deterministic algorithms only: same seed, same bits")
 
@@ -215,7 +191,7 @@ class TrainingConfig(_Section):
 class EvaluationConfig(_Section):
     """How a probability becomes a decision."""
 
-    threshold: Annotated[float | str, AfterValidator(_threshold)] = Field(
+    threshold: Threshold = Field(
         0.5, description="a number, or chosen on validation: youden, sensitivity>=0.90, specificity>=0.90"
     )
 

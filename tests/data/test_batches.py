@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.data.augment import augment
+from src.data.augment import augment, draw_changes
 from src.data.batches import training_batches
 from src.utils.config import AugmentConfig
 
@@ -30,18 +30,29 @@ def images() -> torch.Tensor:
     return torch.rand(6, 2, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
+def changed(batch: torch.Tensor, config: AugmentConfig, seed: int) -> torch.Tensor:
+    return augment(batch, config, draw_changes(config, [seed], [len(batch)]))
+
+
+def test_a_batch_is_changed_alike_whatever_the_others_are() -> None:
+    config = AugmentConfig(vertical_flip=True)
+    alone = draw_changes(config, [5], [3])
+    assert torch.equal(draw_changes(config, [4, 5, 6], [9, 3, 4])[9:12], alone)
+    assert not torch.equal(draw_changes(config, [4], [3]), alone)
+
+
 def test_same_seed_same_batch() -> None:
     config = AugmentConfig()
-    assert torch.equal(augment(images(), config, 5), augment(images(), config, 5))
-    assert not torch.equal(augment(images(), config, 5), augment(images(), config, 6))
+    assert torch.equal(changed(images(), config, 5), changed(images(), config, 5))
+    assert not torch.equal(changed(images(), config, 5), changed(images(), config, 6))
 
 
 def test_off_is_off() -> None:
-    assert torch.equal(augment(images(), AugmentConfig.model_validate(OFF), 1), images())
+    assert torch.equal(changed(images(), AugmentConfig.model_validate(OFF), 1), images())
 
 
 def test_a_flip_mirrors_some_images_exactly() -> None:
-    out = augment(images(), AugmentConfig.model_validate(OFF | {"horizontal_flip": True}), 3)
+    out = changed(images(), AugmentConfig.model_validate(OFF | {"horizontal_flip": True}), 3)
     mirrored = [torch.allclose(o, i.flip(-1), atol=1e-5) for o, i in zip(out, images(), strict=True)]
     unchanged = [torch.allclose(o, i, atol=1e-5) for o, i in zip(out, images(), strict=True)]
     assert all(a != b for a, b in zip(mirrored, unchanged, strict=True))
@@ -55,7 +66,7 @@ def test_flips_and_rotation_together_keep_distances(seed: int) -> None:
     points = torch.zeros(8, 2, 41, 41)
     points[:, 0, 20, 28] = points[:, 1, 12, 20] = 1
     config = OFF | {"horizontal_flip": True, "vertical_flip": True, "rotation": 90}
-    moved = augment(points, AugmentConfig.model_validate(config), seed)
+    moved = changed(points, AugmentConfig.model_validate(config), seed)
     axis = torch.arange(41.0)
     x, y = ((moved.sum(dim) * axis).sum(-1) / moved.sum((2, 3)) for dim in (2, 3))
     distances = ((x[:, 0] - x[:, 1]) ** 2 + (y[:, 0] - y[:, 1]) ** 2).sqrt()
@@ -66,7 +77,7 @@ def test_translation_moves_by_a_share_of_the_side() -> None:
     square = torch.zeros(64, 1, 20, 20)
     square[:, :, 10, 10] = 1
     config = AugmentConfig.model_validate(OFF | {"translation": 0.2})
-    moved = augment(square, config, 0)
+    moved = changed(square, config, 0)
     mass = moved.sum((1, 2, 3))
     x = (moved.sum((1, 2)) * torch.arange(20)).sum(1) / mass
     assert float((x - 10).abs().max()) == pytest.approx(4, abs=0.4)  # 0.2 x 20 px
@@ -74,10 +85,10 @@ def test_translation_moves_by_a_share_of_the_side() -> None:
 
 def test_brightness_adds_a_constant_and_stays_in_range() -> None:
     gray = torch.full((8, 1, 4, 4), 0.5)
-    out = augment(gray, AugmentConfig.model_validate(OFF | {"brightness": 0.3}), 0)
+    out = changed(gray, AugmentConfig.model_validate(OFF | {"brightness": 0.3}), 0)
     assert float(out.amax((1, 2, 3)).sub(out.amin((1, 2, 3))).max()) < 1e-6
     assert 0.2 <= float(out.min()) < 0.45
     assert 0.55 < float(out.max()) <= 0.8
-    extreme = augment(images(), AugmentConfig.model_validate(OFF | {"brightness": 1, "contrast": 1}), 0)
+    extreme = changed(images(), AugmentConfig.model_validate(OFF | {"brightness": 1, "contrast": 1}), 0)
     assert float(extreme.min()) >= 0
     assert float(extreme.max()) <= 1

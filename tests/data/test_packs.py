@@ -14,7 +14,7 @@ from src.errors import DataError
 from src.utils.config import DataConfig
 from src.utils.io import TEMP_PREFIX, write_at
 from src.utils.runtime import Stopped
-from tests.images import write_folder
+from tests.images import pixels_of, write_folder
 
 IMAGE = 100  # bytes of one image, 1 x 10 x 10
 SHAPE = (10, 1, 10, 10)
@@ -37,7 +37,7 @@ def names(packs: PackFolder) -> set[str]:
     return {path.stem for path in packs.folder.glob("*.npy")}
 
 
-def test_what_was_written_is_mapped(folder: Path) -> None:
+def test_what_was_written_is_read(folder: Path) -> None:
     packs = PackFolder(folder, 10_000)
     with packs.new("key", SHAPE) as pack:
         for row in (0, 1, 2, 6, 9, 4):  # four of ten could not be read
@@ -46,8 +46,8 @@ def test_what_was_written_is_mapped(folder: Path) -> None:
     found = packs.find("x")
     assert found is not None
     assert found.shape == kept.shape == SHAPE
-    assert [int(image.max()) for image in found] == [0, 1, 2, 0, 4, 0, 6, 0, 0, 9]
-    assert np.array_equal(np.load(folder / "x.npy"), found)
+    assert [int(image.max()) for image in pixels_of(found)] == [0, 1, 2, 0, 4, 0, 6, 0, 0, 9]
+    assert np.array_equal(np.load(folder / "x.npy"), pixels_of(found))
     assert packs.find("y") is None
     assert names(packs) == {"x"}
 
@@ -60,7 +60,7 @@ def test_rows_are_taken_from_other_packs(folder: Path) -> None:
     with packs.new("key", (3, *SHAPE[1:])) as pack:
         assert list(pack.copy_from_others(wanted)) == [0, 2]
         assert list(pack.copy_from_others(wanted)) == []
-        assert [int(image.max()) for image in pack.keep("two")] == [7, 0, 0]
+        assert [int(image.max()) for image in pixels_of(pack.keep("two"))] == [7, 0, 0]
     with packs.new("key", (1, 1, 5, 20)) as pack:  # images of another shape are of no use
         assert list(pack.copy_from_others({0: "pixels 7"})) == []
 
@@ -80,7 +80,7 @@ def test_what_a_stopped_build_has_saved_is_gone_on_with(folder: Path) -> None:
         build_half()
     with packs.new("key", SHAPE) as pack:
         assert pack.rows == {0: "pixels 0", 1: "pixels 1", 5: "pixels 5"}
-        assert [int(image.max()) for image in pack.keep("x")[:6]] == [0, 1, 2, 0, 0, 5]
+        assert [int(image.max()) for image in pixels_of(pack.keep("x"))[:6]] == [0, 1, 2, 0, 0, 5]
     assert {path.name for path in folder.iterdir()} == {".lock", "x.npy", "x.rows"}
     with packs.new("key", SHAPE) as pack:
         assert pack.rows == {}
@@ -114,16 +114,16 @@ def test_one_in_use_stays(folder: Path) -> None:
     packs = PackFolder(folder, 2 * 1128)
     make(packs, "used", age=2)
     make(packs, "idle", age=1)
-    mapped = packs.find("used")
+    held = packs.find("used")
     os.utime(folder / "used.npy", (1, 1))
     make(packs, "next")
     assert names(packs) == {"used", "next"}
     with pytest.raises(DataError, match=r"take 2.13e-06 GB, 1.13e-06 GB more are in use.*data\.cache_gb"):
         make(packs, "large", count=20)
     assert names(packs) == {"used"}
-    assert mapped is not None
-    assert mapped[3].max() == 3
-    del mapped
+    assert held is not None
+    assert pixels_of(held)[3].max() == 3
+    del held
     make(packs, "large", count=20)
     assert names(packs) == {"large"}
 

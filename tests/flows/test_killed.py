@@ -1,5 +1,6 @@
 """A training that is killed by SIGKILL beside one that lives, and what ``src.store doctor`` makes of both."""
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from src.store import main
 from src.tracking.heartbeat import Beat
 from src.tracking.names import HEARTBEAT
 from src.tracking.store import open_store
-from tests.flows.processes import TINY, start
+from tests.flows.processes import TINY, only_run, start, wait_for_epoch
 from tests.images import write_npz
 from tests.servers import Server, make_store
 
@@ -88,3 +89,16 @@ def test_the_killed_one_is_marked_and_the_living_one_is_not(
     time.sleep(2)
     assert last_beat(living).time > before.time
     assert other.poll() is None
+
+
+def test_a_cache_cut_off_in_mid_training_ends_the_run_with_a_message(folder: Path) -> None:
+    write_npz(folder / "small.npz")
+    process = start(folder, "-m", "src.train", *LONG)
+    wait_for_epoch(folder, process)
+    (pack,) = folder.glob("outputs/cache/packs/*.npy")
+    os.truncate(pack, 2000)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1, error
+    assert f"{pack.name}: the cache of decoded images was cut off while it was in use" in error
+    assert "Traceback" not in error
+    assert only_run(folder).info.status == "FAILED"

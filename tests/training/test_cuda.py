@@ -6,8 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from src.data.dataset import load_dataset
+from src.errors import ConfigError
+from src.experiment.outcome import digest
+from src.training.trainer import Trainer
+from src.utils.runtime import determinism
 from tests.images import write_npz
 from tests.training.test_together import BASE, EPOCHS, EQUAL, EXACT, launch
+from tests.training.test_trainer import Memory, make_config, make_trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -46,3 +52,100 @@ def test_a_gpu_gives_what_others_give(folder: Path, other: dict[str, str] | str)
         for row, want in zip(rows, wanted, strict=True):
             for metric in ("train_loss", "val_loss"):
                 assert row[metric] == pytest.approx(want[metric], abs=1e-3), (name, metric)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "everything": {
+        "training__class_weights": "balanced",
+        "training__mixup_alpha": 0.4,
+        "training__ema_decay": 0.9,
+        "training__clip_grad_norm": 1.0,
+    },
+    "float16": {"training__precision": "float16", "training__clip_grad_norm": 1.0},
+    "accumulated": {"training__gradient_accumulation_steps": 3, "training__batch_size": 4},
+    "dropout": {"model__name": "mobilenet_v2"},
+}
+
+
+def gpu_trainer(folder: Path, name: str, **changes: Any) -> Trainer:
+    path = write_npz(folder / "d.npz", size=32, train=36, val=20, test=0)
+    base = {"training__device": "cuda", "data__root_dir": str(path), "model__name": "resnet18"}
+    config = make_config(**(base | changes))
+    return make_trainer(config, load_dataset(config.data, folder / "c"), folder / name, Memory())
+
+
+def weights_after(folder: Path, name: str, **changes: Any) -> str:
+    with determinism(enabled=True):
+        trainer = gpu_trainer(folder, name, **changes)
+        trainer.fit()
+    return digest(dict(trainer.network.model.state_dict()) | {"seen": torch.tensor(trainer.state.best_epoch)})
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_step_waits_for_the_device(folder: Path, name: str, cache: str) -> None:
+    trainer = gpu_trainer(folder, "a", data__device_cache=cache, **RECIPES[name])
+    assert ("train" in trainer.loader.resident) == (cache == "auto")
+    trainer.state.loss_sum = torch.zeros((), device="cuda")
+    order = trainer.pipeline.order(1)
+    trainer._thaw(1)
+    for number, batch in enumerate(trainer.pipeline.load(1, order)):
+        if number == 1:  # the first step allocates what the others use again
+            torch.cuda.set_sync_debug_mode("error")
+        trainer.state.loss_sum += trainer._step(batch)
+    torch.cuda.set_sync_debug_mode("default")
+    assert number >= 2
+    assert torch.isfinite(trainer.state.loss_sum)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_neither_the_cache_nor_cuda_graphs_change_a_bit(folder: Path, name: str) -> None:
+    found = {
+        (cache, graphs): weights_after(
+            folder, f"{cache}-{graphs}", data__device_cache=cache, training__compile=graphs, **RECIPES[name]
+        )
+        for cache in ("auto", "off")
+        for graphs in ("auto", "off")
+    }
+    assert len(set(found.values())) == 1, found
+
+
+def test_images_that_do_not_fit_are_streamed(folder: Path) -> None:
+    trainer = gpu_trainer(folder, "a", data__device_cache=1e-9)
+    assert trainer.loader.resident == ()
+    assert trainer.fit().epoch == 2
+
+
+FAMILIES = [
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "inception_v3",
+    "maxvit_t",
+    "mnasnet0_5",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "swin_t",
+    "swin_v2_t",
+    "vgg11_bn",
+    "vit_b_16",
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_trains_the_same_as_a_graph(folder: Path, name: str) -> None:
+    size = {"inception_v3": 96, "maxvit_t": 224}.get(name, 64)
+    settings: dict[str, Any] = {"model__name": name, "data__image_size": size, "training__epochs": 1}
+    graphs = weights_after(folder, "on", training__compile="on", **settings)
+    assert graphs == weights_after(folder, "off", training__compile="off", **settings)
+
+
+def test_graphs_are_refused_where_they_are_not_possible(folder: Path) -> None:
+    trainer = gpu_trainer(folder, "a", training__compile="on", training__gradient_accumulation_steps=2)
+    with pytest.raises(ConfigError, match="gradient_accumulation_steps is more than 1; use auto or off"):
+        trainer.fit()

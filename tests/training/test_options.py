@@ -16,7 +16,7 @@ from src.models.surgery import head_path
 from src.training.checkpoint import load_checkpoint
 from src.training.evaluation import score_split
 from src.training.history import COLUMNS
-from src.training.optim import make_average
+from src.training.optim import WeightAverage
 from src.training.setup import set_up
 from src.training.step import pass_cuts
 from src.training.trainer import Trainer
@@ -211,7 +211,7 @@ def test_the_average_is_validated_kept_and_served(dataset: Dataset, folder: Path
         torch.testing.assert_close(value, average, rtol=1e-4, atol=1e-6)
     best = load_checkpoint(folder / "checkpoints/best_model.pth")
     assert are_equal(copied(trainer.network.model), best["model_state_dict"])
-    val = score_split(trainer.network, dataset, "val", 0.5, 8).scores.named("val")
+    val = score_split(trainer.network, trainer.loader, "val", 0.5, 8).scores.named("val")
     row = state.history[state.best_epoch - 1]
     assert val == {name: row[name] for name in val}
 
@@ -228,7 +228,7 @@ def test_whole_numbers_are_not_averaged() -> None:
     """Swin finds its position biases by such a buffer; 0.9 n + 0.1 n of the same n is cut to n - 1."""
     model = nn.BatchNorm2d(1)
     model.register_buffer("index", torch.arange(169))
-    average = make_average(model, 0.9)
+    average = WeightAverage(model, 0.9)
     for _ in range(20):
         average.update_parameters(model)
     assert torch.equal(average.module.get_buffer("index"), torch.arange(169))

@@ -62,6 +62,17 @@ def test_is_frozen() -> None:
         Config().training.epochs = 3  # type: ignore[misc]
 
 
+def test_a_bare_on_or_off_is_a_word(folder: Path) -> None:
+    """YAML 1.1 reads them as truth values."""
+    (folder / "c.yaml").write_text("data: {device_cache: off}\ntraining: {compile: on}")
+    config = Config.from_file(folder / "c.yaml")
+    assert (config.data.device_cache, config.training.compile) == ("off", "on")
+    assert config.data.cache_share is None
+    (folder / "again.yaml").write_text(config.to_yaml())
+    assert Config.from_file(folder / "again.yaml") == config
+    assert Config.from_dict({"data": {"device_cache": 0.5}}).data.cache_share == 0.5
+
+
 def test_exponents_without_a_dot_are_numbers(folder: Path) -> None:
     (folder / "c.yaml").write_text("training: {learning_rate: 1e-4, weight_decay: 5E-2}")
     assert Config.from_file(folder / "c.yaml").training.learning_rate == 1e-4
@@ -102,6 +113,9 @@ def test_result_records_are_configs_too() -> None:
         ({"training": {"mixup_alpha": -0.1}}, "training.mixup_alpha"),
         ({"data": {"augment": {"rotatio": 1}}}, "data.augment.rotation?"),
         ({"data": {"image_size": 3}}, "data.image_size"),
+        ({"data": {"device_cache": 1.5}}, "data.device_cache"),
+        ({"data": {"device_cache": "on"}}, "data.device_cache"),
+        ({"training": {"compile": "yes"}}, "training.compile"),
         ({"data": {"modalities": []}}, "data.modalities"),
         ({"data": {"modalities": "A"}}, "data.modalities"),
         ({"evaluation": {"threshold": 1.5}}, "between 0 and 1"),

@@ -1,0 +1,140 @@
+"""Decoded images in a file, read row by row."""
+
+import math
+import os
+import weakref
+from dataclasses import dataclass
+from typing import IO, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from src.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageArray:
+    """uint8 images ``(N, C, S, S)`` of a ``.npy`` file that stays open for as long as this object lives.
+
+    The file is read, not mapped: a mapped page of a file that was cut off, or of a failing disk, ends the
+    process with SIGBUS, where a read raises an error.
+
+    Attributes:
+        file: The file; a lock held on it is released when it is closed.
+        shape: ``(N, C, S, S)``.
+        start: Byte offset of the first image.
+    """
+
+    file: IO[bytes]
+    shape: tuple[int, ...]
+    start: int
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, self.file.close)
+
+    @classmethod
+    def of_file(cls, file: IO[bytes]) -> Self:
+        """Read the header of an open ``.npy`` file.
+
+        Raises:
+            ValueError: The file has no such header, or is shorter than it says.
+        """
+        file.seek(0)
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype != np.uint8 or os.fstat(file.fileno()).st_size < file.tell() + math.prod(shape):
+            raise ValueError("the file is cut off, or holds something else")
+        if hasattr(os, "posix_fadvise"):  # else the kernel reads megabytes of neighbors with each image
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        return cls(file, shape, file.tell())
+
+    def read(self, rows: NDArray[np.int64], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Read images.
+
+        Args:
+            rows: Which ones, ``(B,)``.
+            out: ``(B, C, S, S)`` to fill, each image in one piece; None for new memory.
+
+        Returns:
+            ``out``.
+
+        Raises:
+            DataError: The file has become shorter, or the disk failed.
+        """
+        if out is None:
+            out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        size = math.prod(self.shape[1:])
+        offsets = (self.start + rows * size).tolist()
+        if hasattr(os, "posix_fadvise"):  # what is not in memory is then fetched all at once
+            for offset in offsets:
+                os.posix_fadvise(self.file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+        try:
+            for offset, image in zip(offsets, out, strict=True):
+                if os.preadv(self.file.fileno(), [image], offset) < size:
+                    self._read_rest(memoryview(image).cast("B"), offset)
+        except OSError as error:
+            raise self._failure(f"cannot be read ({error.strerror})") from None
+        return out
+
+    def _read_rest(self, image: memoryview, offset: int) -> None:
+        """Read an image piece by piece, as a read may return less than was asked for."""
+        done = 0
+        while done < len(image):
+            count = os.preadv(self.file.fileno(), [image[done:]], offset + done)
+            if count == 0:
+                raise self._failure("was cut off while it was in use")
+            done += count
+
+    def _failure(self, what: str) -> DataError:
+        message = f"the cache of decoded images {what}"
+        what_next = (
+            "check the disk and start again; --resume continues the run, and damaged files are rebuilt"
+        )
+        return DataError(f"{self.file.name}: {message}; {what_next}", public=f"{message}; {what_next}")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSource:
+    """Samples in the order of a split or of a folder: images of one modality, or of several as channels.
+
+    Attributes:
+        arrays: The decoded images of each of M modalities.
+        rows: int64 ``(N, M)``, the row of each sample in each array.
+    """
+
+    arrays: tuple[ImageArray, ...]
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, S, S)``, the channels of all modalities together."""
+        side = self.arrays[0].shape[2]
+        return sum(array.shape[1] for array in self.arrays), side, side
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all samples."""
+        return len(self) * int(np.prod(self.image_shape))
+
+    def read(self, positions: NDArray[np.int64], out: Tensor | None = None) -> Tensor:
+        """Read samples into main memory.
+
+        Args:
+            positions: Which ones, ``(B,)``.
+            out: uint8 ``(B, C, S, S)`` to fill; None for new memory.
+
+        Raises:
+            DataError: A file has become shorter, or the disk failed.
+        """
+        images = torch.empty(len(positions), *self.image_shape, dtype=torch.uint8) if out is None else out
+        first, memory = 0, images.numpy()
+        for column, array in enumerate(self.arrays):
+            after = first + array.shape[1]
+            array.read(self.rows[positions, column], memory[:, first:after])
+            first = after
+        return images

@@ -1,0 +1,160 @@
+"""Batches of decoded images on the device that computes, read ahead or kept there."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from queue import SimpleQueue
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from src.data.dataset import Dataset
+from src.data.image_array import ImageSource
+from src.utils.runtime import to_device, usable_cores
+
+BATCHES_AHEAD = 4
+"""Batches that are read before they are needed; with the one in use they bound the memory."""
+
+_GPU_READERS = 4
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Batches = Sequence[NDArray[np.int64]]
+"""Positions of the images of each batch."""
+
+
+def load_batches(images: ImageSource, batches: Batches, device: torch.device) -> Iterator[Tensor]:
+    """Yield uint8 batches ``(B, C, S, S)`` on the device, each read while those before it are computed on.
+
+    An error of a reading thread is raised here, in the order of the batches. Closing the iterator ends the
+    threads.
+    """
+    if device.type == "cuda":
+        reader = _GpuReader(images, max(map(len, batches), default=0), device)
+        for read in read_ahead(reader.read, batches, threads=reader.threads):
+            yield reader.receive(read)
+    else:
+        for batch in read_ahead(images.read, batches):
+            yield batch.to(device)
+
+
+def read_ahead(
+    read: Callable[[Item], Result], items: Sequence[Item], *, threads: int = 1
+) -> Generator[Result, None, None]:
+    """Yield ``read(item)`` for all items in order, `BATCHES_AHEAD` of them computed in advance by threads."""
+    with _reading_threads(threads) as pool:
+        remaining = iter(items)
+        ahead: deque[Future[Result]] = deque()
+        ahead.extend(pool.submit(read, item) for item in islice(remaining, BATCHES_AHEAD))
+        while ahead:
+            result = ahead.popleft().result()
+            ahead.extend(pool.submit(read, item) for item in islice(remaining, 1))
+            yield result
+
+
+@contextmanager
+def _reading_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(count, "read-ahead")
+    try:
+        yield pool
+    finally:  # also where the caller stops early: what has not begun is not read
+        pool.shutdown(cancel_futures=True)
+
+
+class _GpuReader:
+    """Reads batches into reused pinned memory and copies them to a GPU on a stream of their own."""
+
+    def __init__(self, images: ImageSource, largest: int, device: torch.device) -> None:
+        self.threads = min(_GPU_READERS, usable_cores())
+        self._images = images
+        self._stream = torch.cuda.Stream(device)
+        self._free: SimpleQueue[tuple[Tensor, torch.cuda.Event]] = SimpleQueue()
+        for _ in range(self.threads + 1):  # one more, whose copy may still be under way
+            buffer = torch.empty(largest, *images.image_shape, dtype=torch.uint8, pin_memory=True)
+            self._free.put((buffer, torch.cuda.Event()))
+
+    def read(self, positions: NDArray[np.int64]) -> tuple[Tensor, torch.cuda.Event]:
+        """Read a batch and start its copy; called by the reading threads.
+
+        Returns:
+            The batch on the GPU, and the event after which its bytes are there.
+        """
+        buffer, copied = self._free.get()
+        try:
+            copied.synchronize()  # its last batch has left
+            read = self._images.read(positions, buffer[: len(positions)])
+            copied = torch.cuda.Event()
+            with torch.cuda.stream(self._stream):
+                batch = read.to(self._stream.device, non_blocking=True)
+                copied.record(self._stream)
+            return batch, copied
+        finally:
+            self._free.put((buffer, copied))
+
+    def receive(self, read: tuple[Tensor, torch.cuda.Event]) -> Tensor:
+        """Make the current stream wait for a batch; the host goes on at once."""
+        batch, copied = read
+        stream = torch.cuda.current_stream(batch.device)
+        stream.wait_event(copied)
+        batch.record_stream(stream)
+        return batch
+
+
+class BatchLoader:
+    """Loads batches of a run's splits; splits that are used every epoch stay on the GPU where they fit."""
+
+    def __init__(self, dataset: Dataset, device: torch.device, cache_share: float | None) -> None:
+        """Decide which splits stay on the GPU; each is copied there at its first use.
+
+        Args:
+            dataset: The images.
+            device: Where batches go.
+            cache_share: Share of the GPU's free memory that images may take; None for none.
+        """
+        self.dataset = dataset
+        self.resident = _choose(dataset, device, cache_share)
+        self._device = device
+        self._kept: dict[str, Tensor] = {}
+
+    def load(self, split: str, batches: Batches) -> Iterator[Tensor]:
+        """Yield uint8 batches ``(B, C, S, S)`` on the device; see `load_batches`."""
+        images = self.dataset.images(split)
+        if split not in self.resident:
+            return load_batches(images, batches, self._device)
+        if split not in self._kept:
+            self._kept[split] = _copy_all(images, self._device)
+        return _select(self._kept[split], batches)
+
+
+def _choose(dataset: Dataset, device: torch.device, cache_share: float | None) -> tuple[str, ...]:
+    """Return the splits used in every epoch that fit in the given share of the GPU's free memory."""
+    if device.type != "cuda" or cache_share is None:
+        return ()
+    left = cache_share * torch.cuda.mem_get_info(device)[0]
+    chosen = []
+    for name in ("train", "val"):
+        size = dataset.images(name).nbytes
+        if size <= left:
+            chosen.append(name)
+            left -= size
+    return tuple(chosen)
+
+
+def _copy_all(images: ImageSource, device: torch.device) -> Tensor:
+    kept = torch.empty(len(images), *images.image_shape, dtype=torch.uint8, device=device)
+    size = max(1, 2**26 // int(np.prod(images.image_shape)))  # 64 MiB at a time
+    batches = [np.arange(len(images))[start : start + size] for start in range(0, len(images), size)]
+    for positions, batch in zip(batches, load_batches(images, batches, device), strict=True):
+        kept[positions[0] : positions[0] + len(positions)] = batch
+    return kept
+
+
+def _select(images: Tensor, batches: Batches) -> Iterator[Tensor]:
+    if batches:
+        positions = to_device(torch.from_numpy(np.concatenate(batches)), images.device)
+        for chosen in positions.split([len(batch) for batch in batches]):
+            yield images.index_select(0, chosen)

@@ -1,0 +1,133 @@
+"""The batches of an epoch, ready for the network."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from src.data.augment import augment, draw_changes
+from src.data.batches import training_batches
+from src.data.loading import BatchLoader
+from src.models.spec import unit_range
+from src.training.evaluation import Network
+from src.training.loss import make_mixup
+from src.training.step import Optimization, Share
+from src.utils.config import Config
+from src.utils.runtime import derive_seed, seed_everything, to_device
+
+_AUGMENT, _DROPOUT = 2, 3  # random streams apart from the one that shuffles
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one optimizer step trains on.
+
+    Attributes:
+        images: Augmented and normalized ``(N, C, H, W)``, channels last, on the device.
+        targets: Class indices ``(N,)`` or shares ``(N, K)``, on the device.
+        share: Which part of the whole batch these are.
+    """
+
+    images: Tensor
+    targets: Tensor
+    share: Share
+
+
+class BatchPipeline:
+    """Loads, augments, normalizes and mixes the training images.
+
+    A rank's images are what they would be if one process made the whole batch: neither the number of
+    micro-batches nor that of processes changes more than memory and time.
+    """
+
+    def __init__(
+        self, config: Config, loader: BatchLoader, network: Network, optimization: Optimization
+    ) -> None:
+        """Set up the pipeline of one run.
+
+        Args:
+            config: The resolved settings.
+            loader: Loads the training images.
+            network: The model on its device.
+            optimization: Says how a batch is cut into micro-batches.
+        """
+        self._settings = config.training
+        self._augment = config.data.augment
+        self._labels = loader.dataset.splits["train"].labels
+        self._loader = loader
+        self._network = network
+        self._minimum = optimization.smallest
+        self._mixup = make_mixup(config.training.mixup_alpha, len(loader.dataset.classes))
+        self._share = cache(lambda length: optimization.share(length, network.processes))
+
+    def order(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Return the positions of the images of each batch of an epoch, over all processes."""
+        settings = self._settings
+        return training_batches(
+            len(self._labels),
+            settings.images_per_step,
+            seed=settings.seed,
+            epoch=epoch,
+            smallest=self._minimum,
+        )
+
+    def load(
+        self, epoch: int, order: Sequence[NDArray[np.int64]], first: int = 0
+    ) -> Generator[Batch, None, None]:
+        """Yield the batches of an epoch from batch ``first`` on; ``order`` is that of the epoch.
+
+        The global generators are seeded for each step before its batch is yielded, so that a run can be
+        continued from any step. Close the iterator when stopping early.
+        """
+        if first >= len(order):
+            return
+        shares = [self._share(len(batch)) for batch in order]
+        places = [self._places(share) for share in shares]
+        chosen = [batch[own] for batch, own in zip(order, places, strict=True)][first:]
+        sizes = [len(positions) for positions in chosen]
+        # All but the pixels is made for the whole epoch and moved to the device in one piece.
+        targets = self._on_device(torch.from_numpy(self._labels[np.concatenate(chosen)])).split(sizes)
+        changes = self._on_device(self._draw(epoch, shares, places)[-sum(sizes) :]).split(sizes)
+        images = self._loader.load("train", chosen)
+        for number, pixels in enumerate(images):
+            seed = (self._settings.seed, epoch, first + number, _DROPOUT)
+            seed_everything(*seed)
+            batch = self._batch(pixels, changes[number], targets[number], shares[first + number])
+            if self._network.processes.are_several:  # mixup is drawn for all, dropout by each
+                seed_everything(*seed, self._network.processes.rank)
+            yield batch
+
+    def _places(self, share: Share) -> NDArray[np.int64]:
+        """Return which images of a batch this process loads."""
+        if not self._has_partners:
+            return share.places
+        # An image is mixed with the one before it in the whole batch.
+        return np.stack([(share.places - 1) % share.length, share.places], axis=1).ravel()
+
+    @property
+    def _has_partners(self) -> bool:
+        return self._mixup is not None and self._network.processes.are_several
+
+    def _draw(self, epoch: int, shares: list[Share], places: list[NDArray[np.int64]]) -> Tensor:
+        """Return the augmentation ``(N, 8)`` of the images that this process loads in an epoch."""
+        seeds = [derive_seed(self._settings.seed, epoch, number, _AUGMENT) for number in range(len(shares))]
+        lengths = [share.length for share in shares]
+        drawn = draw_changes(self._augment, seeds, lengths)
+        starts = np.cumsum([0, *lengths[:-1]])
+        own = np.concatenate([start + part for start, part in zip(starts, places, strict=True)])
+        return drawn[torch.from_numpy(own)]
+
+    def _on_device(self, values: Tensor) -> Tensor:
+        return to_device(values, self._network.device)
+
+    def _batch(self, pixels: Tensor, changes: Tensor, targets: Tensor, share: Share) -> Batch:
+        images = self._network.spec.normalize(augment(unit_range(pixels), self._augment, changes))
+        if self._mixup is not None:
+            images, targets = self._mixup(images, targets)
+        if self._has_partners:
+            images, targets = images[1::2], targets[1::2]
+        return Batch(images.contiguous(memory_format=torch.channels_last), targets, share)

@@ -1,0 +1,59 @@
+"""Types of single settings: what a value may be, and the message where it is not."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+TAG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""A modality or a run name: it becomes a folder and a tag, so neither separators nor a leading dot."""
+
+
+def _plain_name(name: str) -> str:
+    if not re.fullmatch(TAG_PATTERN, name) or ".." in name:
+        raise ValueError(f"{name!r} may hold letters, digits, '.', '_' and '-' only, and no '..'")
+    return name
+
+
+def _threshold(value: float | str) -> float | str:
+    if isinstance(value, str):
+        rule = re.fullmatch(r"(?:sensitivity|specificity)>=(0?\.\d+|1(?:\.0*)?)", value)
+        if value != "youden" and (rule is None or float(rule[1]) <= 0):
+            raise ValueError("use a number in (0, 1), youden, sensitivity>=0.90 or specificity>=0.90")
+    elif not 0 < value < 1:
+        raise ValueError(f"{value} is not between 0 and 1")
+    return value
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("each modality stands there once")
+    return names
+
+
+def _ascending(window: tuple[float, float]) -> tuple[float, float]:
+    if not window[0] < window[1]:
+        raise ValueError(f"low must be below high, such as [-160, 240]; {list(window)} is not")
+    return window
+
+
+def _free_name(name: str) -> str:
+    if name in {"logs", "cache"}:
+        raise ValueError(f"{name!r} is a folder that all runs share; choose another name")
+    return name
+
+
+def _switch(value: object) -> object:
+    """YAML reads a bare ``on`` or ``off`` as a truth value."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+RunName = Annotated[Name, AfterValidator(_free_name)]
+Modalities = Annotated[tuple[Name, ...], AfterValidator(_distinct)]
+Window = Annotated[tuple[float, float], AfterValidator(_ascending)]
+Threshold = Annotated[float | str, AfterValidator(_threshold)]
+DeviceCache = Annotated[
+    Literal["auto", "off"] | Annotated[float, Field(gt=0, lt=1)], BeforeValidator(_switch)
+]
+Compile = Annotated[Literal["off", "on", "auto"], BeforeValidator(_switch)]
