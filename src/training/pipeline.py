@@ -1,6 +1,7 @@
 """The batches of an epoch, ready for the network."""
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,6 +21,7 @@ from src.utils.config import Config
 from src.utils.runtime import derive_seed, seed_everything, to_device
 
 _AUGMENT, _DROPOUT = 2, 3  # random streams apart from the one that shuffles
+_VALUES_AT_ONCE = 2**24  # float32 values of the images that a GPU prepares together, 64 MiB
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class BatchPipeline:
         self._minimum = optimization.smallest
         self._mixup = make_mixup(config.training.mixup_alpha, len(loader.dataset.classes))
         self._share = cache(lambda length: optimization.share(length, network.processes))
+        self._group_size = _batches_at_once(config, network)
 
     def order(self, epoch: int) -> list[NDArray[np.int64]]:
         """Return the positions of the images of each batch of an epoch, over all processes."""
@@ -83,23 +86,40 @@ class BatchPipeline:
         The global generators are seeded for each step before its batch is yielded, so that a run can be
         continued from any step. Close the iterator when stopping early.
         """
-        if first >= len(order):
-            return
         shares = [self._share(len(batch)) for batch in order]
         places = [self._places(share) for share in shares]
-        chosen = [batch[own] for batch, own in zip(order, places, strict=True)][first:]
-        sizes = [len(positions) for positions in chosen]
+        chosen = [batch[own] for batch, own in zip(order, places, strict=True)]
         # All but the pixels is made for the whole epoch and moved to the device in one piece.
-        targets = self._on_device(torch.from_numpy(self._labels[np.concatenate(chosen)])).split(sizes)
-        changes = self._on_device(self._draw(epoch, shares, places)[-sum(sizes) :]).split(sizes)
-        images = self._loader.load("train", chosen)
-        for number, pixels in enumerate(images):
-            seed = (self._settings.seed, epoch, first + number, _DROPOUT)
-            seed_everything(*seed)
-            batch = self._batch(pixels, changes[number], targets[number], shares[first + number])
-            if self._network.processes.are_several:  # mixup is drawn for all, dropout by each
-                seed_everything(*seed, self._network.processes.rank)
-            yield batch
+        targets = self._on_device(torch.from_numpy(self._labels[np.concatenate(chosen)]))
+        targets_of = targets.split([len(positions) for positions in chosen])
+        changes = self._on_device(self._draw(epoch, shares, places))
+        with closing(self._prepared(chosen, changes, first)) as prepared:
+            for number, images in enumerate(prepared, first):
+                seed = (self._settings.seed, epoch, number, _DROPOUT)
+                seed_everything(*seed)
+                batch = self._mixed(images, targets_of[number], shares[number])
+                if self._network.processes.are_several:  # mixup is drawn for all, dropout by each
+                    seed_everything(*seed, self._network.processes.rank)
+                yield batch
+
+    def _prepared(
+        self, chosen: list[NDArray[np.int64]], changes: Tensor, first: int
+    ) -> Generator[Tensor, None, None]:
+        """Yield the augmented and normalized images of each batch from ``first`` on.
+
+        A GPU prepares many batches of small images at once, as its host would take longer to launch the work
+        for each than the GPU to do it. The groups of an epoch are the same wherever training begins in it.
+        """
+        size = self._group_size
+        groups = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        changes_of = changes.split([sum(map(len, group)) for group in groups])
+        begun = first // size
+        pixels_of = self._loader.load("train", [np.concatenate(group) for group in groups[begun:]])
+        for number, pixels in enumerate(pixels_of, begun):
+            augmented = augment(unit_range(pixels), self._augment, changes_of[number])
+            images = self._network.spec.normalize(augmented)
+            parts = images.split([len(positions) for positions in groups[number]])
+            yield from parts[max(0, first - number * size) :]
 
     def _places(self, share: Share) -> NDArray[np.int64]:
         """Return which images of a batch this process loads."""
@@ -124,10 +144,18 @@ class BatchPipeline:
     def _on_device(self, values: Tensor) -> Tensor:
         return to_device(values, self._network.device)
 
-    def _batch(self, pixels: Tensor, changes: Tensor, targets: Tensor, share: Share) -> Batch:
-        images = self._network.spec.normalize(augment(unit_range(pixels), self._augment, changes))
+    def _mixed(self, images: Tensor, targets: Tensor, share: Share) -> Batch:
         if self._mixup is not None:
             images, targets = self._mixup(images, targets)
         if self._has_partners:
             images, targets = images[1::2], targets[1::2]
         return Batch(images.contiguous(memory_format=torch.channels_last), targets, share)
+
+
+def _batches_at_once(config: Config, network: Network) -> int:
+    """Return how many batches are prepared together; on a CPU each alone, as its cache is small."""
+    if network.device.type == "cpu":
+        return 1
+    spec = network.spec
+    values = config.training.images_per_step * spec.channels * spec.size**2
+    return max(1, _VALUES_AT_ONCE // values)

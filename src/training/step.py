@@ -83,8 +83,10 @@ class Optimization:
         """Adds the gradient of one pass; returns its summed loss."""
         with torch.autocast(images.device.type, network.autocast, network.autocast is not None):
             loss = self.loss(network.model(images).float(), targets)
-        # Replicas take the mean of their gradients, where the sum is meant.
-        self.scaler.scale(loss / total_weight * network.processes.count).backward()
+        mean = loss / total_weight
+        if network.processes.are_several:  # replicas take the mean of their gradients, and the sum is meant
+            mean = mean * network.processes.count
+        self.scaler.scale(mean).backward()
         return loss.detach()
 
     def _update(self, model: nn.Module) -> None:

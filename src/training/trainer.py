@@ -166,7 +166,7 @@ class Trainer:
 
     def _report(self, progress: _Progress, epoch: int) -> None:
         """Update the text behind the bar; reading the loss waits for the device, so now and then only."""
-        if self.state.steps == 1 or progress.is_due():
+        if progress.is_due():
             mean = self._check_finite(float(self.state.loss_sum) / progress.seen, epoch)
             progress.text = f"loss {mean:.4f}  {self._best_text()}  {progress.rate:.0f} images/s"
 

@@ -254,3 +254,21 @@ def test_bfloat16_is_not_used_where_it_is_slower(dataset: Dataset, monkeypatch: 
     setup = set_up(make_config(model__name="mobilenet_v3_small", training__precision="auto"), dataset)
     assert (setup.config.training.precision, setup.network.autocast) == ("float32", None)
     assert not [note for note in setup.notes if "bfloat16" in note]
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 4])
+def test_batches_prepared_together_are_those_prepared_alone(
+    dataset: Dataset, folder: Path, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU does with small images; a training that is continued starts amid such a group."""
+    pipeline = make_trainer(make_config(training__mixup_alpha=0.4), dataset, folder, Memory()).pipeline
+    order = pipeline.order(1)
+    alone = list(pipeline.load(1, order))[first:]
+    monkeypatch.setattr(pipeline, "_group_size", 3)
+    together = list(pipeline.load(1, order, first))
+    assert len(order) == 4
+    assert len(together) == len(alone)
+    for batch, want in zip(together, alone, strict=True):
+        torch.testing.assert_close(batch.images, want.images, rtol=0, atol=1e-6)
+        assert torch.equal(batch.targets, want.targets)
+        assert batch.share.length == want.share.length
