@@ -1,0 +1,138 @@
+"""The index: keeps what is known of the files of one root, so that a later start opens none of them."""
+
+import json
+import time
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.data.entries import COLUMNS, STATE, Entries, Entry, Shared, look_at_files
+from src.data.samples import Sample
+from src.utils.io import atomic_file
+
+_SHARE = 20  # writing the index takes at most one part in so many of the time
+_DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError, zipfile.BadZipFile)
+
+
+@dataclass
+class Index:
+    """The entries of one root, and the ``.npz`` that keeps them as columns.
+
+    Attributes:
+        path: The file.
+        entries: What is known.
+        places: Where in ``entries`` each sample is, by its place below the root.
+        learned: What was added since, not yet in columns.
+    """
+
+    path: Path
+    entries: Entries = field(default_factory=lambda: Entries(np.zeros(0, COLUMNS)))
+    places: dict[str, int] = field(default_factory=dict)
+    learned: dict[str, Entry] = field(default_factory=dict)
+    _written: float = field(default_factory=time.monotonic)
+    _took: float = 0.5
+
+    @classmethod
+    def load(cls, path: Path) -> "Index":
+        """What an earlier process has learned; nothing where that is damaged, as it can be found again."""
+        try:
+            return cls(path, *_read(path))
+        except FileNotFoundError:
+            return cls._take_over(path)
+        except _DAMAGED:
+            return cls(path)
+
+    @classmethod
+    def _take_over(cls, path: Path) -> "Index":
+        """What an earlier version has kept as JSON, from now on kept as columns."""
+        old, index = path.with_suffix(".json"), cls(path)
+        try:
+            rows: dict[str, list[object]] = json.loads(old.read_text())
+            index.learned = {key: _from_row(row) for key, row in rows.items()}
+            index.save()
+        except FileNotFoundError:
+            return index
+        except _DAMAGED:
+            return cls(path)
+        old.unlink()
+        return index
+
+    def forget(self, samples: Iterable[Sample]) -> None:
+        """Whatever is known of these is to be found again."""
+        for sample in samples:
+            self.places.pop(sample.key, None)
+
+    def look_up(self, samples: Sequence[Sample]) -> Entries:
+        """The entries of files that are unchanged, and of the others their state only."""
+        found = look_at_files([sample.file for sample in samples], self.entries.numbers)
+        places = np.fromiter((self.places.get(sample.key, -1) for sample in samples), np.int64, len(samples))
+        positions = np.flatnonzero(places >= 0)
+        known = self.entries.rows[places[positions]]
+        same = np.ones(len(known), bool)
+        for name in STATE:
+            same &= known[name] == found.rows[name][positions]
+        found.rows[positions[same]] = known[same]
+        return found
+
+    def learn(self, sample: Sample, entry: Entry) -> None:
+        """Adds an entry; `save` keeps it."""
+        self.learned[sample.key] = entry
+
+    @property
+    def is_due(self) -> bool:
+        """Whether so much time has passed that saving takes little of it."""
+        return time.monotonic() - self._written > _SHARE * self._took
+
+    def save(self) -> None:
+        """Writes the file, whole or not at all."""
+        started = time.monotonic()
+        self._add_learned()
+        with atomic_file(self.path) as file:
+            np.savez(
+                file,
+                rows=self.entries.rows,
+                keys=_packed("\0".join(self.places)),
+                shared=_packed(json.dumps(list(self.entries.numbers))),
+            )
+        self._written = time.monotonic()
+        self._took = max(self._took, self._written - started)
+
+    def _add_learned(self) -> None:
+        """Makes columns of what was learned, in which what was known of the same files has no place."""
+        kept = {key: place for key, place in self.places.items() if key not in self.learned}
+        new = Entries.of_entries(list(self.learned.values()), self.entries.numbers)
+        rows = np.concatenate([self.entries.rows[list(kept.values())], new.rows])
+        self.entries = Entries(rows, self.entries.numbers)
+        self.places = {key: place for place, key in enumerate([*kept, *self.learned])}
+        self.learned = {}
+
+
+def _read(path: Path) -> tuple[Entries, dict[str, int]]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        rows, keys = arrays["rows"], _unpacked(arrays["keys"])
+        shared = [Shared(*map(_from_cell, row)) for row in json.loads(_unpacked(arrays["shared"]))]  # type: ignore[arg-type]
+    places = {key: place for place, key in enumerate(keys.split("\0"))} if keys else {}
+    if rows.dtype != COLUMNS or rows.shape != (len(places),) or rows["shared"].max(initial=-1) >= len(shared):
+        raise ValueError("the columns do not fit")
+    return Entries(rows, {each: number for number, each in enumerate(shared)}), places
+
+
+def _from_row(row: list[object]) -> Entry:
+    return Entry(*map(_from_cell, row))  # type: ignore[arg-type]
+
+
+def _from_cell(cell: object) -> object:
+    return tuple(cell) if isinstance(cell, list) else cell
+
+
+def _packed(text: str) -> NDArray[np.uint8]:
+    # Names of files may hold bytes that are no text.
+    return np.frombuffer(text.encode(errors="surrogatepass"), np.uint8)
+
+
+def _unpacked(text: NDArray[np.uint8]) -> str:
+    return text.tobytes().decode(errors="surrogatepass")
