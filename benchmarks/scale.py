@@ -60,13 +60,14 @@ def timed(name, function):
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
-before = peak()
+before, cpu = peak(), time.process_time()
 dataset.list_modalities = timed("list", dataset.list_modalities)
 dataset.decode_listings = timed("look up", dataset.decode_listings)
 config = DataConfig(root_dir=sys.argv[1], patient_regex=sys.argv[2] or None)
 loaded = timed("total", dataset.load_dataset)(config, Path("cache"))
+cpu = time.process_time() - cpu
 rest = seconds["total"] - seconds["list"] - seconds["look up"]
-print(json.dumps({**seconds, "rest": rest, "imports_gb": before, "peak_gb": peak(),
+print(json.dumps({**seconds, "rest": rest, "cpu": cpu, "imports_gb": before, "peak_gb": peak(),
                   "images": sum(map(len, loaded.splits.values())), "fingerprint": loaded.fingerprint}))
 """
 
@@ -106,10 +107,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     measured = {int(count): measure(args.folder, int(count)) for count in args.images.split(",")}
-    columns = ["images", "patients", "list", "stat, index", "rest", "total, s", "s per 100,000", "peak, GB"]
+    columns = ["images", "patients", "list", "stat, index", "rest", "total, s", "CPU, s"]
+    columns += ["s per 100,000", "peak, GB"]
     rows = [
         [f"{count:,}", patients]
-        + [f"{start[part]:.2f}" for part in ("list", "look up", "rest", "total")]
+        + [f"{start[part]:.2f}" for part in ("list", "look up", "rest", "total", "cpu")]
         + [f"{start['total'] / count * 100_000:.2f}", f"{start['peak_gb']:.2f}"]
         for count, starts in measured.items()
         for patients, start in starts.items()

@@ -218,8 +218,8 @@ def _place(records: Records, classes: tuple[str, ...], config: DataConfig) -> Re
 def _sorted(records: Records) -> Records:
     """The records in the order of their pixels, whatever their names; names decide only between copies."""
     patients = texts([patient or "" for patient in records.patients])
-    columns = (records.keys, patients, records.splits, records.labels, texts(records.contents))
-    return records.take(np.lexsort(columns))
+    contents = np.array(records.contents, dtype=np.bytes_)  # sorted faster than strings
+    return records.take(np.lexsort((records.keys, patients, records.splits, records.labels, contents)))
 
 
 def _patient_indices(records: Records) -> list[int | None]:

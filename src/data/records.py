@@ -65,13 +65,13 @@ class Records:
     def samples(self) -> list[str]:
         """What names each sample by its pixels: the image's hash, or the hash of the hashes of several."""
         if self.shas.shape[1] == 1:
-            return list(self.shas[:, 0])
-        return [sha256("\n".join(shas).encode()) for shas in self.shas]
+            return self.contents
+        return [sha256("\n".join(shas).encode()) for shas in self.shas.tolist()]
 
     @property
     def contents(self) -> list[str]:
         """The hashes of each sample's images, in the order of the modalities."""
-        return list(map("+".join, self.shas))
+        return ["+".join(shas) for shas in zip(*self.shas.T.tolist(), strict=True)]
 
     @property
     def groups(self) -> list[str]:

@@ -90,7 +90,8 @@ def _groups_by_class(groups: Sequence[str], classes: Sequence[str]) -> dict[str,
     rarity = {name: (count, name) for name, count in Counter(classes).items()}
     rarest: dict[str, str] = {}
     for group, name in zip(groups, classes, strict=True):
-        rarest[group] = min(rarest.get(group, name), name, key=rarity.__getitem__)
+        if rarest.setdefault(group, name) != name:
+            rarest[group] = min(rarest[group], name, key=rarity.__getitem__)
     members: dict[str, list[str]] = defaultdict(list)
     for group, name in rarest.items():
         members[name].append(group)
