@@ -158,7 +158,7 @@ def _pack_name(entries: Entries, shown: Shown) -> str:
 
 
 def _build_pack(listing: Listing, entries: Entries, cache: _Cache, shown: Shown) -> NDArray[np.uint8]:
-    """Makes the pack of all readable images and maps it; completes the entries."""
+    """Make the pack of all readable images and map it; complete ``entries`` in place."""
     shape = (len(entries), shown.channels, shown.size, shown.size)
     with (
         cache.packs.new(cache.index.path.stem, shape) as pack,

@@ -216,7 +216,7 @@ def _place(records: Records, classes: tuple[str, ...], config: DataConfig) -> Re
 
 
 def _sorted(records: Records) -> Records:
-    """The records in the order of their pixels, whatever their names; names decide only between copies."""
+    """Sort the records by their pixels, whatever their names; names only order copies of an image."""
     patients = texts([patient or "" for patient in records.patients])
     contents = np.array(records.contents, dtype=np.bytes_)  # sorted faster than strings
     return records.take(np.lexsort((records.keys, patients, records.splits, records.labels, contents)))

@@ -1,4 +1,4 @@
-"""What is known of image files: their state on disk, and what their pixels were found to be."""
+"""What is known of image files: their state on disk, and what decoding found in them."""
 
 import math
 import os
@@ -15,9 +15,9 @@ FORMAT = 3
 """Part of every name in the cache: raise it when decoding, hashing or resizing changes."""
 
 _UNKNOWN = -1
-_WRAP = 2**64 - 1  # times are compared only; one before 1970 or after 2554 wraps around
+_WRAP = 2**64 - 1  # times are only compared, so one before 1970 or after 2554 may wrap around
 STATE = ("size", "mtime_ns", "ctime_ns")
-"""The columns that change whenever a file does."""
+"""Columns that tell whether a file has changed."""
 COLUMNS = np.dtype(
     [
         ("size", "<i8"),
@@ -65,11 +65,6 @@ class Entry:
     own: Range | None = None
     error: str = ""
 
-    @property
-    def is_done(self) -> bool:
-        """Whether the image was decoded, or found to be bad."""
-        return bool(self.sha or self.error)
-
     def with_error(self, bad: BadImage) -> "Entry":
         """What is known of a file that cannot be read."""
         # What may be readable next time gets a size that no file has, so that the index does not match.
@@ -81,7 +76,7 @@ class Entry:
 
 
 class Shared(NamedTuple):
-    """What many files have in common, kept once for all of them; the attributes are those of `Entry`."""
+    """Attributes of `Entry` that many files have in common and that are therefore stored once."""
 
     patient: str = ""
     full: Range | None = None
@@ -91,11 +86,13 @@ class Shared(NamedTuple):
 
 @dataclass
 class Entries:
-    """What is known of many files, in columns: an object for each of a million takes seconds and gigabytes.
+    """What is known of many files, in columns: a million `Entry` objects would take seconds and gigabytes.
 
     Attributes:
-        rows: `COLUMNS` ``(N,)``; ``shared`` counts in ``numbers``, ``observed`` is NaN where it is unknown.
-        numbers: Of whatever files share, its number, in order. Entries that come from each other have one.
+        rows: Structured array ``(N,)`` of `COLUMNS`. ``shared`` is a number from ``numbers``; ``observed`` is
+            NaN where it is unknown.
+        numbers: Number of each distinct `Shared`, in order of insertion. Only ever extended, so entries
+            derived from each other use the same dict.
     """
 
     rows: NDArray[np.void]
@@ -103,7 +100,7 @@ class Entries:
 
     @classmethod
     def of_entries(cls, entries: Sequence[Entry], numbers: dict[Shared, int]) -> Self:
-        """The columns of some entries, which add to ``numbers``."""
+        """Build the columns of some entries; their `Shared` are added to ``numbers``."""
         found = cls(np.zeros(len(entries), COLUMNS), numbers)
         for position, entry in enumerate(entries):
             found[position] = entry
@@ -127,7 +124,7 @@ class Entries:
         )
 
     def pick(self, positions: Iterable[int]) -> Iterator[Entry]:
-        """Yields what is known of some files, as an object each."""
+        """Yield the entries at some positions as objects."""
         shared = list(self.numbers)
         for position in positions:
             row = self.rows[position]
@@ -139,54 +136,54 @@ class Entries:
             yield Entry(*known, observed, full, own, error)
 
     def take(self, positions: NDArray[np.int64] | NDArray[np.bool_]) -> "Entries":
-        """The entries at some positions, or where a mask is set."""
+        """Return the entries at some positions, or where a mask is set."""
         return Entries(self.rows[positions], self.numbers)
 
     def where(self, test: Callable[[Shared], object]) -> NDArray[np.bool_]:
-        """Which files share something that passes a test."""
+        """Return a mask ``(N,)`` of the files whose `Shared` passes a test."""
         passes: NDArray[np.bool_] = np.fromiter(map(bool, map(test, self.numbers)), bool, len(self.numbers))
         return np.take(passes, self.rows["shared"])
 
     @property
     def has_pixels(self) -> NDArray[np.bool_]:
-        """Which images were decoded."""
+        """Mask ``(N,)`` of the images that were decoded."""
         return np.asarray(self.rows["sha"] != b"")
 
     @property
     def is_done(self) -> NDArray[np.bool_]:
-        """Which images were decoded, or found to be bad."""
+        """Mask ``(N,)`` of the images that were decoded or found to be unreadable."""
         return self.has_pixels | self.where(lambda shared: shared.error)
 
     @property
     def shas(self) -> list[str]:
-        """The SHA-256 of each image's pixels, empty where there are none."""
+        """SHA-256 of each image's pixels, empty where there are none."""
         return [sha.decode() for sha in self.rows["sha"].tolist()]
 
     def each(self, value: Callable[[Shared], str]) -> list[str]:
-        """One text for each file, made of what it shares."""
+        """Return a string for each file, computed once per distinct `Shared`."""
         values = list(map(value, self.numbers))
         return [values[number] for number in self.rows["shared"].tolist()]
 
     def seen_through(self, window: Range | None) -> Iterator[str]:
-        """What names the pixels of each image as they are seen; "" for one that cannot be."""
+        """Yield what identifies the pixels of each image through a window; "" for an unreadable image."""
         applied = [applied_window(shared.own, shared.full, window) for shared in self.numbers]
         for sha, number in zip(self.shas, self.rows["shared"].tolist(), strict=True):
             yield _name_pixels(sha, applied[number])
 
     def counted(self) -> list[tuple[Shared, int]]:
-        """What the files share, and how many do, in the order of the first that does."""
+        """Count the files with each `Shared`, in order of first appearance."""
         numbers, first, counts = np.unique(self.rows["shared"], return_index=True, return_counts=True)
         shared = list(self.numbers)
         return [(shared[numbers[i]], int(counts[i])) for i in np.argsort(first)]
 
 
 def join_entries(parts: Sequence[Entries]) -> Entries:
-    """The entries of several listings of one root, one after the other."""
+    """Concatenate the entries of several listings of one root."""
     return Entries(np.concatenate([part.rows for part in parts]), parts[0].numbers)
 
 
 def look_at_files(paths: Sequence[str], numbers: dict[Shared, int]) -> Entries:
-    """The state of each file, or why it has none."""
+    """Return the state of each file, or the error of one that cannot be reached; opens no file."""
     gone: dict[int, Entry] = {}
 
     def state(position: int, path: str) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ def is_image(path: str) -> bool:
 
     Scanners and archives name DICOM files without an ending, or by numbers (``1.2.840.113619``).
     """
-    if path.lower().endswith(_ENDINGS):  # most are, and a Path for each of a million files takes seconds
+    if path.lower().endswith(_ENDINGS):  # the common case, without a Path object
         return True
     suffix = Path(path).suffix
     return (suffix[1:].isdigit() or not suffix) and dicom.is_dicom(Path(path))

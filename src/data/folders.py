@@ -73,7 +73,7 @@ def _folders(path: Path) -> list[str]:
 def _files_by_class(
     root: Path, base: Path, splits: list[str | None]
 ) -> dict[tuple[str | None, str], list[tuple[str, str]]]:
-    """The image files, as `image_files` yields them, of each (split, class) that has any."""
+    """Return the image files of each (split, class) that has any, as (path, key) pairs."""
     folders = {
         (split, name): base / (split or "") / name
         for split in splits
@@ -84,7 +84,7 @@ def _files_by_class(
 
 
 def image_files(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
-    """Yields each image file below a folder, hidden ones apart: its path, and its place below ``root``.
+    """Yield the path of each image file below a folder and its path relative to ``root``; skip hidden ones.
 
     Raises:
         DataError: A folder cannot be listed.
@@ -92,7 +92,7 @@ def image_files(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
     for parent, folders, names in os.walk(folder, onerror=_refuse):
         # Hidden folders hold copies, such as those of notebooks.
         folders[:] = [name for name in folders if not name.startswith(".")]
-        # Paths are put together as text: a Path for each file takes longer than the disk.
+        # Joined as strings: a Path object per file would take longer than reading the folder.
         inside = Path(parent, "_")
         start, place = str(inside)[:-1], inside.relative_to(root).as_posix()[:-1]
         for name in names:

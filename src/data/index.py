@@ -1,4 +1,4 @@
-"""The index: keeps what is known of the files of one root, so that a later start opens none of them."""
+"""Index of the files below one root, so that a later start opens none of them."""
 
 import json
 import time
@@ -20,13 +20,13 @@ _DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
 
 @dataclass
 class Index:
-    """The entries of one root, and the ``.npz`` that keeps them as columns.
+    """The entries of one root, stored as columns in an ``.npz``.
 
     Attributes:
-        path: The file.
-        entries: What is known.
-        places: Where in ``entries`` each sample is, by its place below the root.
-        learned: What was added since, not yet in columns.
+        path: The ``.npz``.
+        entries: What is known of each file.
+        places: Position in ``entries`` by the sample's key.
+        learned: Entries by key that were added since the last `save`.
     """
 
     path: Path
@@ -38,7 +38,7 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> "Index":
-        """What an earlier process has learned; nothing where that is damaged, as it can be found again."""
+        """Load the index; start with an empty one if there is none or it is damaged."""
         try:
             return cls(path, *_read(path))
         except FileNotFoundError:
@@ -48,7 +48,7 @@ class Index:
 
     @classmethod
     def _take_over(cls, path: Path) -> "Index":
-        """What an earlier version has kept as JSON, from now on kept as columns."""
+        """Convert the JSON index of an earlier version, so that its images are not decoded again."""
         old, index = path.with_suffix(".json"), cls(path)
         try:
             rows: dict[str, list[object]] = json.loads(old.read_text())
@@ -62,12 +62,12 @@ class Index:
         return index
 
     def forget(self, samples: Iterable[Sample]) -> None:
-        """Whatever is known of these is to be found again."""
+        """Drop what is known of some samples, so that they are decoded again."""
         for sample in samples:
             self.places.pop(sample.key, None)
 
     def look_up(self, samples: Sequence[Sample]) -> Entries:
-        """The entries of files that are unchanged, and of the others their state only."""
+        """Return the entries of unchanged files, and only the state of all others; opens no file."""
         found = look_at_files([sample.file for sample in samples], self.entries.numbers)
         places = np.fromiter((self.places.get(sample.key, -1) for sample in samples), np.int64, len(samples))
         positions = np.flatnonzero(places >= 0)
@@ -79,16 +79,16 @@ class Index:
         return found
 
     def learn(self, sample: Sample, entry: Entry) -> None:
-        """Adds an entry; `save` keeps it."""
+        """Add an entry; `save` makes it last."""
         self.learned[sample.key] = entry
 
     @property
     def is_due(self) -> bool:
-        """Whether so much time has passed that saving takes little of it."""
+        """Whether enough time has passed since the last save for the next one to cost little."""
         return time.monotonic() - self._written > _SHARE * self._took
 
     def save(self) -> None:
-        """Writes the file, whole or not at all."""
+        """Write the file atomically."""
         started = time.monotonic()
         self._add_learned()
         with atomic_file(self.path) as file:
@@ -102,7 +102,7 @@ class Index:
         self._took = max(self._took, self._written - started)
 
     def _add_learned(self) -> None:
-        """Makes columns of what was learned, in which what was known of the same files has no place."""
+        """Move what was learned into the columns, in place of older entries of the same files."""
         kept = {key: place for key, place in self.places.items() if key not in self.learned}
         new = Entries.of_entries(list(self.learned.values()), self.entries.numbers)
         rows = np.concatenate([self.entries.rows[list(kept.values())], new.rows])
@@ -130,7 +130,7 @@ def _from_cell(cell: object) -> object:
 
 
 def _packed(text: str) -> NDArray[np.uint8]:
-    # Names of files may hold bytes that are no text.
+    # File names may hold bytes that are not valid UTF-8.
     return np.frombuffer(text.encode(errors="surrogatepass"), np.uint8)
 
 

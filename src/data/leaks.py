@@ -81,8 +81,8 @@ def _leaks_by_file(records: Records) -> Leaks:
 
 
 def find_leaks(splits: Iterable[str], keys: Iterable[str | None]) -> Leaks:
-    """What occurs in more than one split, from the split of each image hash or patient; None is nothing."""
-    # One number for each key, a bit for each split: a set for each takes gigabytes.
+    """Return the keys (image hashes or patients) that occur in several splits; None is no key."""
+    # A bit per split in one number per key: a set per key would take gigabytes.
     bits = {split: 1 << number for number, split in enumerate(SPLITS)}
     found: dict[str, int] = {}
     for split, key in zip(splits, keys, strict=True):

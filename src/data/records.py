@@ -17,11 +17,11 @@ _SHOWN = 5
 Key = tuple[str, str]
 """Patient and image id."""
 Texts = NDArray[np.object_]
-"""Strings, so that some of them can be chosen at once."""
+"""A column of strings, ``(N,)`` or ``(N, M)``."""
 
 
 class Record(NamedTuple):
-    """One sample: its place below the root, class index, patient (None where unknown), and name."""
+    """One sample: key, class index, patient (None where unknown), and the hash that identifies its pixels."""
 
     key: str
     label: int
@@ -31,16 +31,16 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Records:
-    """The samples in columns: an object for each of a million takes seconds and gigabytes.
+    """The samples in columns: a million objects would take seconds and gigabytes.
 
     Attributes:
         rows: int64 ``(N, M)``, the row of each sample in the pack of each modality.
         labels: int64 ``(N,)``, class indices.
-        patients: Whose each is, None where unknown.
+        patients: Patient of each sample, None where unknown.
         shas: ``(N, M)``, SHA-256 of each image's pixels.
-        keys: Place of each sample's first image below the root.
-        splits: On which side each is; "" while that is to be decided.
-        file_patients: Hash of the patient that the file itself names, "" without.
+        keys: Path of each sample's first image, relative to the root.
+        splits: ``train``, ``val`` or ``test``; "" until the split is decided.
+        file_patients: Hash of the patient named in the file itself, "" if there is none.
     """
 
     rows: NDArray[np.int64]
@@ -58,24 +58,24 @@ class Records:
         return map(Record, self.keys.tolist(), self.labels.tolist(), self.patients.tolist(), self.samples)
 
     def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> "Records":
-        """The samples at some positions, or where a mask is set."""
+        """Return the samples at some positions, or where a mask is set."""
         return Records(*(getattr(self, column.name)[chosen] for column in fields(self)))
 
     @property
     def samples(self) -> list[str]:
-        """What names each sample by its pixels: the image's hash, or the hash of the hashes of several."""
+        """Hash that identifies each sample: of its image, or of the hashes of its several images."""
         if self.shas.shape[1] == 1:
             return self.contents
         return [sha256("\n".join(shas).encode()) for shas in self.shas.tolist()]
 
     @property
     def contents(self) -> list[str]:
-        """The hashes of each sample's images, in the order of the modalities."""
+        """Hashes of each sample's images, joined in the order of the modalities."""
         return ["+".join(shas) for shas in zip(*self.shas.T.tolist(), strict=True)]
 
     @property
     def groups(self) -> list[str]:
-        """What must stay on one side: a patient; without, equal pixels, for a copy would leak as well."""
+        """Group of each sample that must stay in one split: its patient, or its pixels if unknown."""
         return [patient or name for patient, name in zip(self.patients, self.samples, strict=True)]
 
 
@@ -120,12 +120,12 @@ def join(decoded: Sequence[DecodedImages]) -> Joined:
 
 
 def texts(values: Sequence[str | None]) -> Texts:
-    """A column of strings."""
+    """Make a column of strings."""
     return np.array(values, dtype=object)
 
 
 def records_of(images: DecodedImages) -> Records:
-    """One record for each readable image of a modality."""
+    """Return the samples of one modality: its readable images."""
     samples, entries = images.samples, images.entries
     return Records(
         images.rows[:, None],
@@ -207,10 +207,10 @@ def _are_distinct(keys: list[Key]) -> bool:
 
 
 def _by_key(keys: list[Key], records: Records, modality: str) -> dict[Key, int]:
-    """The position of each key.
+    """Return the position of each key.
 
     Raises:
-        DataError: One occurs twice.
+        DataError: A key occurs twice.
     """
     repeated = [key for key, count in Counter(keys).items() if count > 1]
     if repeated:

@@ -12,7 +12,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Sample(NamedTuple):
-    """One labelled image: plain strings, for there may be a million of them.
+    """One labeled image; plain strings and no `Path`, since there may be a million of them.
 
     Attributes:
         file: Path of the image file, or of the ``.npz`` that holds it.

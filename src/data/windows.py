@@ -30,7 +30,7 @@ def window_notes(entries: Entries, configured: Range | None) -> list[str]:
 
 
 def _is_wide(shared: Shared) -> bool:
-    """Whether 8 bits cannot hold all values, and the file names no window."""
+    """Return whether the values exceed 8 bits and the file names no window."""
     return shared.own is None and shared.full is not None and shared.full[1] - shared.full[0] > _8_BIT_SPAN
 
 

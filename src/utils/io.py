@@ -175,7 +175,7 @@ def sha256(data: bytes) -> str:
 
 
 def sha256_of_lines(lines: Iterable[str]) -> str:
-    """The SHA-256 of lines joined by line feeds, in hexadecimal; they are never in memory all at once."""
+    """Return the SHA-256 of lines joined by line feeds, in hexadecimal, without joining them in memory."""
     digest, rest, start = hashlib.sha256(), iter(lines), ""
     while some := list(islice(rest, 4096)):
         digest.update((start + "\n".join(some)).encode())

@@ -45,7 +45,7 @@ def test_entries_come_back_as_they_were(folder: Path, name: str) -> None:
         found = list(Index.load(folder / "i.npz").look_up(asked).pick(range(3)))
         assert found[0] == Entry(-1, 0, 0, error=f"{folder}/gone: No such file or directory")
         assert found[1] == known
-        assert (found[2].size, found[2].is_done) == (0, False)
+        assert (found[2].size, found[2].sha, found[2].error) == (0, "", "")
 
 
 def test_what_was_changed_or_is_to_be_forgotten_is_not_known(folder: Path) -> None:
