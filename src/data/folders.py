@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from src.data.files import SUFFIXES, is_image, read_header, read_picture
@@ -44,8 +45,16 @@ def list_folder(root: Path, modality: str, positive_class: str | None, patterns:
         )
     files = _files_by_class(root, base, splits or [None])
     classes = _classes(sorted({name for _, name in files}), positive_class, base)
+    labels = {name: label for label, name in enumerate(classes)}
     samples = (
-        _sample(file, key, classes.index(name), split, patterns)
+        Sample(
+            file,
+            key,
+            labels[name],
+            read_name(file, patterns.patient, "patient_regex"),
+            split,
+            read_name(file, patterns.image_id, "image_id_regex"),
+        )
         for (split, name), found in files.items()
         for file, key in found
     )
@@ -56,7 +65,7 @@ def listing_of_files(
     root: Path, modality: str, classes: tuple[str, ...], samples: Iterable[Sample]
 ) -> Listing:
     """A listing of image files, in an order that does not depend on the disk."""
-    in_order = tuple(sorted(samples, key=lambda sample: sample.key))
+    in_order = tuple(sorted(samples, key=attrgetter("key")))
     return Listing(root, modality, classes, in_order, read_header, read_picture)
 
 
@@ -119,17 +128,6 @@ def _classes(names: list[str], positive: str | None, base: Path) -> tuple[str, .
             f"{base}: {found}; a classifier needs a folder of images for each of two classes or more"
         )
     return order_classes(names, positive)
-
-
-def _sample(file: str, key: str, label: int, split: str | None, patterns: NamePatterns) -> Sample:
-    return Sample(
-        file,
-        key,
-        label,
-        read_name(file, patterns.patient, "patient_regex"),
-        split,
-        read_name(file, patterns.image_id, "image_id_regex"),
-    )
 
 
 def read_name(file: str, pattern: re.Pattern[str] | None, setting: str) -> str | None:

@@ -5,6 +5,7 @@ import time
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,8 @@ class Index:
     def look_up(self, samples: Sequence[Sample]) -> Entries:
         """Return the entries of unchanged files, and only the state of all others; opens no file."""
         found = look_at_files([sample.file for sample in samples], self.entries.numbers)
-        places = np.fromiter((self.places.get(sample.key, -1) for sample in samples), np.int64, len(samples))
+        keys = [sample.key for sample in samples]
+        places = np.fromiter(map(self.places.get, keys, repeat(-1)), np.int64, len(keys))
         positions = np.flatnonzero(places >= 0)
         known = self.entries.rows[places[positions]]
         same = np.ones(len(known), bool)

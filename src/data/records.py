@@ -71,7 +71,8 @@ class Records:
     @property
     def contents(self) -> list[str]:
         """Hashes of each sample's images, joined in the order of the modalities."""
-        return ["+".join(shas) for shas in zip(*self.shas.T.tolist(), strict=True)]
+        first, *others = self.shas.T.tolist()
+        return ["+".join(shas) for shas in zip(first, *others, strict=True)] if others else list(first)
 
     @property
     def groups(self) -> list[str]:

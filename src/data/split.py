@@ -48,7 +48,7 @@ def split_by_group(
         shuffled = np.random.default_rng([seed, number]).permutation(len(members)).tolist()
         order = [side for side, count in counts.items() for _ in range(count)]
         order += ["train"] * (len(members) - len(order))
-        assigned.update((members[place], side) for place, side in zip(shuffled, order, strict=True))
+        assigned.update(zip(map(members.__getitem__, shuffled), order, strict=True))
     return [assigned[group] for group in groups]
 
 
