@@ -1,6 +1,6 @@
 """Decodes every image once: an index of what each file holds, and packs of resized uint8 pixels.
 
-``index/{root}.json`` maps (key, size, times) of a file to the hash of its pixels, so that a later
+``index/{root}.npz`` maps (key, size, times) of a file to the hash of its pixels, so that a later
 start opens no image. Of each modality, ``packs`` holds one array, named by the hashes of what is in it.
 """
 
@@ -8,21 +8,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from filelock import Timeout
+from numpy.typing import NDArray
 
 from src.data.decode import Shown, Task, decode_all, look_at_all
-from src.data.entries import FORMAT, Entry, Index
+from src.data.entries import FORMAT, Entries, join_entries
 from src.data.image_array import ImageArray
+from src.data.index import Index
 from src.data.packs import GIGABYTE, NewPack, PackFolder
 from src.data.samples import Listing, Sample
 from src.data.workers import Workers
 from src.errors import DataError
 from src.utils.cli import warn
 from src.utils.config import DataConfig
-from src.utils.io import file_lock, sha256
+from src.utils.io import file_lock, sha256, sha256_of_lines
 from src.utils.progress import bar, track
 
 AUTO_SIZE_LIMIT = 224
@@ -37,7 +40,7 @@ class DecodedImages:
     Attributes:
         listing: What was decoded.
         pixels: The decoded images; black where an image could not be read.
-        rows: Of each readable image, its row in ``pixels``.
+        rows: int64 ``(R,)``, of each readable image its row in ``pixels``.
         samples: The readable samples, in the order of ``rows``.
         entries: What is known of each.
         bad: One message per image that could not be read.
@@ -45,9 +48,9 @@ class DecodedImages:
 
     listing: Listing
     pixels: ImageArray
-    rows: tuple[int, ...]
-    samples: tuple[Sample, ...]
-    entries: tuple[Entry, ...]
+    rows: NDArray[np.int64]
+    samples: Sequence[Sample]
+    entries: Entries
     bad: tuple[str, ...]
 
 
@@ -78,7 +81,7 @@ def decode_listings(
         DataError: No image can be read, or the cache cannot be written or is too small.
     """
     root = sha256(str(listings[0].root.resolve()).encode())[:16]
-    path = cache_dir / "index" / f"{root}-v{FORMAT}.json"
+    path = cache_dir / "index" / f"{root}-v{FORMAT}.npz"
     packs = PackFolder(cache_dir / "packs", int(config.cache_gb * GIGABYTE))
     try:
         with _alone(path.with_suffix(".lock"), listings[0].root), Workers() as workers:
@@ -87,7 +90,7 @@ def decode_listings(
                 for listing in listings:
                     cache.index.forget(listing.samples)
             before = [_look(listing, cache) for listing in listings]
-            shown = _resolve_shown([entry for entries in before for entry in entries], config)
+            shown = _resolve_shown(join_entries(before), config)
             found = zip(listings, before, strict=True)
             return [_decoded(of, entries, cache, shown) for of, entries in found]
     except OSError as error:
@@ -106,86 +109,90 @@ def _alone(lock: Path, root: Path) -> Iterator[None]:
         yield
 
 
-def _look(listing: Listing, cache: _Cache) -> list[Entry]:
+def _look(listing: Listing, cache: _Cache) -> Entries:
     """What is known of each file without decoding it."""
-    entries = [cache.index.look_up(sample) for sample in listing.samples]
-    new = [i for i, entry in enumerate(entries) if not entry.is_done]
-    items = [(listing.samples[i], entries[i]) for i in new]
+    entries = cache.index.look_up(listing.samples)
+    new = np.flatnonzero(~entries.is_done).tolist()
+    items = [(listing.samples[i], entry) for i, entry in zip(new, entries.pick(new), strict=True)]
     looked = cache.workers.map(partial(look_at_all, listing.header), items, in_memory=listing.in_memory)
     for i, entry in zip(new, track(looked, f"Looking at {listing.modality}", len(new)), strict=True):
         entries[i] = entry
     return entries
 
 
-def _resolve_shown(entries: Sequence[Entry], config: DataConfig) -> Shown:
-    shapes = [(max(entry.height, entry.width), entry.channels) for entry in entries if entry.height]
-    if not shapes:
-        raise _unreadable("no image", entries[0])
+def _resolve_shown(entries: Entries, config: DataConfig) -> Shown:
+    known = entries.rows[entries.rows["height"] > 0]
+    if not len(known):
+        raise _unreadable("no image", entries)
     # The median, so that a few odd images do not decide for all.
-    own = int(np.median([side for side, _ in shapes]))
+    own = int(np.median(np.maximum(known["height"], known["width"])))
     size = min(own, AUTO_SIZE_LIMIT) if config.image_size == "auto" else int(config.image_size)
-    channels = max(count for _, count in shapes) if config.channels == "auto" else int(config.channels)
+    channels = int(known["channels"].max()) if config.channels == "auto" else int(config.channels)
     return Shown(size, channels, config.window)
 
 
-def _unreadable(what: str, first: Entry) -> DataError:
+def _unreadable(what: str, entries: Entries) -> DataError:
+    (first,) = entries.pick([0])
     return DataError(f"{what} can be read; the first: {first.error}", public=f"{what} can be read")
 
 
-def _decoded(listing: Listing, entries: list[Entry], cache: _Cache, shown: Shown) -> DecodedImages:
-    is_known = all(entry.is_done for entry in entries)
+def _decoded(listing: Listing, entries: Entries, cache: _Cache, shown: Shown) -> DecodedImages:
+    is_known = bool(entries.is_done.all())
     pixels = cache.packs.find(_pack_name(entries, shown)) if is_known else None
     if pixels is None:
-        entries, pixels = _build_pack(listing, entries, cache, shown)
-    good = tuple(i for i, entry in enumerate(entries) if entry.sha)
+        pixels = _build_pack(listing, entries, cache, shown)
+    rows = np.flatnonzero(entries.has_pixels)
+    is_whole = len(rows) == len(entries)
     return DecodedImages(
         listing,
         pixels,
-        rows=good,
-        samples=tuple(listing.samples[i] for i in good),
-        entries=tuple(entries[i] for i in good),
-        bad=tuple(entry.error for entry in entries if entry.error),
+        rows=rows,
+        samples=listing.samples if is_whole else [listing.samples[row] for row in rows],
+        entries=entries if is_whole else entries.take(rows),
+        bad=() if is_whole else tuple(filter(None, entries.each(lambda shared: shared.error))),
     )
 
 
-def _pack_name(entries: Sequence[Entry], shown: Shown) -> str:
-    lines = [f"{FORMAT} {shown.size} {shown.channels}"]
-    return sha256("\n".join(lines + [entry.seen_through(shown.window) for entry in entries]).encode())
+def _pack_name(entries: Entries, shown: Shown) -> str:
+    kind = f"{FORMAT} {shown.size} {shown.channels}"
+    return sha256_of_lines(chain([kind], entries.seen_through(shown.window)))
 
 
-def _build_pack(
-    listing: Listing, entries: list[Entry], cache: _Cache, shown: Shown
-) -> tuple[list[Entry], ImageArray]:
-    """Makes the pack of all readable images; returns the completed entries and the open pack."""
+def _build_pack(listing: Listing, entries: Entries, cache: _Cache, shown: Shown) -> ImageArray:
+    """Make the pack of all readable images and open it; complete ``entries`` in place."""
     shape = (len(entries), shown.channels, shown.size, shown.size)
-    done = list(entries)
     with (
         cache.packs.new(cache.index.path.stem, shape) as pack,
         bar(f"Decoding {listing.modality}", len(entries)) as advance,
     ):
-        for _ in _rows_at_hand(pack, done, shown):
+        for _ in _rows_at_hand(pack, entries, shown):
             advance("")
-        missing = [row for row, entry in enumerate(done) if not (entry.error or row in pack.rows)]
-        tasks = [Task(listing.samples[row], done[row], pack.offset(row)) for row in missing]
+        is_bad = entries.where(lambda shared: shared.error)
+        missing = [row for row in np.flatnonzero(~is_bad).tolist() if row not in pack.rows]
+        tasks = [
+            Task(listing.samples[row], entry, pack.offset(row))
+            for row, entry in zip(missing, entries.pick(missing), strict=True)
+        ]
         work = partial(decode_all, listing.read, shown, pack.temp)
         decoded = cache.workers.map(work, tasks, in_memory=listing.in_memory)
         for row, entry in zip(missing, decoded, strict=True):
-            done[row] = entry
+            entries[row] = entry
             pack.rows[row] = entry.seen_through(shown.window)
             cache.index.learn(listing.samples[row], entry)
             advance("")
             if cache.index.is_due:
                 pack.save_rows()
                 cache.index.save()
-        if not any(entry.sha for entry in done):
-            raise _unreadable(f"{listing.root}: none of {len(done)} images", done[0])
+        if not entries.has_pixels.any():
+            raise _unreadable(f"{listing.root}: none of {len(entries)} images", entries)
         cache.index.save()
-        return done, pack.keep(_pack_name(done, shown))
+        return pack.keep(_pack_name(entries, shown))
 
 
-def _rows_at_hand(pack: NewPack, entries: Sequence[Entry], shown: Shown) -> Iterator[int]:
+def _rows_at_hand(pack: NewPack, entries: Entries, shown: Shown) -> Iterator[int]:
     """Takes what was decoded before, here or for another pack; yields the rows that need no decoding."""
-    wanted = {row: entry.seen_through(shown.window) for row, entry in enumerate(entries) if entry.is_done}
+    seen = enumerate(entries.seen_through(shown.window))
+    wanted = {row: pixels for (row, pixels), done in zip(seen, entries.is_done, strict=True) if done}
     pack.rows = {row: pixels for row, pixels in pack.rows.items() if wanted.get(row) == pixels}
     yield from pack.rows
     missing = {row: pixels for row, pixels in wanted.items() if pixels and row not in pack.rows}

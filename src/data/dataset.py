@@ -10,17 +10,18 @@ import torch
 from numpy.typing import NDArray
 
 from src.data.cache import DecodedImages, decode_listings
+from src.data.entries import join_entries
 from src.data.image_array import ImageArray, ImageSource
 from src.data.images import Range
 from src.data.leaks import check_leaks
-from src.data.records import Record, join
+from src.data.records import Records, join, texts
 from src.data.samples import SPLITS
 from src.data.sources import list_modalities
 from src.data.split import split_by_fold, split_by_group
 from src.data.windows import one_window, window_notes
 from src.errors import DataError
 from src.utils.config import DataConfig
-from src.utils.io import sha256
+from src.utils.io import sha256_of_lines
 
 _SHOWN = 5
 
@@ -140,10 +141,10 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
     classes, root = listings[0].classes, listings[0].root
     decoded = decode_listings(listings, config, cache_dir, rehash=rehash)
     bad_notes = _check_bad(decoded, config)
-    entries = [entry for images in decoded for entry in images.entries]
+    entries = join_entries([images.entries for images in decoded])
     joined = join(decoded)
     checked = check_leaks(_split(joined.records, classes, config), config.on_leak)
-    records = sorted(checked.records, key=_sort_key)
+    records = _sorted(checked.records)
     patients = _patient_indices(records)
     dataset = Dataset(
         root=root,
@@ -152,7 +153,7 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
         window=one_window(entries, config.window),
         splits=_make_splits(records, patients),
         fingerprint=_fingerprint(records, patients, classes),
-        split_fingerprint=sha256("\n".join(f"{r.split} {_content(r)}" for r in records).encode()),
+        split_fingerprint=sha256_of_lines(map("{} {}".format, records.splits, records.contents)),
         warnings=(*bad_notes, *window_notes(entries, config.window), *joined.notes, *checked.notes),
         counts={
             "bad_images": sum(len(images.bad) for images in decoded),
@@ -178,74 +179,67 @@ def _check_bad(decoded: Sequence[DecodedImages], config: DataConfig) -> list[str
     return [f"{len(bad)} images are skipped: {named}"]
 
 
-def _split(records: list[Record], classes: tuple[str, ...], config: DataConfig) -> list[Record]:
+def _split(records: Records, classes: tuple[str, ...], config: DataConfig) -> Records:
     """The records on their sides, of which a cross-validation deals all but test anew."""
     placed = _place(records, classes, config)
     if config.folds is None:
         return placed
-    rest = [record for record in placed if record.split != "test"]
+    rest = placed.take(placed.splits != "test")
     sides = split_by_fold(
-        [record.patient or record.sample for record in rest],
-        [record.label for record in rest],
-        folds=config.folds,
-        fold=config.fold,
-        seed=config.split_seed,
+        rest.groups, rest.labels.tolist(), folds=config.folds, fold=config.fold, seed=config.split_seed
     )
-    return [replace(record, split=side) for record, side in zip(rest, sides, strict=True)]
+    return replace(rest, splits=texts(sides))
 
 
-def _place(records: list[Record], classes: tuple[str, ...], config: DataConfig) -> list[Record]:
+def _place(records: Records, classes: tuple[str, ...], config: DataConfig) -> Records:
     """The records where the source puts them, else where we do."""
-    if records[0].split:
+    if records.splits[0]:
         return records
-    # Without patients, equal pixels are one group: a copy under another name must not leak.
     sides = split_by_group(
-        [record.patient or record.sample for record in records],
-        [classes[record.label] for record in records],
+        records.groups,
+        [classes[label] for label in records.labels.tolist()],
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.split_seed,
     )
-    return [replace(record, split=side) for record, side in zip(records, sides, strict=True)]
+    return replace(records, splits=texts(sides))
 
 
-def _content(record: Record) -> str:
-    return "+".join(record.shas)
+def _sorted(records: Records) -> Records:
+    """Sort the records by their pixels, whatever their names; names only order copies of an image."""
+    patients = texts([patient or "" for patient in records.patients])
+    contents = np.array(records.contents, dtype=np.bytes_)  # sorted faster than strings
+    return records.take(np.lexsort((records.keys, patients, records.splits, records.labels, contents)))
 
 
-def _sort_key(record: Record) -> tuple[str, int, str, str, str]:
-    return _content(record), record.label, record.split, record.patient or "", record.key
-
-
-def _patient_indices(records: list[Record]) -> list[int | None]:
+def _patient_indices(records: Records) -> list[int | None]:
     """Patients as numbers in the order of the fingerprint, so that no identifier leaves the data."""
     numbers: dict[str, int] = {}
     return [
-        None if record.patient is None else numbers.setdefault(record.patient, len(numbers))
-        for record in records
+        None if patient is None else numbers.setdefault(patient, len(numbers)) for patient in records.patients
     ]
 
 
-def _make_splits(records: list[Record], patients: list[int | None]) -> dict[str, Split]:
-    sides = {name: [i for i, r in enumerate(records) if r.split == name] for name in SPLITS}
+def _make_splits(records: Records, patients: list[int | None]) -> dict[str, Split]:
+    names = texts(records.samples)
+    numbers = np.array(patients, dtype=object)
+    sides = {name: records.splits == name for name in SPLITS}
     return {
         name: Split(
-            np.array([records[i].rows for i in chosen], dtype=np.int64),
-            np.array([records[i].label for i in chosen], dtype=np.int64),
-            tuple(records[i].sample for i in chosen),
-            tuple(patients[i] for i in chosen),
+            records.rows[chosen],
+            records.labels[chosen],
+            tuple(names[chosen].tolist()),
+            tuple(numbers[chosen].tolist()),
         )
         for name, chosen in sides.items()
-        if chosen
+        if chosen.any()
     }
 
 
-def _fingerprint(records: list[Record], patients: list[int | None], classes: tuple[str, ...]) -> str:
-    lines = [
-        f"{record.split}\t{classes[record.label]}\t{patient}\t{_content(record)}"
-        for record, patient in zip(records, patients, strict=True)
-    ]
-    return sha256("\n".join(lines).encode())
+def _fingerprint(records: Records, patients: list[int | None], classes: tuple[str, ...]) -> str:
+    labels = (classes[label] for label in records.labels.tolist())
+    columns = (records.splits, labels, patients, records.contents)
+    return sha256_of_lines(map("{}\t{}\t{}\t{}".format, *columns))
 
 
 def _check_classes(dataset: Dataset, notes: list[str]) -> None:

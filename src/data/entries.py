@@ -1,25 +1,41 @@
-"""What is known of each image file: its state on disk, and what its pixels were found to be."""
+"""What is known of image files: their state on disk, and what decoding found in them."""
 
-import json
-import time
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass, field, replace
-from pathlib import Path
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from src.data.images import BadImage, Range, applied_window
-from src.data.samples import Sample
-from src.utils.io import atomic_write_text
 
 FORMAT = 3
 """Part of every name in the cache: raise it when decoding, hashing or resizing changes."""
 
 _UNKNOWN = -1
-_SHARE = 20  # writing the index takes at most one part in so many of the time
+_WRAP = 2**64 - 1  # times are only compared, so one before 1970 or after 2554 may wrap around
+STATE = ("size", "mtime_ns", "ctime_ns")
+"""Columns that tell whether a file has changed."""
+COLUMNS = np.dtype(
+    [
+        ("size", "<i8"),
+        ("mtime_ns", "<u8"),
+        ("ctime_ns", "<u8"),
+        ("height", "<i4"),
+        ("width", "<i4"),
+        ("channels", "<i4"),
+        ("sha", "S64"),
+        ("observed", "<f8", (2,)),
+        ("shared", "<i4"),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the index knows of one file; nothing here depends on the settings: the window is chosen later.
+    """What is known of one file; nothing here depends on the settings: the window is chosen later.
 
     Attributes:
         size: Bytes of the file.
@@ -49,24 +65,6 @@ class Entry:
     own: Range | None = None
     error: str = ""
 
-    @classmethod
-    def of_file(cls, path: Path) -> "Entry":
-        """One that knows the file's state only, or why it has none."""
-        try:
-            state = path.stat()
-        except OSError as gone:
-            return cls(_UNKNOWN, 0, 0, error=f"{path}: {gone.strerror}")
-        return cls(state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the image was decoded, or found to be bad."""
-        return bool(self.sha or self.error)
-
-    def describes(self, other: "Entry") -> bool:
-        """Whether both are of the same state of a file."""
-        return (self.size, self.mtime_ns, self.ctime_ns) == (other.size, other.mtime_ns, other.ctime_ns)
-
     def with_error(self, bad: BadImage) -> "Entry":
         """What is known of a file that cannot be read."""
         # What may be readable next time gets a size that no file has, so that the index does not match.
@@ -74,53 +72,139 @@ class Entry:
 
     def seen_through(self, window: Range | None) -> str:
         """What names the pixels as they are seen; "" for an image that cannot be."""
-        return self.sha and f"{self.sha} {applied_window(self.own, self.full, window)}"
+        return _name_pixels(self.sha, applied_window(self.own, self.full, window))
+
+
+class Shared(NamedTuple):
+    """Attributes of `Entry` that many files have in common and that are therefore stored once."""
+
+    patient: str = ""
+    full: Range | None = None
+    own: Range | None = None
+    error: str = ""
 
 
 @dataclass
-class Index:
-    """The entries of one root, by the place of a sample below it, and the file that keeps them."""
+class Entries:
+    """What is known of many files, in columns: a million `Entry` objects would take seconds and gigabytes.
 
-    path: Path
-    entries: dict[str, Entry]
-    _written: float = field(default_factory=time.monotonic)
-    _took: float = 0.5
+    Attributes:
+        rows: Structured array ``(N,)`` of `COLUMNS`. ``shared`` is a number from ``numbers``; ``observed`` is
+            NaN where it is unknown.
+        numbers: Number of each distinct `Shared`, in order of insertion. Only ever extended, so entries
+            derived from each other use the same dict.
+    """
+
+    rows: NDArray[np.void]
+    numbers: dict[Shared, int] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: Path) -> "Index":
-        """What an earlier process has learned; nothing where that is damaged, as it can be found again."""
-        try:
-            rows: dict[str, list[object]] = json.loads(path.read_text())
-            return cls(path, {key: _from_row(row) for key, row in rows.items()})
-        except (FileNotFoundError, ValueError, TypeError, AttributeError):
-            return cls(path, {})
+    def of_entries(cls, entries: Sequence[Entry], numbers: dict[Shared, int]) -> Self:
+        """Build the columns of some entries; their `Shared` are added to ``numbers``."""
+        found = cls(np.zeros(len(entries), COLUMNS), numbers)
+        for position, entry in enumerate(entries):
+            found[position] = entry
+        return found
 
-    def forget(self, samples: Iterable[Sample]) -> None:
-        """Whatever is known of these is to be found again."""
-        for sample in samples:
-            self.entries.pop(sample.key, None)
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    def look_up(self, sample: Sample) -> Entry:
-        """The entry of a file that is unchanged, else one with its state only."""
-        fresh, known = Entry.of_file(sample.file), self.entries.get(sample.key)
-        return known if known is not None and known.describes(fresh) else fresh
+    def __setitem__(self, position: int, entry: Entry) -> None:
+        shared = Shared(entry.patient, entry.full, entry.own, entry.error)
+        self.rows[position] = (
+            entry.size,
+            entry.mtime_ns & _WRAP,
+            entry.ctime_ns & _WRAP,
+            entry.height,
+            entry.width,
+            entry.channels,
+            entry.sha.encode(),
+            entry.observed or (np.nan, np.nan),
+            self.numbers.setdefault(shared, len(self.numbers)),
+        )
 
-    def learn(self, sample: Sample, entry: Entry) -> None:
-        """Adds an entry; `save` keeps it."""
-        self.entries[sample.key] = entry
+    def pick(self, positions: Iterable[int]) -> Iterator[Entry]:
+        """Yield the entries at some positions as objects."""
+        shared = list(self.numbers)
+        for position in positions:
+            row = self.rows[position]
+            patient, full, own, error = shared[row["shared"]]
+            low, high = row["observed"].tolist()
+            observed = None if math.isnan(low) else (low, high)
+            size, mtime_ns, ctime_ns, height, width, channels, sha, *_ = row.item()
+            known = (size, mtime_ns, ctime_ns, height, width, channels, patient, sha.decode())
+            yield Entry(*known, observed, full, own, error)
+
+    def take(self, positions: NDArray[np.int64] | NDArray[np.bool_]) -> "Entries":
+        """Return the entries at some positions, or where a mask is set."""
+        return Entries(self.rows[positions], self.numbers)
+
+    def where(self, test: Callable[[Shared], object]) -> NDArray[np.bool_]:
+        """Return a mask ``(N,)`` of the files whose `Shared` passes a test."""
+        passes: NDArray[np.bool_] = np.fromiter(map(bool, map(test, self.numbers)), bool, len(self.numbers))
+        return np.take(passes, self.rows["shared"])
 
     @property
-    def is_due(self) -> bool:
-        """Whether so much time has passed that saving takes little of it."""
-        return time.monotonic() - self._written > _SHARE * self._took
+    def has_pixels(self) -> NDArray[np.bool_]:
+        """Mask ``(N,)`` of the images that were decoded."""
+        return np.asarray(self.rows["sha"] != b"")
 
-    def save(self) -> None:
-        """Writes the file, whole or not at all."""
-        started = time.monotonic()
-        atomic_write_text(self.path, json.dumps({key: astuple(entry) for key, entry in self.entries.items()}))
-        self._written = time.monotonic()
-        self._took = max(self._took, self._written - started)
+    @property
+    def is_done(self) -> NDArray[np.bool_]:
+        """Mask ``(N,)`` of the images that were decoded or found to be unreadable."""
+        return self.has_pixels | self.where(lambda shared: shared.error)
+
+    @property
+    def shas(self) -> list[str]:
+        """SHA-256 of each image's pixels, empty where there are none."""
+        return [sha.decode() for sha in self.rows["sha"].tolist()]
+
+    def each(self, value: Callable[[Shared], str]) -> list[str]:
+        """Return a string for each file, computed once per distinct `Shared`."""
+        values = list(map(value, self.numbers))
+        return [values[number] for number in self.rows["shared"].tolist()]
+
+    def seen_through(self, window: Range | None) -> Iterator[str]:
+        """Yield what identifies the pixels of each image through a window; "" for an unreadable image."""
+        applied = [applied_window(shared.own, shared.full, window) for shared in self.numbers]
+        for sha, number in zip(self.shas, self.rows["shared"].tolist(), strict=True):
+            yield _name_pixels(sha, applied[number])
+
+    def counted(self) -> list[tuple[Shared, int]]:
+        """Count the files with each `Shared`, in order of first appearance."""
+        numbers, first, counts = np.unique(self.rows["shared"], return_index=True, return_counts=True)
+        shared = list(self.numbers)
+        return [(shared[numbers[i]], int(counts[i])) for i in np.argsort(first)]
 
 
-def _from_row(row: list[object]) -> Entry:
-    return Entry(*(tuple(cell) if isinstance(cell, list) else cell for cell in row))  # type: ignore[arg-type]
+def join_entries(parts: Sequence[Entries]) -> Entries:
+    """Concatenate the entries of several listings of one root."""
+    return Entries(np.concatenate([part.rows for part in parts]), parts[0].numbers)
+
+
+def look_at_files(paths: Sequence[str], numbers: dict[Shared, int]) -> Entries:
+    """Return the state of each file, or the error of one that cannot be reached; opens no file."""
+    gone: dict[int, Entry] = {}
+
+    def state(position: int, path: str) -> tuple[int, int, int]:
+        try:
+            found = os.stat(path)  # noqa: PTH116 -- a million Path objects take seconds
+        except OSError as error:
+            gone[position] = Entry(_UNKNOWN, 0, 0, error=f"{path}: {error.strerror}")
+            return _UNKNOWN, 0, 0
+        return found.st_size, found.st_mtime_ns & _WRAP, found.st_ctime_ns & _WRAP
+
+    states = [(name, COLUMNS[name]) for name in STATE]
+    found = Entries(np.zeros(len(paths), COLUMNS), numbers)
+    seen = np.fromiter(map(state, range(len(paths)), paths), states, len(paths))
+    for name in STATE:
+        found.rows[name] = seen[name]
+    found.rows["observed"] = np.nan
+    found.rows["shared"] = numbers.setdefault(Shared(), len(numbers))
+    for position, entry in gone.items():
+        found[position] = entry
+    return found
+
+
+def _name_pixels(sha: str, window: Range | None) -> str:
+    return sha and f"{sha} {window}"

@@ -9,14 +9,18 @@ from src.data.samples import Sample
 
 SUFFIXES = raster.SUFFIXES | dicom.SUFFIXES
 
+_ENDINGS = tuple(SUFFIXES)
 
-def is_image(path: Path) -> bool:
+
+def is_image(path: str) -> bool:
     """Whether a file in a folder of images is one of them: by its ending, or by DICOM's mark.
 
     Scanners and archives name DICOM files without an ending, or by numbers (``1.2.840.113619``).
     """
-    suffix = path.suffix.lower()
-    return suffix in SUFFIXES or ((suffix[1:].isdigit() or not suffix) and dicom.is_dicom(path))
+    if path.lower().endswith(_ENDINGS):  # the common case, without a Path object
+        return True
+    suffix = Path(path).suffix
+    return (suffix[1:].isdigit() or not suffix) and dicom.is_dicom(Path(path))
 
 
 def read_header(sample: Sample) -> Header:
@@ -25,7 +29,8 @@ def read_header(sample: Sample) -> Header:
     Raises:
         BadImage: It cannot be read.
     """
-    header: Header = _reader(sample.file).read_header(sample.file)
+    path = Path(sample.file)
+    header: Header = _reader(path).read_header(path)
     return header
 
 
@@ -35,7 +40,8 @@ def read_picture(sample: Sample) -> Picture:
     Raises:
         BadImage: It cannot be read.
     """
-    picture: Picture = _reader(sample.file).read_picture(sample.file)
+    path = Path(sample.file)
+    picture: Picture = _reader(path).read_picture(path)
     return picture
 
 

@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from src.data.files import SUFFIXES, is_image, read_header, read_picture
@@ -42,12 +43,20 @@ def list_folder(root: Path, modality: str, positive_class: str | None, patterns:
         raise DataError(
             f"{base}: holds {', '.join(below)}; it takes train, val and perhaps test, or one folder per class"
         )
-    files = _files_by_class(base, splits or [None])
+    files = _files_by_class(root, base, splits or [None])
     classes = _classes(sorted({name for _, name in files}), positive_class, base)
+    labels = {name: label for label, name in enumerate(classes)}
     samples = (
-        _sample(root, file, classes.index(name), split, patterns)
+        Sample(
+            file,
+            key,
+            labels[name],
+            read_name(file, patterns.patient, "patient_regex"),
+            split,
+            read_name(file, patterns.image_id, "image_id_regex"),
+        )
         for (split, name), found in files.items()
-        for file in found
+        for file, key in found
     )
     return listing_of_files(root, modality, classes, samples)
 
@@ -56,7 +65,7 @@ def listing_of_files(
     root: Path, modality: str, classes: tuple[str, ...], samples: Iterable[Sample]
 ) -> Listing:
     """A listing of image files, in an order that does not depend on the disk."""
-    in_order = tuple(sorted(samples, key=lambda sample: sample.key))
+    in_order = tuple(sorted(samples, key=attrgetter("key")))
     return Listing(root, modality, classes, in_order, read_header, read_picture)
 
 
@@ -70,30 +79,34 @@ def _folders(path: Path) -> list[str]:
         raise
 
 
-def _files_by_class(base: Path, splits: list[str | None]) -> dict[tuple[str | None, str], list[Path]]:
-    """The image files of each (split, class) that has any."""
+def _files_by_class(
+    root: Path, base: Path, splits: list[str | None]
+) -> dict[tuple[str | None, str], list[tuple[str, str]]]:
+    """Return the image files of each (split, class) that has any, as (path, key) pairs."""
     folders = {
         (split, name): base / (split or "") / name
         for split in splits
         for name in _folders(base / (split or ""))
     }
-    found = {place: image_files(folder) for place, folder in folders.items()}
+    found = {place: list(image_files(folder, root)) for place, folder in folders.items()}
     return {place: files for place, files in found.items() if files}
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All image files below a folder, hidden ones apart.
+def image_files(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
+    """Yield the path of each image file below a folder and its path relative to ``root``; skip hidden ones.
 
     Raises:
         DataError: A folder cannot be listed.
     """
-    found = []
     for parent, folders, names in os.walk(folder, onerror=_refuse):
         # Hidden folders hold copies, such as those of notebooks.
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files = (Path(parent, name) for name in names if not name.startswith("."))
-        found += [file for file in files if is_image(file)]
-    return found
+        # Joined as strings: a Path object per file would take longer than reading the folder.
+        inside = Path(parent, "_")
+        start, place = str(inside)[:-1], inside.relative_to(root).as_posix()[:-1]
+        for name in names:
+            if not name.startswith(".") and is_image(start + name):
+                yield start + name, place + name
 
 
 def _refuse(error: OSError) -> None:
@@ -117,18 +130,7 @@ def _classes(names: list[str], positive: str | None, base: Path) -> tuple[str, .
     return order_classes(names, positive)
 
 
-def _sample(root: Path, file: Path, label: int, split: str | None, patterns: NamePatterns) -> Sample:
-    return Sample(
-        file,
-        file.relative_to(root).as_posix(),
-        label,
-        read_name(file, patterns.patient, "patient_regex"),
-        split,
-        read_name(file, patterns.image_id, "image_id_regex"),
-    )
-
-
-def read_name(file: Path, pattern: re.Pattern[str] | None, setting: str) -> str | None:
+def read_name(file: str, pattern: re.Pattern[str] | None, setting: str) -> str | None:
     """Group 1 of a pattern in a file's name; None without a pattern.
 
     Raises:
@@ -136,7 +138,7 @@ def read_name(file: Path, pattern: re.Pattern[str] | None, setting: str) -> str 
     """
     if pattern is None:
         return None
-    match = pattern.search(file.name)
+    match = pattern.search(file.rpartition("/")[2])
     if match is None or not match[1]:
         raise DataError(
             f"{file}: its name does not match data.{setting}={pattern.pattern}",

@@ -3,10 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-
-import numpy as np
 
 from src.data import manifest
 from src.data.cache import decode_listings
@@ -15,7 +12,7 @@ from src.data.files import is_image
 from src.data.folders import image_files, listing_of_files
 from src.data.image_array import ImageArray, ImageSource
 from src.data.npz import images_of, labels_of, listing_of_arrays, read_arrays
-from src.data.records import Record, join, records_of
+from src.data.records import Records, join, records_of
 from src.data.samples import Listing, Sample
 from src.errors import DataError
 from src.utils.config import DataConfig
@@ -36,7 +33,7 @@ class Inputs:
         notes: Sentences to show.
     """
 
-    records: tuple[Record, ...]
+    records: Records
     packs: tuple[ImageArray, ...]
     bad: tuple[str, ...]
     notes: tuple[str, ...]
@@ -44,10 +41,10 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.records)
 
-    @cached_property
+    @property
     def images(self) -> ImageSource:
         """The images, to be read in batches."""
-        return ImageSource(self.packs, np.array([record.rows for record in self.records], dtype=np.int64))
+        return ImageSource(self.packs, self.records.rows)
 
 
 def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path) -> Inputs:
@@ -77,7 +74,7 @@ def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_d
         joined = join(decoded)
         records, notes = joined.records, joined.notes
     bad = tuple(message for images in decoded for message in images.bad)
-    return Inputs(tuple(records), tuple(images.pixels for images in decoded), bad, tuple(notes))
+    return Inputs(records, tuple(images.pixels for images in decoded), bad, tuple(notes))
 
 
 def _list(path: str, modality: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path) -> Listing:
@@ -100,8 +97,8 @@ def _list(path: str, modality: str, config: DataConfig, classes: tuple[str, ...]
             f"{root}: one file holds one modality, and this model stacks {', '.join(config.modalities)}; "
             "a folder with a folder for each, or a manifest, is needed"
         )
-    if is_image(root):
-        return listing_of_files(root.parent, modality, classes, [names.sample(root, root.parent)])
+    if is_image(str(root)):
+        return listing_of_files(root.parent, modality, classes, [names.sample(str(root), root.name)])
     return _list_npz(root, modality, classes)
 
 
@@ -113,23 +110,20 @@ class _Names:
     patient_regex: str | None
     image_id_regex: str | None
 
-    def sample(self, file: Path, root: Path) -> Sample:
-        place = file.relative_to(root)
-        told = [name for name in place.parts[:-1] if name in self.classes]
+    def sample(self, file: str, key: str) -> Sample:
+        *folders, name = key.split("/")
+        told = [folder for folder in folders if folder in self.classes]
         return Sample(
             file,
-            place.as_posix(),
+            key,
             self.label(told[0] if len(told) == 1 else ""),
-            self.patient(file),
+            _group(self.patient_regex, name),
             None,
-            _group(self.image_id_regex, file.name),
+            _group(self.image_id_regex, name),
         )
 
     def label(self, name: str) -> int:
         return self.classes.index(name) if name in self.classes else UNKNOWN
-
-    def patient(self, file: Path) -> str | None:
-        return _group(self.patient_regex, file.name)
 
 
 def _group(pattern: str | None, name: str) -> str | None:
@@ -143,7 +137,7 @@ def _list_folder(root: Path, modality: str, modalities: tuple[str, ...], names: 
         if len(modalities) > 1:
             raise DataError(f"{root}: no folder {modality}; the model stacks {', '.join(modalities)}")
         base = root
-    samples = (names.sample(file, root) for file in image_files(base))
+    samples = (names.sample(file, key) for file, key in image_files(base, root))
     return listing_of_files(root, modality, names.classes, samples)
 
 
@@ -166,10 +160,10 @@ def _manifest_sample(line: manifest.Line, place: Callable[[str], Path], names: _
     except (ValueError, OSError, RuntimeError) as error:
         raise DataError(f"line {line.number}: the path {cells['path']!r} {error}") from None
     return Sample(
-        file,
+        str(file),
         cells["path"],
         names.label(cells.get("label", "")),
-        cells.get("patient_id") or names.patient(file),
+        cells.get("patient_id") or _group(names.patient_regex, file.name),
         None,
         cells.get("image_id") or _group(names.image_id_regex, file.name),
     )
@@ -191,7 +185,7 @@ def _list_npz(path: Path, modality: str, classes: tuple[str, ...]) -> Listing:
         labels: Iterable[int] = labels_of(arrays, path, own, count) if own in arrays else [UNKNOWN] * count
         samples += [
             Sample(
-                path,
+                str(path),
                 f"{_stem(name)}/{row:07d}",
                 classes.index(str(label)) if str(label) in classes else UNKNOWN,
                 None,

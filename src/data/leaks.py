@@ -4,7 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from src.data.records import Record
+import numpy as np
+from numpy.typing import NDArray
+
+from src.data.records import Records
 from src.data.samples import SPLITS
 from src.errors import DataError
 
@@ -23,12 +26,12 @@ class Checked:
         notes: Sentences for the user; they name no image and no patient.
     """
 
-    records: list[Record]
+    records: Records
     counts: Mapping[str, int]
     notes: list[str]
 
 
-def check_leaks(records: list[Record], on_leak: str) -> Checked:
+def check_leaks(records: Records, on_leak: str) -> Checked:
     """Looks for the same image (of any modality) or the same patient in two splits.
 
     Args:
@@ -39,8 +42,10 @@ def check_leaks(records: list[Record], on_leak: str) -> Checked:
     Raises:
         DataError: There is a leak, and ``on_leak`` is ``error``.
     """
-    images = find_leaks((record.split, sha) for record in records for sha in record.shas)
-    patients = find_leaks((record.split, record.patient) for record in records)
+    images: Leaks = find_leaks(
+        np.repeat(records.splits, records.shas.shape[1]).tolist(), records.shas.ravel().tolist()
+    )
+    patients = find_leaks(records.splits.tolist(), records.patients.tolist())
     patients |= _leaks_by_file(records)
     found = "; ".join(filter(None, [describe_leaks(images, "image"), describe_leaks(patients, "patient")]))
     counts = {"leaked_images": 0, "allowed_leaks": 0}
@@ -52,33 +57,42 @@ def check_leaks(records: list[Record], on_leak: str) -> Checked:
         allowed = sum("train" in splits for splits in [*images.values(), *patients.values()])
         note = f"leak between splits, allowed by data.on_leak: {found}"
         return Checked(records, counts | {"allowed_leaks": allowed}, [note])
-    kept = [record for record in records if record.split != "train" or not _leaks(record, images, patients)]
+    kept = records.take((records.splits != "train") | ~_are_leaked(records, images, patients))
     dropped = len(records) - len(kept)
     note = f"leak between splits: {found}; dropped from train: {dropped}; val and test stay"
     return Checked(kept, counts | {"leaked_images": dropped}, [note])
 
 
-def _leaks(record: Record, images: Leaks, patients: Leaks) -> bool:
-    return bool({record.patient, record.file_patient} & patients.keys()) or any(
-        sha in images for sha in record.shas
-    )
+def _are_leaked(records: Records, images: Leaks, patients: Leaks) -> NDArray[np.bool_]:
+    columns = [(records.patients, patients), (records.file_patients, patients)]
+    columns += [(shas, images) for shas in records.shas.T]
+    is_leaked = np.zeros(len(records), bool)
+    for column, leaks in columns:
+        is_leaked |= np.fromiter((key in leaks for key in column), bool, len(records))
+    return is_leaked
 
 
-def _leaks_by_file(records: list[Record]) -> Leaks:
+def _leaks_by_file(records: Records) -> Leaks:
     """Patients by the files' own word: a manifest may have an id for each study only."""
-    named = [r for r in records if r.file_patient and r.file_patient != r.patient]
-    if len({record.file_patient for record in named}) < 2:  # everybody is nobody
+    named = records.take((records.file_patients != "") & (records.file_patients != records.patients))
+    if len(set(named.file_patients)) < 2:  # everybody is nobody
         return {}
-    return find_leaks((record.split, record.file_patient) for record in named)
+    return find_leaks(named.splits, named.file_patients)
 
 
-def find_leaks(places: Iterable[tuple[str, str | None]]) -> Leaks:
-    """What occurs in more than one split, from pairs (split, image hash or patient); None is nothing."""
-    found: Leaks = defaultdict(set)
-    for split, key in places:
+def find_leaks(splits: Iterable[str], keys: Iterable[str | None]) -> Leaks:
+    """Return the keys (image hashes or patients) that occur in several splits; None is no key."""
+    # A bit per split in one number per key: a set per key would take gigabytes.
+    bits = {split: 1 << number for number, split in enumerate(SPLITS)}
+    found: dict[str, int] = {}
+    for split, key in zip(splits, keys, strict=True):
         if key is not None:
-            found[key].add(split)
-    return {key: splits for key, splits in found.items() if len(splits) > 1}
+            found[key] = found.get(key, 0) | bits[split]
+    return {
+        key: {split for split, bit in bits.items() if there & bit}
+        for key, there in found.items()
+        if there.bit_count() > 1
+    }
 
 
 def describe_leaks(leaks: Leaks, what: str) -> str:

@@ -184,7 +184,7 @@ def _sample(
 ) -> Sample:
     cells = line.cells
     try:
-        file = place(cells["path"])
+        file = str(place(cells["path"]))
     except (ValueError, OSError, RuntimeError) as error:
         raise DataError(
             f"{path}, line {line.number}: the path {cells['path']!r} {error}",

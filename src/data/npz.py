@@ -30,7 +30,7 @@ def list_npz(path: Path, modality: str, positive_class: str | None) -> Listing:
     classes = order_classes(names, positive_class)
 
     samples = tuple(
-        Sample(path, f"{split}/{row:07d}", classes.index(str(label)), None, split)
+        Sample(str(path), f"{split}/{row:07d}", classes.index(str(label)), None, split)
         for split in splits
         for row, label in enumerate(labels[split])
     )

@@ -1,9 +1,13 @@
 """The samples of a run: one image of each modality, joined by patient and image id."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from src.data.cache import DecodedImages
 from src.errors import DataError
@@ -12,41 +16,75 @@ from src.utils.io import sha256
 _SHOWN = 5
 Key = tuple[str, str]
 """Patient and image id."""
+Texts = NDArray[np.object_]
+"""A column of strings, ``(N,)`` or ``(N, M)``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One sample.
+class Record(NamedTuple):
+    """One sample: key, class index, patient (None where unknown), and the hash that identifies its pixels."""
 
-    Attributes:
-        rows: Its row in the pack of each modality.
-        label: Class index.
-        patient: Whose it is, None where unknown.
-        shas: SHA-256 of each image's pixels.
-        key: Place of the first image below the root.
-        split: On which side it is; "" while that is to be decided.
-        file_patient: Hash of the patient that the file itself names, "" without.
-    """
-
-    rows: tuple[int, ...]
+    key: str
     label: int
     patient: str | None
-    shas: tuple[str, ...]
-    key: str
-    split: str
-    file_patient: str = ""
+    sample: str
+
+
+@dataclass(frozen=True)
+class Records:
+    """The samples in columns: a million objects would take seconds and gigabytes.
+
+    Attributes:
+        rows: int64 ``(N, M)``, the row of each sample in the pack of each modality.
+        labels: int64 ``(N,)``, class indices.
+        patients: Patient of each sample, None where unknown.
+        shas: ``(N, M)``, SHA-256 of each image's pixels.
+        keys: Path of each sample's first image, relative to the root.
+        splits: ``train``, ``val`` or ``test``; "" until the split is decided.
+        file_patients: Hash of the patient named in the file itself, "" if there is none.
+    """
+
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    patients: Texts
+    shas: Texts
+    keys: Texts
+    splits: Texts
+    file_patients: Texts
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(Record, self.keys.tolist(), self.labels.tolist(), self.patients.tolist(), self.samples)
+
+    def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> "Records":
+        """Return the samples at some positions, or where a mask is set."""
+        return Records(*(getattr(self, column.name)[chosen] for column in fields(self)))
 
     @property
-    def sample(self) -> str:
-        """What names the sample by its pixels: the image's hash, or the hash of the hashes of several."""
-        return self.shas[0] if len(self.shas) == 1 else sha256("\n".join(self.shas).encode())
+    def samples(self) -> list[str]:
+        """Hash that identifies each sample: of its image, or of the hashes of its several images."""
+        if self.shas.shape[1] == 1:
+            return self.contents
+        return [sha256("\n".join(shas).encode()) for shas in self.shas.tolist()]
+
+    @property
+    def contents(self) -> list[str]:
+        """Hashes of each sample's images, joined in the order of the modalities."""
+        first, *others = self.shas.T.tolist()
+        return ["+".join(shas) for shas in zip(first, *others, strict=True)] if others else list(first)
+
+    @property
+    def groups(self) -> list[str]:
+        """Group of each sample that must stay in one split: its patient, or its pixels if unknown."""
+        return [patient or name for patient, name in zip(self.patients, self.samples, strict=True)]
 
 
 @dataclass(frozen=True)
 class Joined:
     """The samples, how many images found no partner, and sentences for the user."""
 
-    records: list[Record]
+    records: Records
     unpaired: int
     notes: list[str]
 
@@ -73,35 +111,47 @@ def join(decoded: Sequence[DecodedImages]) -> Joined:
     common = [key for key in keyed[0] if all(key in other for other in keyed)]
     if not common:
         raise _nothing_joins(keyed, names)
-    joined = [_merge([by_key[key] for by_key in keyed], names) for key in common]
-    unpaired = sum(len(by_key) - len(common) for by_key in keyed)
-    return Joined(joined, unpaired, notes + _describe_unpaired(keyed, names, set(common)))
-
-
-def records_of(images: DecodedImages) -> list[Record]:
-    """One record for each readable image of a modality."""
-    return [
-        Record(
-            (row,),
-            sample.label,
-            sample.patient,
-            (entry.sha,),
-            sample.key,
-            sample.split or "",
-            entry.patient,
-        )
-        for row, sample, entry in zip(images.rows, images.samples, images.entries, strict=True)
+    parts = [
+        of_one.take(np.array([positions[key] for key in common]))
+        for positions, of_one in zip(keyed, records, strict=True)
     ]
+    unpaired = sum(len(positions) - len(common) for positions in keyed)
+    unpaired_notes = _describe_unpaired(keyed, records, names, set(common))
+    return Joined(_merge(parts, names), unpaired, notes + unpaired_notes)
 
 
-def _with_patients(records: list[list[Record]]) -> tuple[list[list[Record]], list[str]]:
+def texts(values: Sequence[str | None]) -> Texts:
+    """Make a column of strings."""
+    return np.array(values, dtype=object)
+
+
+def records_of(images: DecodedImages) -> Records:
+    """Return the samples of one modality: its readable images."""
+    samples, entries = images.samples, images.entries
+    return Records(
+        images.rows[:, None],
+        np.array([sample.label for sample in samples], dtype=np.int64),
+        texts([sample.patient for sample in samples]),
+        texts(entries.shas)[:, None],
+        texts([sample.key for sample in samples]),
+        texts([sample.split or "" for sample in samples]),
+        texts(entries.each(lambda shared: shared.patient)),
+    )
+
+
+def _with_patients(records: list[Records]) -> tuple[list[Records], list[str]]:
     """Where nothing else tells the patient, the files themselves may (DICOM's PatientID).
 
     Raises:
         DataError: Some files tell and others do not, so that a patient could be on two sides.
     """
-    unknown = [record for of_one in records for record in of_one if record.patient is None]
-    told = {record.file_patient for record in unknown}
+    unknown = [
+        by_file
+        for of_one in records
+        for by_file, patient in zip(of_one.file_patients, of_one.patients, strict=True)
+        if patient is None
+    ]
+    told = set(unknown)
     if told <= {""}:
         return records, []
     if len(told) == 1 and len(unknown) > len(records):
@@ -110,27 +160,28 @@ def _with_patients(records: list[list[Record]]) -> tuple[list[list[Record]], lis
             "its own; data.patient_regex or a manifest's patient_id can tell them apart"
         ]
     if "" in told:
-        silent = sum(not record.file_patient for record in unknown)
+        silent = unknown.count("")
         raise DataError(
             f"{silent} of {len(unknown)} files name no patient (PatientID) and the others do, so a patient "
             "could be on two sides of the split; tell the patients by data.patient_regex or a manifest's "
             "patient_id (data.patient_regex='(.+)' makes each file a patient of its own)"
         )
-    return [[replace(r, patient=r.patient or r.file_patient) for r in of_one] for of_one in records], []
+    named = [np.where(of_one.patients == None, of_one.file_patients, of_one.patients) for of_one in records]  # noqa: E711
+    return [replace(of_one, patients=names) for of_one, names in zip(records, named, strict=True)], []
 
 
-def _keys(decoded: Sequence[DecodedImages], records: list[list[Record]]) -> list[list[Key]]:
+def _keys(decoded: Sequence[DecodedImages], records: list[Records]) -> list[list[Key]]:
     """The key of every record, by the same rule in all modalities: the first that tells images apart."""
     if all(sample.image_id is not None for images in decoded for sample in images.samples):
         return [
             [
-                (record.patient or "", sample.image_id or "")
-                for record, sample in zip(of_one, images.samples, strict=True)
+                (patient or "", sample.image_id or "")
+                for patient, sample in zip(of_one.patients, images.samples, strict=True)
             ]
             for of_one, images in zip(records, decoded, strict=True)
         ]
     modalities = [images.listing.modality for images in decoded]
-    is_known = all(record.patient is not None for of_one in records for record in of_one)
+    is_known = all(patient is not None for of_one in records for patient in of_one.patients)
     rules = (_by_patient, _by_name, _by_path) if is_known else (_by_name, _by_path)
     tried = [
         [[rule(r, m) for r in of_one] for of_one, m in zip(records, modalities, strict=True)]
@@ -156,10 +207,15 @@ def _are_distinct(keys: list[Key]) -> bool:
     return len(set(keys)) == len(keys)
 
 
-def _by_key(keys: list[Key], records: list[Record], modality: str) -> dict[Key, Record]:
+def _by_key(keys: list[Key], records: Records, modality: str) -> dict[Key, int]:
+    """Return the position of each key.
+
+    Raises:
+        DataError: A key occurs twice.
+    """
     repeated = [key for key, count in Counter(keys).items() if count > 1]
     if repeated:
-        first, second = [record.key for key, record in zip(keys, records, strict=True) if key == repeated[0]][
+        first, second = [place for key, place in zip(keys, records.keys, strict=True) if key == repeated[0]][
             :2
         ]
         raise DataError(
@@ -167,10 +223,10 @@ def _by_key(keys: list[Key], records: list[Record], modality: str) -> dict[Key, 
             "join; tell them apart by data.image_id_regex or a manifest's image_id",
             public=f"{modality}: {len(repeated)} pairs of patient and image id stand there twice",
         )
-    return dict(zip(keys, records, strict=True))
+    return {key: position for position, key in enumerate(keys)}
 
 
-def _nothing_joins(keyed: list[dict[Key, Record]], names: list[str]) -> DataError:
+def _nothing_joins(keyed: list[dict[Key, int]], names: list[str]) -> DataError:
     examples = "; ".join(
         f"{name} has {_named(key)}"
         for name, by_key in zip(names, keyed, strict=True)
@@ -186,31 +242,35 @@ def _named(key: Key) -> str:
     return " ".join([f"patient {patient!r}"] * bool(patient) + [f"image {image_id!r}"] * bool(image_id))
 
 
-def _merge(parts: list[Record], names: list[str]) -> Record:
+def _merge(parts: list[Records], names: list[str]) -> Records:
     first = parts[0]
     for part, name in zip(parts[1:], names[1:], strict=True):
-        for what in ("label", "split"):
-            if getattr(part, what) != getattr(first, what):
+        for what, differ in (("label", part.labels != first.labels), ("split", part.splits != first.splits)):
+            if differ.any():
+                one, other = first.keys[differ.argmax()], part.keys[differ.argmax()]
                 raise DataError(
-                    f"{first.key} ({names[0]}) and {part.key} ({name}) belong together and differ in {what}; "
+                    f"{one} ({names[0]}) and {other} ({name}) belong together and differ in {what}; "
                     "mend the one that is wrong",
                     public=f"images of {names[0]} and {name} that belong together differ in {what}",
                 )
-    return replace(
-        first,
-        rows=tuple(row for part in parts for row in part.rows),
-        shas=tuple(sha for part in parts for sha in part.shas),
-    )
+    rows, shas = ([getattr(part, column) for part in parts] for column in ("rows", "shas"))
+    return replace(first, rows=np.concatenate(rows, axis=1), shas=np.concatenate(shas, axis=1))
 
 
-def _describe_unpaired(keyed: list[dict[Key, Record]], names: list[str], common: set[Key]) -> list[str]:
+def _describe_unpaired(
+    keyed: list[dict[Key, int]], records: list[Records], names: list[str], common: set[Key]
+) -> list[str]:
     """How many images, and how many patients altogether, are left out for want of a partner."""
     alone = [[key for key in by_key if key not in common] for by_key in keyed]
     if not any(alone):
         return []
     counts = ", ".join(f"{len(keys)} of {name}" for name, keys in zip(names, alone, strict=True) if keys)
     patients = {key[0] for keys in alone for key in keys} - {key[0] for key in common}
-    files = [by_key[key].key for by_key, keys in zip(keyed, alone, strict=True) for key in keys]
+    files = [
+        of_one.keys[positions[key]]
+        for positions, of_one, keys in zip(keyed, records, alone, strict=True)
+        for key in keys
+    ]
     more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
     return [
         f"images without a partner in every modality are left out: {counts}; {len(patients - {''})} patients "

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from src.data.images import Header, Picture
 from src.errors import DataError
@@ -10,12 +11,11 @@ from src.errors import DataError
 SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One labelled image.
+class Sample(NamedTuple):
+    """One labeled image; plain strings and no `Path`, since there may be a million of them.
 
     Attributes:
-        file: The image file, or the ``.npz`` that holds it.
+        file: Path of the image file, or of the ``.npz`` that holds it.
         key: Its place below the root: a relative path, or ``{split}/{row}`` in an ``.npz``.
         label: Index into the listing's classes.
         patient: The patient it belongs to, None where unknown.
@@ -23,7 +23,7 @@ class Sample:
         image_id: Which of a patient's images it is, the same in every modality; None where not told.
     """
 
-    file: Path
+    file: str
     key: str
     label: int
     patient: str | None

@@ -44,9 +44,11 @@ def split_by_group(
                 f"class {name} has {len(members)} patients, too few for train, {' and '.join(sides)}: "
                 f"{len(sides) + 1} at least; add patients, or set data.test_fraction=0"
             )
-        shuffled = np.random.default_rng([seed, number]).permutation(sorted(members))
+        members.sort()
+        shuffled = np.random.default_rng([seed, number]).permutation(len(members)).tolist()
         order = [side for side, count in counts.items() for _ in range(count)]
-        assigned.update(zip(shuffled, order + ["train"] * (len(members) - len(order)), strict=True))
+        order += ["train"] * (len(members) - len(order))
+        assigned.update(zip(map(members.__getitem__, shuffled), order, strict=True))
     return [assigned[group] for group in groups]
 
 
@@ -85,11 +87,12 @@ def split_by_fold(
 
 
 def _groups_by_class(groups: Sequence[str], classes: Sequence[str]) -> dict[str, list[str]]:
-    frequency = Counter(classes)
-    found: dict[str, set[str]] = defaultdict(set)
+    rarity = {name: (count, name) for name, count in Counter(classes).items()}
+    rarest: dict[str, str] = {}
     for group, name in zip(groups, classes, strict=True):
-        found[group].add(name)
+        if rarest.setdefault(group, name) != name:
+            rarest[group] = min(rarest[group], name, key=rarity.__getitem__)
     members: dict[str, list[str]] = defaultdict(list)
-    for group, names in found.items():
-        members[min(names, key=lambda name: (frequency[name], name))].append(group)
+    for group, name in rarest.items():
+        members[name].append(group)
     return members

@@ -1,34 +1,44 @@
 """Which window the images of a run are seen through, and what of it the user should know."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from src.data.entries import Entry
+from src.data.entries import Entries, Shared
 from src.data.images import Range, applied_window
 
 _8_BIT_SPAN = 255
 _SHOWN = 3
 
 
-def one_window(entries: Sequence[Entry], configured: Range | None) -> Range | None:
+def one_window(entries: Entries, configured: Range | None) -> Range | None:
     """The window that all images with more than plain 8-bit pixels share, None where they share none."""
-    applied = {applied_window(entry.own, entry.full, configured) for entry in entries} - {None}
+    kinds = {applied_window(shared.own, shared.full, configured) for shared, _ in entries.counted()}
+    applied = kinds - {None}
     return applied.pop() if len(applied) == 1 else None
 
 
-def window_notes(entries: Sequence[Entry], configured: Range | None) -> list[str]:
+def window_notes(entries: Entries, configured: Range | None) -> list[str]:
     """Sentences on windows that are missing, differ between files, or change nothing."""
-    with_units = [entry for entry in entries if entry.full is not None]
+    with_units = [(shared, count) for shared, count in entries.counted() if shared.full is not None]
     if configured is not None:
         return [] if with_units else ["data.window changes nothing: all images have plain 8-bit pixels"]
-    return [*_note_full_range(with_units), *_note_different([entry.own for entry in with_units])]
+    own: Counter[Range] = Counter()
+    for shared, count in with_units:
+        if shared.own is not None:
+            own[shared.own] += count
+    return [*_note_full_range(entries.take(entries.where(_is_wide))), *_note_different(own)]
 
 
-def _note_full_range(entries: Sequence[Entry]) -> list[str]:
-    wide = [e for e in entries if e.own is None and e.full and e.full[1] - e.full[0] > _8_BIT_SPAN]
-    if not wide:
+def _is_wide(shared: Shared) -> bool:
+    """Return whether the values exceed 8 bits and the file names no window."""
+    return shared.own is None and shared.full is not None and shared.full[1] - shared.full[0] > _8_BIT_SPAN
+
+
+def _note_full_range(wide: Entries) -> list[str]:
+    if not len(wide):
         return []
-    full, observed = _union(entry.full for entry in wide), _union(entry.observed for entry in wide)
+    full = _union(shared.full for shared, _ in wide.counted())
+    observed = (float(wide.rows["observed"][:, 0].min()), float(wide.rows["observed"][:, 1].max()))
     return [
         f"{len(wide)} images of more than 8 bits name no window: they are shown over all that their type "
         f"can hold, {_span(full)}, and hold {_span(observed)}; data.window=[low, high] uses the gray "
@@ -36,8 +46,7 @@ def _note_full_range(entries: Sequence[Entry]) -> list[str]:
     ]
 
 
-def _note_different(windows: Sequence[Range | None]) -> list[str]:
-    own = Counter(window for window in windows if window is not None)
+def _note_different(own: Counter[Range]) -> list[str]:
     if len(own) < 2:
         return []
     shown = ", ".join(f"{_span(window)} in {count}" for window, count in own.most_common(_SHOWN))

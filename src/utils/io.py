@@ -5,8 +5,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -171,3 +172,12 @@ def checked_output(path: Path, endings: tuple[str, ...]) -> Path:
 def sha256(data: bytes) -> str:
     """The SHA-256 of ``data`` in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of_lines(lines: Iterable[str]) -> str:
+    """Return the SHA-256 of lines joined by line feeds, in hexadecimal, without joining them in memory."""
+    digest, rest, start = hashlib.sha256(), iter(lines), ""
+    while some := list(islice(rest, 4096)):
+        digest.update((start + "\n".join(some)).encode())
+        start = "\n"
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,20 @@ def test_a_second_start_opens_no_image(folder: Path, monkeypatch: pytest.MonkeyP
     assert load(root, folder / "c").fingerprint == first.fingerprint
 
 
+OPENED: list[str] = []
+sys.addaudithook(lambda event, args: OPENED.append(str(args[0])) if event == "open" else None)
+
+
+def test_a_second_start_opens_no_file_of_the_data(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"": 40})
+    load(root, folder / "c", patient_regex=r"^(p\d+)_")
+    assert sum(path.startswith(str(root)) for path in OPENED) >= 40
+    OPENED.clear()
+    load(root, folder / "c", patient_regex=r"^(p\d+)_")
+    assert [path for path in OPENED if path.startswith(str(root))] == []
+    assert any(path.endswith(".npz") for path in OPENED)
+
+
 def test_rehash_does_not_trust_the_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_folder(folder / "d", counts={"train": 8, "val": 8})
     config = DataConfig(root_dir=str(root))
@@ -118,12 +133,16 @@ def test_a_damaged_pack_is_made_again(folder: Path) -> None:
         assert (load(root, folder / "c").batch("train", np.arange(8)) == expected).all()
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", json.dumps({"x": [1]}).encode()])
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"PK\3\4", json.dumps({"x": [1]}).encode()])
 def test_a_damaged_index_is_computed_again(folder: Path, damage: bytes) -> None:
     root = write_folder(folder / "d", counts={"train": 8, "val": 8})
     first = load(root, folder / "c")
-    (index,) = (folder / "c/index").glob("*.json")
-    index.write_bytes(damage)
+    (index,) = (folder / "c/index").glob("*.npz")
+    for content in (damage, index.read_bytes()[:-100]):
+        index.write_bytes(content)
+        assert load(root, folder / "c").fingerprint == first.fingerprint
+    index.unlink()
+    index.with_suffix(".json").write_bytes(damage)
     assert load(root, folder / "c").fingerprint == first.fingerprint
 
 

@@ -193,8 +193,8 @@ def test_patients_are_those_of_the_files(folder: Path) -> None:
     assert not sides["train"] & (sides["val"] | sides["test"])
     assert sum(map(len, sides.values())) == 16
     assert load(root, window=(-160.0, 240.0)).fingerprint == first.fingerprint
-    (index,) = (folder / "cache/index").glob("*.json")
-    assert "CANARY" not in index.read_text()
+    (index,) = (folder / "cache/index").glob("*.npz")
+    assert b"CANARY" not in index.read_bytes()
 
 
 def test_a_patient_that_is_everybody_is_nobody(folder: Path) -> None:
