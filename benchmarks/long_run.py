@@ -29,7 +29,7 @@ WARM_UP = 10
 
 
 def own_memory() -> int:
-    """Bytes that only this process uses: no mapped files."""
+    """Bytes that only this process uses."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 

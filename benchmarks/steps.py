@@ -2,7 +2,7 @@
 
 python -m benchmarks.steps [--model resnet18] [--size 64] [--batch 64]
 
-Each part is timed in turns on the batches of an epoch: making a batch (copied out of the mapped pack, moved
+Each part is timed in turns on the batches of an epoch: making a batch (read from the pack, moved
 to the device, augmented, standardised), and the step itself (forward, backward, optimizer).
 """
 
