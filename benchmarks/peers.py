@@ -33,18 +33,18 @@ class Work:
     Attributes:
         npz: The images, in MedMNIST's format.
         model: The architecture, from random weights.
-        precision: That of the network, as in ``training.precision``.
         size: Side of the images in pixels.
         batch: Images per step.
         epochs: Passes over the training images, each followed by one over the validation images.
+        precision: That of the network, as in ``training.precision``.
     """
 
     npz: Path
     model: str
-    precision: str
     size: int
     batch: int
     epochs: int
+    precision: str = "auto"
 
     @property
     def config(self) -> Config:
@@ -183,7 +183,8 @@ def main(argv: Sequence[str]) -> None:
     """Trains, and tells of each epoch as JSON before it waits for its next turn."""
     peer, npz, model, precision, *numbers, steps = argv
     register_optimizer_step_post_hook(Turns(int(steps)))
-    PEERS[peer](Work(Path(npz), model, precision, *map(int, numbers)))
+    size, batch, epochs = map(int, numbers)
+    PEERS[peer](Work(Path(npz), model, size, batch, epochs, precision))
 
 
 if __name__ == "__main__":

@@ -184,6 +184,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to keep every epoch")
     parser.add_argument("--plot", type=Path, help="where to draw the ratios, such as speed.png")
     args = parser.parse_args()
+    # As any error would: else the peers stay behind, stopped, with all their memory.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with started(args) as peers:
         rounds = [
             {name: peer.train_an_epoch() for name, peer in peers.items()}
