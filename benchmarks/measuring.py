@@ -54,7 +54,7 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*columns)
     for row in rows:
         table.add_row(*row)
-    Console(width=130).print(table)
+    Console(width=150).print(table)
 
 
 def keep(path: Path | None, measured: Mapping[str, Any]) -> None:

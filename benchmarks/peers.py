@@ -1,6 +1,6 @@
 """One way to train on the same images; each is a process of its own, and waits for its turn at each epoch.
 
-python -m benchmarks.peers PEER NPZ MODEL SIZE BATCH EPOCHS STEPS
+python -m benchmarks.peers PEER NPZ MODEL PRECISION SIZE BATCH EPOCHS STEPS
 """
 
 import contextlib
@@ -36,6 +36,7 @@ class Work:
         size: Side of the images in pixels.
         batch: Images per step.
         epochs: Passes over the training images, each followed by one over the validation images.
+        precision: That of the network, as in ``training.precision``.
     """
 
     npz: Path
@@ -43,6 +44,7 @@ class Work:
     size: int
     batch: int
     epochs: int
+    precision: str = "auto"
 
     @property
     def config(self) -> Config:
@@ -52,6 +54,7 @@ class Work:
                 "data.root_dir": str(self.npz),
                 "model.name": self.model,
                 "model.weights": "none",
+                "training.precision": self.precision,
                 "training.batch_size": self.batch,
                 "training.epochs": self.epochs,
             }
@@ -180,9 +183,10 @@ def cpu_seconds() -> float:
 
 def main(argv: Sequence[str]) -> None:
     """Trains, and tells of each epoch as JSON before it waits for its next turn."""
-    peer, npz, model, *numbers, steps = argv
+    peer, npz, model, precision, *numbers, steps = argv
     register_optimizer_step_post_hook(Turns(int(steps)))
-    PEERS[peer](Work(Path(npz), model, *map(int, numbers)))
+    size, batch, epochs = map(int, numbers)
+    PEERS[peer](Work(Path(npz), model, size, batch, epochs, precision))
 
 
 if __name__ == "__main__":

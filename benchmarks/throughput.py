@@ -56,10 +56,11 @@ class Peer:
         self._name = name
         steps = -(-args.images // args.batch)
         numbers = (args.size, args.batch, args.rounds + WARM_UP + 2, steps)
+        words = (str(npz), args.model, args.precision)
         self._images = args.images * (steps - 1) / steps
         self._log = (folder / "log").open("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.peers", name, str(npz), args.model, *map(str, numbers)],
+            [sys.executable, "-m", "benchmarks.peers", name, *words, *map(str, numbers)],
             cwd=folder,
             env=environment(),
             stdin=subprocess.PIPE,
@@ -118,7 +119,7 @@ def started(args: argparse.Namespace) -> Iterator[dict[str, Peer]]:
 
 
 def ratios(rounds: list[Round], peer: str, of: Callable[[Epoch], float]) -> list[float]:
-    """The peer's speed, as a share of the bare loop's in the same round."""
+    """What the peer has of something, as a share of the bare loop's in the same round."""
     return [of(found[peer]) / of(found[LIMIT]) for found in rounds if LIMIT in found]
 
 
@@ -129,6 +130,7 @@ def report(rounds: list[Round]) -> None:
         found = [epochs[peer] for epochs in rounds]
         train_ratio = ratios(rounds, peer, lambda epoch: epoch.rate)
         whole_ratio = ratios(rounds, peer, lambda epoch: 1 / epoch.seconds)
+        cpu_ratio = ratios(rounds, peer, lambda epoch: epoch.cpu_seconds)
         rows.append(
             [
                 peer,
@@ -137,9 +139,11 @@ def report(rounds: list[Round]) -> None:
                 spread([epoch.seconds for epoch in found]),
                 spread(whole_ratio) if whole_ratio else "",
                 spread([epoch.cpu_seconds for epoch in found]),
+                spread(cpu_ratio) if cpu_ratio else "",
             ]
         )
-    show(["peer", "images/s in training", "of bare", "seconds per epoch", "of bare", "CPU seconds"], rows)
+    speeds = ["images/s in training", "of bare's", "seconds per epoch", "speed of bare's"]
+    show(["peer", *speeds, "CPU seconds", "of bare's"], rows)
 
 
 def draw(rounds: list[Round], path: Path, title: str) -> None:
@@ -175,10 +179,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--images", type=int, default=2048, help="for training; a quarter more to validate")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--precision", default="auto", help="of the network, as in training.precision")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", type=Path, help="where to keep every epoch")
     parser.add_argument("--plot", type=Path, help="where to draw the ratios, such as speed.png")
     args = parser.parse_args()
+    # As any error would: else the peers stay behind, stopped, with all their memory.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with started(args) as peers:
         rounds = [
             {name: peer.train_an_epoch() for name, peer in peers.items()}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from src.models.spec import InputSpec, unit_range
 from src.utils.runtime import to_device
+from src.utils.threads import VALUES_PER_THREAD, at_most_threads
 
 
 def predict_logits(
@@ -39,7 +40,8 @@ def predict_logits(
     logits: list[Tensor] = []
     with evaluating(model):
         for batch in batches:
-            pixels = spec.normalize(unit_range(to_device(batch, device)))
+            with at_most_threads(batch.numel() // VALUES_PER_THREAD):
+                pixels = spec.normalize(unit_range(to_device(batch, device)))
             with torch.inference_mode(), torch.autocast(device.type, autocast, autocast is not None):
                 logits.append(model(pixels).float())
     if not logits:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.utils.threads import at_most_threads
+
 Place = tuple[object, ...]
 
 
@@ -22,7 +24,9 @@ class Snapshot:
         It shares its memory with the copy before, which must not be used any more. Tensors keep their
         strides and land on the CPU.
         """
-        copied: dict[str, Any] = self._copy(state, ())
+        # Many short copies: with several threads each would wait for whatever else uses a core.
+        with at_most_threads(1):
+            copied: dict[str, Any] = self._copy(state, ())
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # copies from a GPU have only been asked for until here
         return copied

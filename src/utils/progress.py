@@ -30,7 +30,8 @@ def bar(description: str, total: int, *, done: int = 0) -> Iterator[Callable[[st
         TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"),
     )
-    progress = Progress(*columns, console=Console(), disable=not is_interactive(), refresh_per_second=4)
+    # A refresh takes 2 ms of Python, in which training waits; its own text changes as often as this.
+    progress = Progress(*columns, console=Console(), disable=not is_interactive(), refresh_per_second=2)
     task = progress.add_task(description, total=total, completed=done, status="")
     with progress:
         yield lambda status: progress.update(task, advance=1, status=status)
