@@ -127,7 +127,7 @@ def bare(setup: Setup, steps: int) -> Callable[[], None]:
 
 def fast_network(setup: Setup) -> Network:
     """The network by the project's own ``training.compile``."""
-    return compiled(setup.network, setup.config.training.compile, BATCH, is_accumulated=False)
+    return compiled(setup.network, setup.config.training)
 
 
 def bare_epoch(setup: Setup, dataset: Dataset) -> Callable[[], None]:

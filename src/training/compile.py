@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from src.errors import ConfigError
 from src.training.evaluation import Network
 from src.utils.cli import warn
+from src.utils.config import TrainingConfig
 
 
 class GraphedModel(nn.Module):
@@ -33,7 +34,17 @@ class GraphedModel(nn.Module):
         return logits
 
 
-def compiled(network: Network, setting: str, size: int, *, is_accumulated: bool) -> Network:
+def check_compile(network: Network, settings: TrainingConfig) -> None:
+    """Refuse ``training.compile=on`` where graphs are known to be impossible.
+
+    Raises:
+        ConfigError: They are; the message says why.
+    """
+    if settings.compile == "on" and (reason := _obstacle(network, settings)) is not None:
+        raise _refusal(reason)
+
+
+def compiled(network: Network, settings: TrainingConfig) -> Network:
     """Return the network with the passes that ``training.compile`` asks for.
 
     The host launches several hundred kernels per step; as graphs they are two launches, and no bit of the
@@ -41,33 +52,36 @@ def compiled(network: Network, setting: str, size: int, *, is_accumulated: bool)
 
     Args:
         network: What trains; what is trainable must not change afterwards.
-        setting: ``off``; ``on``; ``auto`` for graphs where they are possible.
-        size: Images of a micro-batch.
-        is_accumulated: Whether gradients of several micro-batches are added up: a graph writes them to the
-            same memory each time.
+        settings: The training section.
 
     Raises:
-        ConfigError: ``on``, and graphs are not possible.
+        ConfigError: Graphs are asked for, and the model cannot be captured.
     """
-    if setting == "off":
+    if settings.compile == "off":
         return network
-    reason = _obstacle(network, is_accumulated=is_accumulated)
+    reason = _obstacle(network, settings)
     if reason is None:
+        size = len(network.processes.share(settings.batch_size))
         graphed, reason = _capture(network, size)
         if graphed is not None:
             return replace(network, model=GraphedModel(network.model, graphed, size))
+    if settings.compile == "on":
+        raise _refusal(reason)
+    if network.device.type == "cuda":
         warn(f"training without CUDA graphs: {reason}")
-    if setting == "on":
-        raise ConfigError(f"training.compile: CUDA graphs are not possible: {reason}; use auto or off")
     return network
 
 
-def _obstacle(network: Network, *, is_accumulated: bool) -> str | None:
+def _refusal(reason: str | None) -> ConfigError:
+    return ConfigError(f"training.compile: CUDA graphs are not possible: {reason}; use auto or off")
+
+
+def _obstacle(network: Network, settings: TrainingConfig) -> str | None:
     if network.device.type != "cuda":
         return f"the device is {network.device.type}"
     if network.processes.are_several:
         return "several processes train"  # never tried on several GPUs
-    if is_accumulated:
+    if settings.gradient_accumulation_steps > 1:  # a graph writes gradients to the same memory each time
         return "training.gradient_accumulation_steps is more than 1"
     return None
 

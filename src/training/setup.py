@@ -13,6 +13,7 @@ from src.models.build import BuiltModel, build_model
 from src.models.kernels import has_idle_weights, is_bound_by_depthwise
 from src.models.parameters import parameter_groups
 from src.models.spec import InputSpec
+from src.training.compile import check_compile
 from src.training.evaluation import Network
 from src.training.loss import make_loss
 from src.training.optim import WeightAverage, make_optimizer, make_schedule
@@ -86,6 +87,7 @@ def set_up(
     if processes.are_several and config.training.sync_batchnorm:
         model = synchronized(model, device)
     network = Network(model, spec, device, autocast, processes)
+    check_compile(network, resolved.training)
     return Setup(
         resolved,
         network,

@@ -183,16 +183,8 @@ class Trainer:
         is_frozen = epoch <= self.config.training.freeze_backbone_epochs
         train_mode(self.network.model, freeze_backbone=is_frozen)
         if self._replica is None or is_frozen != self._is_frozen:
-            self._replica, self._is_frozen = replicated(self._compiled()), is_frozen
-
-    def _compiled(self) -> Network:
-        settings, processes = self.config.training, self.network.processes
-        return compiled(
-            self.network,
-            settings.compile,
-            len(processes.share(settings.batch_size)),
-            is_accumulated=settings.gradient_accumulation_steps > 1,
-        )
+            self._replica = replicated(compiled(self.network, self.config.training))
+            self._is_frozen = is_frozen
 
     def _step(self, batch: Batch) -> Tensor:
         """One optimizer step; returns the summed loss of the batch, on the device."""
@@ -216,10 +208,8 @@ class Trainer:
         """The epoch's row of the history."""
         kept = self._kept()
         kept.processes.copy_from_first(kept.model.buffers())  # each has seen other images' statistics
-        settings = self.config
-        val = score_split(
-            kept, self.loader, "val", settings.evaluation.threshold, settings.training.batch_size
-        )
+        threshold, batch_size = self.config.evaluation.threshold, self.config.training.batch_size
+        val = score_split(kept, self.loader, "val", threshold, batch_size)
         row = {"epoch": epoch, "train_loss": train_loss, **val.scores.named("val")}
         return row | {"val_threshold": val.scores.threshold}
 

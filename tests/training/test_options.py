@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from src.data.dataset import Dataset, load_dataset
+from src.errors import ConfigError
 from src.models.surgery import head_path
 from src.training.checkpoint import load_checkpoint
 from src.training.evaluation import score_split
@@ -351,3 +352,16 @@ def test_mixed_runs_repeat_bit_for_bit(dataset: Dataset, folder: Path) -> None:
     assert are_equal(one["model_state_dict"], two["model_state_dict"])
     assert scores(one["history"]) == scores(two["history"])
     assert not are_equal(one["model_state_dict"], other["model_state_dict"])
+
+
+@pytest.mark.parametrize("setting", ["auto", "off"])
+def test_a_cpu_trains_without_graphs(
+    dataset: Dataset, folder: Path, setting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(dataset, folder / setting, training__compile=setting)
+    assert "CUDA" not in capsys.readouterr().err
+
+
+def test_graphs_are_refused_on_a_cpu(dataset: Dataset) -> None:
+    with pytest.raises(ConfigError, match=r"training\.compile: .* the device is cpu; use auto or off"):
+        set_up(make_config(training__compile="on"), dataset)
