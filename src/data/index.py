@@ -16,7 +16,16 @@ from src.data.samples import Sample
 from src.utils.io import atomic_file
 
 _SHARE = 20  # writing the index takes at most one part in so many of the time
-_DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError, zipfile.BadZipFile)
+_DAMAGED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,  # what zipfile says of a compression or an encryption that it does not know
+    zipfile.BadZipFile,
+)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from queue import SimpleQueue
 from typing import TypeVar
@@ -27,19 +27,21 @@ Batches = Sequence[NDArray[np.int64]]
 """Positions of the images of each batch."""
 
 
-def load_batches(images: ImageSource, batches: Batches, device: torch.device) -> Iterator[Tensor]:
+def load_batches(
+    images: ImageSource, batches: Batches, device: torch.device
+) -> Generator[Tensor, None, None]:
     """Yield uint8 batches ``(B, C, S, S)`` on the device, each read while those before it are computed on.
 
-    An error of a reading thread is raised here, in the order of the batches. Closing the iterator ends the
-    threads.
+    An error of a reading thread is raised here, in the order of the batches. Close the iterator where it may
+    end early, which ends the threads.
     """
     if device.type == "cuda":
         reader = _GpuReader(images, max(map(len, batches), default=0), device)
-        for read in read_ahead(reader.read, batches, threads=reader.threads):
-            yield reader.receive(read)
+        with closing(read_ahead(reader.read, batches, threads=reader.threads)) as copies:
+            yield from map(reader.receive, copies)
     else:
-        for batch in read_ahead(images.read, batches):
-            yield batch.to(device)
+        with closing(read_ahead(images.read, batches)) as read:
+            yield from (batch.to(device) for batch in read)
 
 
 def read_ahead(
@@ -120,7 +122,7 @@ class BatchLoader:
         self._device = device
         self._kept: dict[str, Tensor] = {}
 
-    def load(self, split: str, batches: Batches) -> Iterator[Tensor]:
+    def load(self, split: str, batches: Batches) -> Generator[Tensor, None, None]:
         """Yield uint8 batches ``(B, C, S, S)`` on the device; see `load_batches`."""
         images = self.dataset.images(split)
         if split not in self.resident:
@@ -146,14 +148,14 @@ def _choose(dataset: Dataset, device: torch.device, cache_share: float | None) -
 
 def _copy_all(images: ImageSource, device: torch.device) -> Tensor:
     kept = torch.empty(len(images), *images.image_shape, dtype=torch.uint8, device=device)
-    size = max(1, 2**26 // int(np.prod(images.image_shape)))  # 64 MiB at a time
+    size = max(1, 2**24 // int(np.prod(images.image_shape)))  # 16 MiB at a time
     batches = [np.arange(len(images))[start : start + size] for start in range(0, len(images), size)]
     for positions, batch in zip(batches, load_batches(images, batches, device), strict=True):
         kept[positions[0] : positions[0] + len(positions)] = batch
     return kept
 
 
-def _select(images: Tensor, batches: Batches) -> Iterator[Tensor]:
+def _select(images: Tensor, batches: Batches) -> Generator[Tensor, None, None]:
     if batches:
         positions = to_device(torch.from_numpy(np.concatenate(batches)), images.device)
         for chosen in positions.split([len(batch) for batch in batches]):

@@ -168,9 +168,9 @@ class NewPack:
         self.temp.replace(path)
         _rows_of(self.temp).unlink(missing_ok=True)
         file = path.open("rb", buffering=0)
-        # Of another open file: until it has its lock, this one's keeps others from removing the pack.
-        fcntl.flock(self.file, fcntl.LOCK_SH)
-        fcntl.flock(file, fcntl.LOCK_SH)
+        with file_lock(self.packs.folder / ".lock"):  # nobody makes room while no lock is held
+            fcntl.flock(self.file, fcntl.LOCK_SH)
+            fcntl.flock(file, fcntl.LOCK_SH)
         return ImageArray.of_file(file)
 
 

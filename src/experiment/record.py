@@ -15,6 +15,9 @@ from src.training.setup import Setup
 from src.utils.io import atomic_write_text, sha256
 from src.utils.runtime import environment
 
+_NEUTRAL = {"data": "device_cache", "training": "compile"}
+"""Settings that change no result; without them the hash is also that of runs of earlier versions."""
+
 
 def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
     """What a run is found by, and what its result depends on beside config and data."""
@@ -26,7 +29,7 @@ def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
         **({names.ROLE: names.FOLD} if is_fold else candidate),
         names.DATA_FINGERPRINT: dataset.fingerprint,
         names.SPLIT_FINGERPRINT: dataset.split_fingerprint,
-        names.CONFIG_SHA256: sha256(config.to_yaml().encode()),
+        names.CONFIG_SHA256: sha256(config.to_yaml(without=_NEUTRAL).encode()),
         names.SEED: str(config.training.seed),
         names.ENVIRONMENT + "processes": str(setup.network.processes.count),
         **{f"data.{what}": str(count) for what, count in dataset.counts.items()},

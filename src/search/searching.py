@@ -29,7 +29,15 @@ from src.utils.runtime import derive_seed
 
 _POLL = 1.0
 _PARENT_SECONDS = 90.0  # for whoever has begun a search to begin its run
-_WHERE = ("data.root_dir", "data.cache_dir", "data.cache_gb", "training.device", "experiment.output_dir")
+_WHERE = (
+    "data.root_dir",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.device_cache",
+    "training.device",
+    "training.compile",
+    "experiment.output_dir",
+)
 """Settings that may differ between the machines of one search."""
 
 

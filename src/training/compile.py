@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.errors import ConfigError
+from src.errors import ConfigError, TrainingError
 from src.training.evaluation import Network
 from src.utils.cli import warn
 from src.utils.config import TrainingConfig
@@ -104,20 +104,55 @@ def _capture(network: Network, size: int) -> tuple[nn.Module | None, str | None]
     """Capture both passes; weights and buffers stay as they are.
 
     Returns:
-        The captured module, or None and why it could not be captured.
+        The captured module, or None and why there is none.
+
+    Raises:
+        TrainingError: Capturing failed half-way, after which torch's memory cannot be relied on.
     """
     buffers = [buffer.clone() for buffer in network.model.buffers()]
-    spec = network.spec
+    spec, forward = network.spec, _Forward(network)
     images = torch.zeros(size, spec.channels, spec.size, spec.size, device=network.device)
-    forward: Any = _Forward(network)
+    images = images.contiguous(memory_format=torch.channels_last)
     # Gradients are computed on the stream of the graphs and added on that of the loop, as is meant.
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     try:
-        sample = (images.contiguous(memory_format=torch.channels_last),)
-        graphed: Any = torch.cuda.make_graphed_callables(forward, sample)
-    except RuntimeError as error:  # an operation that waits for the device, or too little memory
-        return None, str(error).partition("\n")[0]
+        if (reason := _try_passes(forward, images)) is not None:
+            return None, reason
+        return _captured(forward, images)
     finally:
         for buffer, before in zip(network.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
+
+
+def _try_passes(forward: _Forward, images: Tensor) -> str | None:
+    """Run both passes twice; return why they cannot be captured, such as an operation that waits."""
+    trained = [parameter for parameter in forward.parameters() if parameter.requires_grad]
+    mode = torch.cuda.get_sync_debug_mode()
+    try:
+        for wanted in ("default", "error"):  # the first time libraries are set up, and may wait
+            torch.cuda.set_sync_debug_mode(wanted)
+            torch.autograd.grad(forward(images).sum(), trained)
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return None
+
+
+def _captured(forward: _Forward, images: Tensor) -> tuple[nn.Module | None, str | None]:
+    device = images.device
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(device)
+    try:
+        graphed: Any = torch.cuda.make_graphed_callables(forward, (images,))
+    except RuntimeError as error:
+        why = str(error).partition("\n")[0]
+        raise TrainingError(
+            f"the CUDA graphs of the model could not be captured ({why}); set training.compile=off"
+        ) from None
+    torch.cuda.empty_cache()  # what the warm-up used on a stream of its own
+    taken = torch.cuda.memory_reserved(device) - before
+    # A graph keeps its memory; a smaller last batch, validation and the decoded images need theirs beside it.
+    if taken > torch.cuda.mem_get_info(device)[0] / 2:
+        return None, f"they would keep {taken / 1e9:.1f} GB, more than half of the memory that is then free"
     return graphed, None

@@ -1,6 +1,7 @@
 """Scores one split with the one forward pass."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -62,13 +63,13 @@ def score_split(
     """
     dataset, split = loader.dataset, loader.dataset.splits[name]
     positions = np.arange(len(split))[network.processes.share(len(split))]
-    images = loader.load(name, in_order(positions, batch_size))
-    batches = _in_step(images, network.processes, len(split), batch_size)
-    if network.processes.share(len(split)):
-        # In float32 whatever training does: scores and threshold must hold for the model as it is served.
-        logits = predict_logits(network.model, network.spec, batches, device=network.device)
-    else:  # more processes than images: it asks to stop with the others, and has nothing to add
-        logits = torch.zeros(len(list(batches)), len(dataset.classes))
+    with closing(loader.load(name, in_order(positions, batch_size))) as images:
+        batches = _in_step(images, network.processes, len(split), batch_size)
+        if len(positions):
+            # In float32 whatever training does: scores and threshold must hold for the model as it is served.
+            logits = predict_logits(network.model, network.spec, batches, device=network.device)
+        else:  # more processes than images: it asks to stop with the others, and has nothing to add
+            logits = torch.zeros(len(list(batches)), len(dataset.classes))
     logits = network.processes.joined(logits, len(split))
     return SplitScores(split, softmax(logits), evaluate(split.labels, logits, threshold))
 

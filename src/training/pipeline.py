@@ -1,9 +1,11 @@
 """The batches of an epoch, ready for the network."""
 
+from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 
 import numpy as np
 import torch
@@ -21,7 +23,9 @@ from src.utils.config import Config
 from src.utils.runtime import derive_seed, seed_everything, to_device
 
 _AUGMENT, _DROPOUT = 2, 3  # random streams apart from the one that shuffles
-_VALUES_AT_ONCE = 2**24  # float32 values of the images that a GPU prepares together, 64 MiB
+_ALIGNMENT = 64  # bytes; what torch allocates on a CPU, and a multiple of what libraries ask for
+_BATCHES_AT_ONCE = 8  # that a GPU prepares together at most
+_VALUES_AT_ONCE = 2**24  # float32 values of their images at most, 64 MiB
 
 
 @dataclass(frozen=True)
@@ -107,19 +111,27 @@ class BatchPipeline:
     ) -> Generator[Tensor, None, None]:
         """Yield the augmented and normalized images of each batch from ``first`` on.
 
-        A GPU prepares many batches of small images at once, as its host would take longer to launch the work
+        A GPU prepares several batches of small images at once, as its host takes longer to launch the work
         for each than the GPU to do it. The groups of an epoch are the same wherever training begins in it.
         """
         size = self._group_size
-        groups = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-        changes_of = changes.split([sum(map(len, group)) for group in groups])
-        begun = first // size
-        pixels_of = self._loader.load("train", [np.concatenate(group) for group in groups[begun:]])
-        for number, pixels in enumerate(pixels_of, begun):
-            augmented = augment(unit_range(pixels), self._augment, changes_of[number])
-            images = self._network.spec.normalize(augmented)
-            parts = images.split([len(positions) for positions in groups[number]])
-            yield from parts[max(0, first - number * size) :]
+        starts = range(first - first % size, len(chosen), size)
+        sizes = [len(positions) for positions in chosen]
+        changes_of = changes.split([sum(sizes[start : start + size]) for start in range(0, len(sizes), size)])
+        with closing(self._loader.load("train", chosen[starts.start :])) as pixels:
+            for start in starts:
+                group = list(islice(pixels, size))
+                images = self._prepare(group, changes_of[start // size])
+                parts = deque(images.split(sizes[start : start + size]))
+                del group, images  # the network's pass comes next, and needs the memory
+                for number in range(start, start + len(parts)):
+                    part = parts.popleft()
+                    if number >= first:
+                        yield part
+
+    def _prepare(self, group: list[Tensor], changes: Tensor) -> Tensor:
+        pixels = group[0] if len(group) == 1 else torch.cat(group)
+        return self._network.spec.normalize(augment(unit_range(pixels), self._augment, changes))
 
     def _places(self, share: Share) -> NDArray[np.int64]:
         """Return which images of a batch this process loads."""
@@ -149,7 +161,10 @@ class BatchPipeline:
             images, targets = self._mixup(images, targets)
         if self._has_partners:
             images, targets = images[1::2], targets[1::2]
-        return Batch(images.contiguous(memory_format=torch.channels_last), targets, share)
+        images = images.contiguous(memory_format=torch.channels_last)
+        if images.data_ptr() % _ALIGNMENT:  # a part of a group: cuDNN may compute otherwise on such memory
+            images = images.clone()
+        return Batch(images, targets, share)
 
 
 def _batches_at_once(config: Config, network: Network) -> int:
@@ -158,4 +173,4 @@ def _batches_at_once(config: Config, network: Network) -> int:
         return 1
     spec = network.spec
     values = config.training.images_per_step * spec.channels * spec.size**2
-    return max(1, _VALUES_AT_ONCE // values)
+    return max(1, min(_BATCHES_AT_ONCE, _VALUES_AT_ONCE // values))

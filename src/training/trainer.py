@@ -183,6 +183,7 @@ class Trainer:
         is_frozen = epoch <= self.config.training.freeze_backbone_epochs
         train_mode(self.network.model, freeze_backbone=is_frozen)
         if self._replica is None or is_frozen != self._is_frozen:
+            self._replica = None  # frees the memory of the graphs before
             self._replica = replicated(compiled(self.network, self.config.training))
             self._is_frozen = is_frozen
 

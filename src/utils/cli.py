@@ -59,8 +59,9 @@ def run_command(work: Callable[[], None]) -> int:
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            remedy = "lower training.batch_size or data.image_size, or on a GPU set data.device_cache=off"
-            return _fail(f"out of memory; {remedy} ({error})", 1)
+            remedy = "lower training.batch_size or data.image_size"
+            on_gpu = "on a GPU also try data.device_cache=off and training.compile=off"
+            return _fail(f"out of memory; {remedy}; {on_gpu} ({error})", 1)
     return 0
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -250,9 +251,12 @@ class Config(_Section):
         values: dict[str, Any] = self.model_dump(mode="json")
         return values
 
-    def to_yaml(self) -> str:
-        """The config as YAML text that `from_file` reads back to an equal config."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+    def to_yaml(self, *, without: Mapping[str, str] = MappingProxyType({})) -> str:
+        """The config as YAML text that `from_file` reads back to an equal config, less a key of a section."""
+        values = self.to_dict()
+        for section, key in without.items():
+            del values[section][key]
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     def flat(self) -> dict[str, Any]:
         """One value per dotted key, such as ``training.learning_rate``."""

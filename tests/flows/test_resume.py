@@ -12,7 +12,10 @@ import torch
 from mlflow.entities import Run as MlflowRun
 
 from src import promote
+from src.experiment.record import _NEUTRAL
+from src.experiment.resume import _same_training
 from src.train import main
+from src.utils.config import Config
 from tests.conftest import Run
 from tests.flows.processes import STORES, TINY, client_of, only_run, start, wait_for_epoch
 from tests.images import write_npz
@@ -191,3 +194,12 @@ def test_a_run_that_is_trained_right_now_is_refused(folder: Path, run_python: Ru
 def test_an_id_that_is_none(finished: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--resume", finished[:-1] + "x"]) == 2
     assert "has no such run" in capsys.readouterr().err
+
+
+def test_where_images_lie_and_how_steps_are_launched_may_change() -> None:
+    """After a training has run out of memory, say; neither changes a result."""
+    changes = {"data.device_cache": False, "training.compile": False}  # as YAML reads a bare off
+    resumed = _same_training(Config(), changes, "r")
+    assert (resumed.data.device_cache, resumed.training.compile) == ("off", "off")
+    assert resumed.to_yaml(without=_NEUTRAL) == Config().to_yaml(without=_NEUTRAL)
+    assert resumed.to_yaml() != Config().to_yaml()
