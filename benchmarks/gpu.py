@@ -107,10 +107,16 @@ def make_dataset(folder: Path, case: Case) -> Dataset:
     return Dataset(folder, ("0", "1"), (array,), None, splits, "", "", (), {})
 
 
-def bare(setup: Setup, steps: int) -> Callable[[], None]:
-    """Return the bare loop over some steps on one batch that stays on the GPU."""
-    network = fast_network(setup)
-    images, labels = _resident_batch(setup)
+def bare(setup: Setup, steps: int, network: Network | None = None) -> Callable[[], None]:
+    """Return the bare loop over some steps on one batch that stays on the GPU.
+
+    Args:
+        setup: The run.
+        steps: How many.
+        network: The run's network as its passes are launched; None for the project's way.
+    """
+    network = fast_network(setup) if network is None else network
+    images, labels = resident_batch(setup)
     optimizer = torch.optim.AdamW(network.model.parameters(), lr=1e-3, fused=True)
 
     def train() -> None:
@@ -133,7 +139,7 @@ def fast_network(setup: Setup) -> Network:
 def bare_epoch(setup: Setup, dataset: Dataset) -> Callable[[], None]:
     """Return the bare loop over an epoch: training steps, then forward passes in float32 to validate."""
     train = bare(setup, len(dataset.splits["train"]) // BATCH)
-    images, _ = _resident_batch(setup)
+    images, _ = resident_batch(setup)
     count = len(dataset.splits["val"]) // BATCH
 
     def epoch() -> None:
@@ -146,7 +152,8 @@ def bare_epoch(setup: Setup, dataset: Dataset) -> Callable[[], None]:
     return epoch
 
 
-def _resident_batch(setup: Setup) -> tuple[Tensor, Tensor]:
+def resident_batch(setup: Setup) -> tuple[Tensor, Tensor]:
+    """Return random images and their labels on the GPU."""
     spec, device = setup.network.spec, setup.network.device
     images = torch.randn(BATCH, spec.channels, spec.size, spec.size, device=device)
     return images.contiguous(memory_format=torch.channels_last), torch.arange(BATCH, device=device) % 2
@@ -327,7 +334,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser("python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--cases", default="resnet18:28,resnet18:64,resnet18:224,resnet50:224")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--no-loader", action="store_true", help="leave the DataLoader out")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

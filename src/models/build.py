@@ -9,7 +9,12 @@ from torch import nn
 
 from src.errors import ModelError
 from src.models.forward import evaluating
-from src.models.surgery import has_small_stem, set_stem, small_stem_families
+from src.models.surgery import (
+    has_small_stem,
+    make_pooling_deterministic,
+    set_stem,
+    small_stem_families,
+)
 from src.models.weights import load_weights
 from src.utils.torchvision_import import torchvision
 
@@ -70,6 +75,7 @@ def build_model(
     small = _wants_small_stem(name, stem, size)
     model = _construct(name, num_classes, size)
     set_stem(model, name, channels=channels, small=small)
+    make_pooling_deterministic(model)
     loaded = load_weights(model, name, weights, small_stem=small)
     _probe(model, name, channels, size)
     built_stem = "small" if small else "imagenet"

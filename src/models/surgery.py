@@ -1,7 +1,8 @@
-"""Changes to a torchvision classifier: its stem (the first convolution) and what its head is."""
+"""Changes to a torchvision classifier: stem (the first convolution), pooling, and what its head is."""
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 # What a stem for small images is, by the first part of the model's name: the size and stride of
@@ -92,3 +93,44 @@ def adapt_filters(filters: Tensor, channels: int) -> Tensor:
     if channels == 1:
         return filters.sum(dim=1, keepdim=True)
     return filters[:, [c % old for c in range(channels)]] * (old / channels)
+
+
+class DeterministicAveragePool(nn.AdaptiveAvgPool2d):
+    """Adaptive average pooling to several cells whose gradient is deterministic on a GPU, too.
+
+    The gradient of torch's own is not, and ``torch.use_deterministic_algorithms`` refuses it. To a single
+    cell torch takes the mean, which is deterministic. On a CPU this is torch's own.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pool ``(N, C, H, W)`` to ``(N, C, *output_size)``."""
+        if not images.is_cuda:
+            return super().forward(images)
+        return self.by_products(images)
+
+    def by_products(self, images: Tensor) -> Tensor:
+        """Pool by two matrix products, which average along the height and along the width."""
+        sides, wanted = images.shape[2:], self.output_size
+        assert isinstance(wanted, tuple)
+        if tuple(sides) == wanted:
+            return images
+        rows, columns = (
+            _averaging(old, old if new is None else new, images.device)
+            for old, new in zip(sides, wanted, strict=True)
+        )
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 has no third
+            return (rows @ images.float() @ columns.T).to(images.dtype)
+
+
+def _averaging(old: int, new: int, device: torch.device) -> Tensor:
+    """Return the matrix ``(new, old)`` whose rows average the range of places that torch averages."""
+    cells, places = torch.arange(new, device=device)[:, None], torch.arange(old, device=device)
+    inside = (places >= cells * old // new) & (places < -(-(cells + 1) * old // new))
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
+def make_pooling_deterministic(model: nn.Module) -> None:
+    """Replace adaptive pooling to more than one cell (AlexNet, VGG) by `DeterministicAveragePool`."""
+    for path, module in list(model.named_modules()):
+        if type(module) is nn.AdaptiveAvgPool2d and module.output_size not in (1, (1, 1)):
+            model.set_submodule(path, DeterministicAveragePool(module.output_size))

@@ -190,7 +190,16 @@ class Trainer:
     def _step(self, batch: Batch) -> Tensor:
         """One optimizer step; returns the summed loss of the batch, on the device."""
         network = self._replica or self.network
-        return self.optimization.step(network, batch.images, batch.targets, batch.share)
+        try:
+            return self.optimization.step(network, batch.images, batch.targets, batch.share)
+        except RuntimeError as error:
+            operation, is_missing, _ = str(error).partition(" does not have a deterministic implementation")
+            if not is_missing:
+                raise
+            raise TrainingError(
+                f"{operation} has no deterministic implementation on {self.network.device.type}, and "
+                f"{self.config.model.name} needs it; set training.deterministic=false"
+            ) from None
 
     def _check_finite(self, loss: float, epoch: int) -> float:
         if not math.isfinite(loss):

@@ -1,9 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import adaptive_avg_pool2d, conv2d
 
-from src.models.surgery import adapt_filters, set_stem
+from src.models.build import build_model
+from src.models.surgery import DeterministicAveragePool, adapt_filters, set_stem
 
 
 def test_gray_image_gives_the_response_of_its_replication() -> None:
@@ -34,3 +37,18 @@ def test_random_filters_for_gray_respond_as_strongly_as_those_for_rgb() -> None:
         set_stem(model, "resnet18", channels=1, small=False)
         gray = model(torch.randn(8, 1, 32, 32)).std()
     assert gray == pytest.approx(rgb.item(), rel=0.1)
+
+
+@pytest.mark.parametrize("sides", [(2, 2), (7, 7), (14, 14), (9, 20), (1, 5)])
+@pytest.mark.parametrize("wanted", [(7, 7), (6, 6), (3, 5)])
+def test_pooling_by_products_is_adaptive_pooling(sides: tuple[int, int], wanted: tuple[int, int]) -> None:
+    images = torch.randn(2, 3, *sides)
+    pooled = DeterministicAveragePool(wanted).by_products(images)
+    torch.testing.assert_close(pooled, adaptive_avg_pool2d(images, wanted), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "is_replaced"), [("alexnet", True), ("vgg11", True), ("resnet18", False)])
+def test_pooling_to_several_cells_is_deterministic(name: str, is_replaced: bool) -> None:
+    model: Any = build_model(name, num_classes=2, channels=1, size=64).model
+    assert isinstance(model.avgpool, DeterministicAveragePool) == is_replaced
+    assert torch.equal(model.avgpool(torch.ones(1, 1, 9, 9)), model.avgpool(torch.ones(1, 1, 8, 8)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from src.data.dataset import Dataset, load_dataset
 from src.errors import ConfigError, DataError, TrainingError
@@ -19,6 +20,7 @@ from src.training.optim import rate_factor
 from src.training.setup import set_up
 from src.training.trainer import Trainer
 from src.utils.config import Config, TrainingConfig
+from src.utils.runtime import determinism
 from tests.images import write_npz
 
 
@@ -141,6 +143,25 @@ def test_early_stopping_counts_from_the_best_epoch(dataset: Dataset, folder: Pat
 def test_a_loss_that_is_no_number_ends_training(dataset: Dataset, folder: Path) -> None:
     trainer = make_trainer(make_config(training__learning_rate=1e30), dataset, folder, Memory())
     with pytest.raises(TrainingError, match=r"in epoch \d+ \(learning rate 1e\+30\)"):
+        trainer.fit()
+
+
+class Putting(nn.Module):
+    """Uses an operation that torch does not have in a deterministic form, on no device."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        places = torch.zeros(1, dtype=torch.int64)
+        return values + torch.zeros(1).put_(places, torch.zeros(1))
+
+
+def test_an_operation_that_is_not_deterministic_is_named(dataset: Dataset, folder: Path) -> None:
+    trainer = make_trainer(make_config(), dataset, folder / "a", Memory())
+    model: Any = trainer.network.model
+    model.fc = nn.Sequential(Putting(), model.fc)
+    with (
+        determinism(enabled=True),
+        pytest.raises(TrainingError, match=r"put_ has no .* on cpu, .*; set training.deterministic=false"),
+    ):
         trainer.fit()
 
 
