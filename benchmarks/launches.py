@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from benchmarks.gpu import STEPS, Case, bare, make_dataset, resident_batch, seconds
-from benchmarks.measuring import show, spread
+from benchmarks.measuring import spread
 from src.data.dataset import Dataset
 from src.training.setup import Setup, set_up
 from src.utils.runtime import determinism
@@ -83,7 +83,13 @@ def row_of(way: str, case: Case, dataset: Dataset, turns: int) -> list[str]:
     first = time.perf_counter() - started + seconds(work)
     each = [seconds(work) for _ in range(turns)]
     rates = [case.images / one for one in each]
-    return [f"{case.model} {case.size} px", way, spread(rates, 0), f"{first - min(each):.1f}"]
+    return [
+        f"{case.model} {case.size} px",
+        f"{way:15}",
+        spread(rates, 0),
+        "images/s",
+        f"{first - min(each):.1f}",
+    ]
 
 
 def main() -> None:
@@ -98,8 +104,8 @@ def main() -> None:
         for item in args.cases.split(","):
             case = Case(item.partition(":")[0], int(item.partition(":")[2]))
             dataset = make_dataset(Path(name), case)
-            rows = [row_of(way, case, dataset, args.turns) for way in args.ways.split(",")]
-            show(["", "", "images/s", "s to prepare"], rows)
+            for way in args.ways.split(","):
+                print("  ".join(row_of(way, case, dataset, args.turns)), "s to prepare", flush=True)
 
 
 if __name__ == "__main__":
