@@ -41,11 +41,12 @@ def _evaluate(argv: Sequence[str] | None) -> None:
     from src.inference.explain import check_explainable
     from src.inference.judging import judge
     from src.inference.reference import read_reference
-    from src.tracking.project_run import project_run_told
+    from src.tracking.project_run import check_project_run, project_run_told
     from src.tracking.run import tracked_run
     from src.tracking.store import open_store
 
     with project_run_told():
+        check_project_run()
         reference, count = read_reference(args), _count(args)
         with trained_model(reference, args.device or "auto", evaluation.ROLE) as (trained, _):
             layer = check_explainable(trained) if count else None

@@ -60,9 +60,10 @@ def _sweep(argv: Sequence[str] | None) -> None:
         return
     from src.search.searching import run_search
     from src.search.worker import share_cores
-    from src.tracking.project_run import project_run_told
+    from src.tracking.project_run import check_project_run, project_run_told
 
     with project_run_told():
+        check_project_run()
         plans = _plans(args)
         for plan in plans:
             plan.space.check(plan.base)

@@ -60,13 +60,19 @@ def _train(argv: Sequence[str] | None) -> None:
 
 def _lead(argv: Sequence[str] | None, group: "Together") -> None:
     """Trains, alone or as the first of several processes: the one that keeps the record."""
-    from src.tracking.project_run import is_project_run, mark_project_run, project_run_told
+    from src.tracking.project_run import (
+        check_project_run,
+        mark_project_run,
+        project_run,
+        project_run_told,
+    )
     from src.tracking.store import open_store
 
-    in_project = is_project_run()  # before MLflow takes the run over and forgets
     with ExitStack() as held:
         with project_run_told(), collection_paused(), group.named_loss():
             args = _parser().parse_args(argv)
+            if not args.dry_run:
+                check_project_run()
             # Not before: torch and MLflow take seconds, and whoever asks for --help needs neither.
             from src.experiment.session import train
 
@@ -82,6 +88,7 @@ def _lead(argv: Sequence[str] | None, group: "Together") -> None:
                 _show(setup.config, dataset)
                 return
             open_store()
+            in_project = project_run() is not None
             interrupted = interrupted or _fitting_run(args, setup, dataset, held)
             if interrupted:
                 interrupted.check_batches(setup)

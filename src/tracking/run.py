@@ -255,13 +255,16 @@ def _start(tags: Mapping[str, str], run_id: str | None) -> TrackedRun:
     import mlflow
 
     # At a server the outbox's monitor does this: MLflow's own ends at the first request that fails.
+    from src.tracking.project_run import take_project_run
+
     wanted = wants_system_metrics() and not is_server(resolve_uri())
     seconds = seconds_between()  # a wrong one is told before there is a run
     try:
         if run_id is not None:  # RUNNING again it must not have the heartbeat of the process before
             for name, value in beat().items():
                 mlflow.MlflowClient().set_tag(run_id, name, value)
-        active = mlflow.start_run(run_id, tags={**tags, **beat()}, log_system_metrics=wanted)
+        made = take_project_run() if run_id is None else None
+        active = mlflow.start_run(run_id or made, tags={**tags, **beat()}, log_system_metrics=wanted)
         if run_id is not None and ERROR in active.data.tags:
             mlflow.delete_tag(ERROR)
     except mlflow.MlflowException as error:

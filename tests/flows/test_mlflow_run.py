@@ -11,9 +11,13 @@ from tests.conftest import ROOT, Run
 from tests.flows.processes import TINY, client_of, only_run, runs, start, wait_for_epoch
 
 
-def mlflow_run(run_python: Run, **params: str) -> "subprocess.CompletedProcess[str]":
+def mlflow_run(
+    run_python: Run, environment: dict[str, str] | None = None, /, **params: str
+) -> "subprocess.CompletedProcess[str]":
     pairs = [item for key, value in params.items() for item in ("-P", f"{key}={value}")]
-    return run_python("-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *pairs)
+    return run_python(
+        "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *pairs, **(environment or {})
+    )
 
 
 def test_ctrl_c_under_mlflow_run_is_told_by_the_run(folder: Path, npz: Path) -> None:
@@ -58,3 +62,18 @@ def test_mlflow_run_with_a_mistake_ends_failed_and_says_why(folder: Path, npz: P
     run = only_run(folder)
     assert run.info.status == "FAILED"
     assert "resnet19" in run.data.tags["error"]
+
+
+@pytest.mark.slow
+def test_mlflow_run_within_another_run_leaves_that_one_alone(
+    folder: Path, npz: Path, run_python: Run
+) -> None:
+    out = f"experiment.output_dir={folder}/outputs,training.batch_size=8,model.weights=none"
+    options = {"model": "shufflenet_v2_x0_5", "data": str(npz), "epochs": "1", "overrides": out}
+    assert mlflow_run(run_python, **options).returncode == 0
+    outer = only_run(folder)
+    done = mlflow_run(run_python, {"MLFLOW_RUN_ID": outer.info.run_id}, **options)
+    assert done.returncode == 0, done.stderr
+    assert {run.info.status for run in runs(folder)} == {"FINISHED"}
+    assert len(runs(folder)) == 2
+    assert client_of(folder).get_run(outer.info.run_id).to_dictionary() == outer.to_dictionary()

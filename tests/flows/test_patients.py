@@ -9,6 +9,7 @@ import mlflow
 import pytest
 
 from src.train import main
+from tests.conftest import ROOT
 from tests.flows.processes import STORES, TINY
 from tests.images import write_folder
 
@@ -72,7 +73,12 @@ def test_a_training_that_fails(
     root = write_patients(folder / "study-of-somebody")
     next(root.rglob("*_3.png")).write_text("no image")
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    run_id = client.create_run("0").info.run_id  # as `mlflow run` makes one
+    tags = {
+        "mlflow.source.type": "PROJECT",
+        "mlflow.project.entryPoint": "main",
+        "mlflow.source.name": str(ROOT),
+    }
+    run_id = client.create_run("0", tags=tags).info.run_id  # as `mlflow run` makes one
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     assert main([*TINY, "--data", str(root), "--modality", "A"]) == 2
     assert f"{CANARY}_3.png: not an image" in capfd.readouterr().err  # which file, the user must know
