@@ -41,7 +41,8 @@ def train(
     """
     together = together or Together()
     run_id = None if interrupted is None else interrupted.run_id
-    with ExitStack() as held:
+    # What is shown at the end is shown after the run has ended: a failure of it changes no status.
+    with ExitStack() as ended, ExitStack() as held:
         nested = {names.PARENT: parent} if parent else {}
         run = held.enter_context(tracked_run(tags_of(setup, dataset) | nested, run_id))
         held.enter_context(determinism(setup.config.training.deterministic))
@@ -66,7 +67,7 @@ def train(
         checkpoint = None if interrupted is None else interrupted.checkpoint
         state, results = _train(setup, dataset, together, keeper=keeper, extra=extra, checkpoint=checkpoint)
         record_results(run, setup, dataset, state, results, folders=folders)
-        print_summary(run, state, results, folders)  # before what a server may have to say at the end
+        ended.callback(print_summary, run, state, results, folders)
 
 
 def train_along(setup: Setup, dataset: Dataset, together: Together) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from src.errors import ConfigError, MlprojectError
+from src.utils.output import never_raise
 from src.utils.runtime import Stopped, stop_signals
 
 _DISK = "check the disk's free space and permissions"
@@ -40,9 +41,10 @@ def _flag(text: str) -> bool:
 def run_command(work: Callable[[], None]) -> int:
     """Runs a command's work and returns its exit status.
 
-    0; 2 for what the user can mend; 1 where the work failed; 130 or 143 after Ctrl-C or SIGTERM.
+    0; 2 for what the user can mend; 1 where the work failed; 128 plus the number of the signal that ended it.
     A message goes to stderr; only an error that nobody foresaw shows its traceback.
     """
+    never_raise()
     with stop_signals():
         try:
             work()

@@ -20,7 +20,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Stopped(BaseException):
-    """Ctrl-C or SIGTERM asked the process to end.
+    """Ctrl-C, SIGTERM or the end of its terminal (SIGHUP) asked the process to end.
 
     Like ``KeyboardInterrupt`` it derives from ``BaseException``, so that no ``except Exception``
     on the way swallows it.
@@ -64,15 +64,19 @@ def answer_stop(number: int) -> Stopped:
 
 
 def ignore_stops() -> None:
-    """From here on SIGTERM does nothing, for this process is about to end; Ctrl-C ends it at once."""
+    """Ignore SIGTERM and SIGHUP, as this process is about to end; Ctrl-C ends it at once."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # `mlflow run` answers Ctrl-C with a SIGTERM to its child, which is busy ending its run by then.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Within the block the first Ctrl-C or SIGTERM raises `Stopped`; a second Ctrl-C ends at once."""
+    """Raise `Stopped` at the first Ctrl-C, SIGTERM or SIGHUP in the block; a second Ctrl-C ends at once.
+
+    SIGHUP, which a terminal sends as it closes, stays ignored where ``nohup`` has made it so.
+    """
     _Stop.depth, _Stop.pending = 0, None
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -82,7 +86,8 @@ def stop_signals() -> Iterator[None]:
             return
         raise Stopped(number)
 
-    watched = (signal.SIGINT, signal.SIGTERM)
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    watched = (signal.SIGINT, signal.SIGTERM, *hangup)
     before = {number: signal.signal(number, stop) for number in watched}
     try:
         yield

@@ -197,6 +197,7 @@ CASES: dict[str, Case] = {
     "`sys.exit(3)` somewhere": Case("FAILED", 3, prepare=fault("SystemExit(3)")),
     "Ctrl-C": Case("KILLED", 130, ("stopped by SIGINT",), send(signal.SIGINT)),
     "SIGTERM": Case("KILLED", 143, ("stopped by SIGTERM",), send(signal.SIGTERM)),
+    "its terminal is closed (SIGHUP)": Case("KILLED", 129, ("stopped by SIGHUP",), send(signal.SIGHUP)),
     "kill -9, or the kernel's out-of-memory killer": Case(
         "RUNNING", -9, (), send(signal.SIGKILL), mend=Scene.doctor
     ),

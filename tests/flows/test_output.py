@@ -1,0 +1,98 @@
+"""What becomes of standard output never changes a run: pipes, terminals and disks behind it may go away."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import clean_environment
+from tests.flows.processes import STARTED, TINY, only_run
+from tests.images import write_folder
+
+PYTHON = " ".join([sys.executable, "-m", "src.train", *TINY])
+
+
+def in_shell(folder: Path, command: str, **env: str) -> tuple[int, str]:
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=clean_environment(folder / "torch") | env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def to_head(folder: Path) -> tuple[int, str]:
+    return in_shell(folder, f"{PYTHON} | head -1; exit ${{PIPESTATUS[0]}}")
+
+
+def both_to_true(folder: Path) -> tuple[int, str]:
+    return in_shell(folder, f"{PYTHON} |& true; exit ${{PIPESTATUS[0]}}")
+
+
+def to_full_disk(folder: Path) -> tuple[int, str]:
+    return in_shell(folder, f"{PYTHON} > /dev/full")
+
+
+def all_to_full_disk(folder: Path) -> tuple[int, str]:
+    return in_shell(folder, f"{PYTHON} &> /dev/full")
+
+
+def all_closed(folder: Path) -> tuple[int, str]:
+    return in_shell(folder, f"{PYTHON} <&- >&- 2>&-")
+
+
+def to_closed_terminal(folder: Path) -> tuple[int, str]:
+    """As after `setsid`: the terminal goes away, and the process lives on."""
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.train", *TINY],
+        cwd=folder,
+        env=clean_environment(folder / "torch"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        text=True,
+        start_new_session=True,
+    )
+    STARTED.append(process)
+    os.close(theirs)
+    os.read(ours, 1)  # it has begun to write
+    os.close(ours)
+    return process.wait(timeout=240), ""
+
+
+WAYS: dict[str, tuple[Callable[[Path], tuple[int, str]], str]] = {
+    "| head -1": (to_head, ""),
+    "|& true": (both_to_true, ""),
+    "> /dev/full": (to_full_disk, "warning: the output cannot be written (No space left on device)\n"),
+    "&> /dev/full": (all_to_full_disk, ""),
+    "closed": (all_closed, ""),
+    "closed terminal": (to_closed_terminal, ""),
+}
+
+
+@pytest.mark.usefixtures("npz")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_training_whose_output_goes_nowhere_finishes(folder: Path, way: str) -> None:
+    train, said = WAYS[way]
+    assert train(folder) == (0, said)
+    run = only_run(folder)
+    assert run.info.status == "FINISHED"
+    assert "best_val_auc" in run.data.metrics
+    assert "error" not in run.data.tags
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(folder: Path) -> None:
+    write_folder(folder / "small.npz", counts={"train": 8, "val": 8})
+    for negative in (folder / "small.npz").rglob("neg"):
+        negative.rename(negative.with_name("blöd"))
+    code, error = in_shell(folder, f"{PYTHON} --modality A --dry-run > out.txt", PYTHONIOENCODING="ascii")
+    assert (code, error) == (0, "")
+    assert "bl\\xf6d" in (folder / "out.txt").read_text()
