@@ -3,12 +3,14 @@
 python -m benchmarks.steps [--model resnet18] [--size 64] [--batch 64]
 
 Each part is timed in turns on the batches of an epoch: making a batch (read from the pack, moved
-to the device, augmented, standardised), and the step itself (forward, backward, optimizer).
+to the device, augmented, standardised), the step itself (forward, backward, optimizer), and the checksums of
+a batch, which only the first epoch of a run computes.
 """
 
 import argparse
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +44,12 @@ def parts(setup: Setup, dataset: Dataset) -> dict[str, Callable[[int], None]]:
         images, targets = (part.to(network.device) for part in ready[number % len(ready)])
         setup.optimization.step(network, images, targets)
 
-    return {"data": lambda number: void(images(number)), "step": step}
+    def checksums(number: int) -> None:
+        for image in read[number % len(read)]:
+            zlib.crc32(image.data)
+
+    read = [dataset.batch("train", chosen).numpy() for chosen in batches]
+    return {"data": lambda number: void(images(number)), "step": step, "checksums": checksums}
 
 
 def void(_: object) -> None:
@@ -76,8 +83,9 @@ def main() -> None:
                 measured.setdefault(what, []).append(1000 * (time.perf_counter() - started))
     measured = {what: times[1:] for what, times in measured.items()}
     show(["", "milliseconds"], [[what, spread(times)] for what, times in measured.items()])
-    pairs = zip(measured["data"], measured["step"], strict=True)
-    print(f"data, of a step with it: {spread([100 * data / (data + step) for data, step in pairs])} %")
+    for what in ("data", "checksums"):
+        pairs = zip(measured[what], measured["step"], strict=True)
+        print(f"{what}, of a step with it: {spread([100 * part / (part + step) for part, step in pairs])} %")
     keep(args.json, measured)
 
 

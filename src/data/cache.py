@@ -4,7 +4,7 @@
 start opens no image. Of each modality, ``packs`` holds one array, named by the hashes of what is in it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +15,12 @@ import numpy as np
 from filelock import Timeout
 from numpy.typing import NDArray
 
-from src.data.decode import Shown, Task, decode_all, look_at_all
+from src.data.decode import Shown, Task, decode_again, decode_all, look_at_all
 from src.data.entries import FORMAT, Entries, join_entries
 from src.data.image_array import ImageArray
+from src.data.images import Pixels
 from src.data.index import Index
+from src.data.npz import read_again
 from src.data.packs import GIGABYTE, NewPack, PackFolder
 from src.data.samples import Listing, Sample
 from src.data.workers import Workers
@@ -138,9 +140,11 @@ def _unreadable(what: str, entries: Entries) -> DataError:
 
 def _decoded(listing: Listing, entries: Entries, cache: _Cache, shown: Shown) -> DecodedImages:
     is_known = bool(entries.is_done.all())
-    pixels = cache.packs.find(_pack_name(entries, shown)) if is_known else None
+    shape = (len(entries), shown.channels, shown.size, shown.size)
+    pixels = cache.packs.find(_pack_name(entries, shown), shape) if is_known else None
     if pixels is None:
         pixels = _build_pack(listing, entries, cache, shown)
+    pixels.decode_again = _decoder(listing, entries, shown)
     rows = np.flatnonzero(entries.has_pixels)
     is_whole = len(rows) == len(entries)
     return DecodedImages(
@@ -153,8 +157,19 @@ def _decoded(listing: Listing, entries: Entries, cache: _Cache, shown: Shown) ->
     )
 
 
+def _decoder(listing: Listing, entries: Entries, shown: Shown) -> Callable[[int], Pixels]:
+    """Return what decodes an image of a listing again; it keeps no images in memory."""
+    read, samples = read_again if listing.in_memory else listing.read, listing.samples
+
+    def decode(row: int) -> Pixels:
+        (entry,) = entries.pick([row])
+        return decode_again(read, shown, samples[row], entry)
+
+    return decode
+
+
 def _pack_name(entries: Entries, shown: Shown) -> str:
-    kind = f"{FORMAT} {shown.size} {shown.channels}"
+    kind = f"{FORMAT} {shown.size} {shown.channels} with checksums"
     return sha256_of_lines(chain([kind], entries.seen_through(shown.window)))
 
 
@@ -170,7 +185,7 @@ def _build_pack(listing: Listing, entries: Entries, cache: _Cache, shown: Shown)
         is_bad = entries.where(lambda shared: shared.error)
         missing = [row for row in np.flatnonzero(~is_bad).tolist() if row not in pack.rows]
         tasks = [
-            Task(listing.samples[row], entry, pack.offset(row))
+            Task(listing.samples[row], entry, pack.place(row))
             for row, entry in zip(missing, entries.pick(missing), strict=True)
         ]
         work = partial(decode_all, listing.read, shown, pack.temp)

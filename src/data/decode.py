@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from src.data.entries import Entry
+from src.data.image_array import Place
 from src.data.images import BadImage, Header, Picture, Pixels, Range, resize, to_8_bits
 from src.data.samples import Sample
-from src.utils.io import sha256, write_at
+from src.errors import DataError
+from src.utils.cli import warn
+from src.utils.io import sha256
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,11 @@ class Shown:
 
 @dataclass(frozen=True)
 class Task:
-    """One image to decode, and the byte of a pack where it belongs."""
+    """One image to decode, and its place in a pack."""
 
     sample: Sample
     entry: Entry
-    offset: int
+    place: Place
 
 
 def look_at_all(header: Callable[[Sample], Header], items: Sequence[tuple[Sample, Entry]]) -> list[Entry]:
@@ -60,11 +63,35 @@ def _decode(read: Callable[[Sample], Picture], shown: Shown, file: int, task: Ta
     try:
         picture = read(task.sample)
         entry = _described(task.entry, picture)
-        pixels = _seen(picture, shown)
+        pixels = _seen(picture, shown).tobytes()
     except BadImage as bad:
         return task.entry.with_error(bad)
-    write_at(file, pixels.tobytes(), task.offset)
+    task.place.write(file, pixels)
     return entry
+
+
+def decode_again(read: Callable[[Sample], Picture], shown: Shown, sample: Sample, entry: Entry) -> Pixels:
+    """Decode an image whose cached pixels are damaged.
+
+    Raises:
+        DataError: Its file cannot be read any more, or is not what was cached.
+    """
+    what = f"{sample.file} ({sample.key}): its decoded image in the cache is damaged"
+    try:
+        picture = read(sample)
+        pixels = _seen(picture, shown)
+    except (BadImage, DataError, OSError) as error:
+        raise DataError(
+            f"{what}, and the file cannot be read any more ({error}); restore the file and start again",
+            public="a decoded image in the cache is damaged, and its file cannot be read any more",
+        ) from None
+    if sha256(picture.content) != entry.sha:
+        raise DataError(
+            f"{what}, and the file has other pixels than it had; start again",
+            public="a decoded image in the cache is damaged, and its file has other pixels than it had",
+        )
+    warn(f"{what}; it was decoded again")
+    return pixels
 
 
 def _described(entry: Entry, picture: Picture) -> Entry:

@@ -1,9 +1,13 @@
-"""Decoded images in a file, read row by row."""
+"""Decoded images in a file, read row by row and checked against their checksums."""
 
 import math
 import os
 import weakref
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Self
 
 import numpy as np
@@ -11,28 +15,58 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from src.data.images import Pixels
 from src.errors import DataError
+from src.utils.io import write_at
+
+CHECKSUM = np.dtype("<u4")
+"""CRC-32 of an image; the checksums of all images follow the last image in the file."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class Place:
+    """Where an image lies in a file: the byte offsets of its pixels and of its checksum."""
+
+    pixels: int
+    checksum: int
+
+    @classmethod
+    def of_row(cls, row: int, shape: tuple[int, ...], start: int) -> Self:
+        """Return the place of a row of images ``(N, C, S, S)``, the first of which is at ``start``."""
+        size = math.prod(shape[1:])
+        return cls(start + row * size, start + shape[0] * size + row * CHECKSUM.itemsize)
+
+    def write(self, file: int, image: bytes) -> None:
+        """Write an image with its checksum to an open file."""
+        write_at(file, image, self.pixels)
+        write_at(file, zlib.crc32(image).to_bytes(CHECKSUM.itemsize, "little"), self.checksum)
+
+
+@dataclass(eq=False)
 class ImageArray:
     """uint8 images ``(N, C, S, S)`` of a ``.npy`` file that stays open for as long as this object lives.
 
     The file is read, not mapped: a mapped page of a file that was cut off, or of a failing disk, ends the
-    process with SIGBUS, where a read raises an error.
+    process with SIGBUS, where a read raises an error. An image is checked when it is first read.
 
     Attributes:
         file: The file; a lock held on it is released when it is closed.
         shape: ``(N, C, S, S)``.
         start: Byte offset of the first image.
+        checksums: CRC-32 of each image, ``(N,)``; None for a file without, whose images are not checked.
+        decode_again: Returns a row's image from its source, where the one in the file is damaged.
     """
 
     file: IO[bytes]
     shape: tuple[int, ...]
     start: int
+    checksums: NDArray[np.uint32] | None = None
+    decode_again: Callable[[int], Pixels] | None = None
+    _is_unchecked: NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:
         weakref.finalize(self, self.file.close)
+        self._is_unchecked = np.full(self.shape[0], self.checksums is not None)
 
     @classmethod
     def of_file(cls, file: IO[bytes]) -> Self:
@@ -42,16 +76,22 @@ class ImageArray:
             ValueError: The file has no such header, or is shorter than it says.
         """
         file.seek(0)
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        try:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        except Exception as error:  # NumPy's parser raises several kinds for a damaged header
+            raise ValueError(f"the header is damaged: {error}") from None
         if dtype != np.uint8 or os.fstat(file.fileno()).st_size < file.tell() + math.prod(shape):
             raise ValueError("the file is cut off, or holds something else")
         if hasattr(os, "posix_fadvise"):  # else the kernel reads megabytes of neighbors with each image
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-        return cls(file, shape, file.tell())
+        start = file.tell()
+        file.seek(math.prod(shape), os.SEEK_CUR)
+        sums = np.frombuffer(file.read(shape[0] * CHECKSUM.itemsize), CHECKSUM)
+        return cls(file, shape, start, sums if len(sums) == shape[0] else None)
 
     def read(self, rows: NDArray[np.int64], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        """Read images.
+        """Read images; one that is damaged is decoded again.
 
         Args:
             rows: Which ones, ``(B,)``.
@@ -61,7 +101,8 @@ class ImageArray:
             ``out``.
 
         Raises:
-            DataError: The file has become shorter, or the disk failed.
+            DataError: The file has become shorter, the disk failed, or an image is damaged and cannot be
+                decoded again.
         """
         if out is None:
             out = np.empty((len(rows), *self.shape[1:]), np.uint8)
@@ -76,7 +117,21 @@ class ImageArray:
                     self._read_rest(memoryview(image).cast("B"), offset)
         except OSError as error:
             raise self._failure(f"cannot be read ({error.strerror})") from None
+        for place in np.flatnonzero(self._is_unchecked[rows]).tolist():
+            self._check(int(rows[place]), out[place])
         return out
+
+    def _check(self, row: int, image: NDArray[np.uint8]) -> None:
+        """Compare an image with its checksum; replace a damaged one, here and in the file."""
+        assert self.checksums is not None
+        if zlib.crc32(image.data) != self.checksums[row]:
+            if self.decode_again is None:
+                raise self._failure("is damaged")
+            image[:] = self.decode_again(row)
+            # The folder may be read-only: then the next process decodes the image again.
+            with suppress(OSError), Path(self.file.name).open("rb+", buffering=0) as file:
+                Place.of_row(row, self.shape, self.start).write(file.fileno(), image.tobytes())
+        self._is_unchecked[row] = False
 
     def _read_rest(self, image: memoryview, offset: int) -> None:
         """Read an image piece by piece, as a read may return less than was asked for."""

@@ -75,6 +75,19 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
         raise DataError(f"{path}: neither a folder of images nor an .npz that can be read: {error}") from None
 
 
+def read_again(sample: Sample) -> Picture:
+    """Read one image of an ``.npz`` that is no longer in memory.
+
+    Raises:
+        DataError: The file cannot be read, or has no such image.
+    """
+    arrays, (name, _, row) = read_arrays(Path(sample.file)), sample.key.partition("/")
+    images = arrays.get(f"{name}_images", arrays.get(name, np.empty(0)))
+    if int(row) >= len(images):
+        raise DataError(f"{sample.file}: no image {sample.key}")
+    return Picture(images[int(row)])
+
+
 def _array(arrays: Mapping[str, NDArray[np.generic]], path: Path, name: str) -> NDArray[np.generic]:
     if name not in arrays:
         raise DataError(

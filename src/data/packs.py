@@ -1,8 +1,8 @@
 """A folder of packs: arrays of decoded images, bounded in size, the least recently used going first.
 
-A pack ``{name}.npy`` holds uint8 images ``(N, C, S, S)``; ``{name}.rows`` names the pixels of each, so
-that another pack can take them over. While a process has one open it holds a shared lock on the file,
-which ends with the process however it ends. A pack without a lock is unused and can be removed.
+A pack ``{name}.npy`` holds uint8 images ``(N, C, S, S)``, then their checksums; ``{name}.rows`` names the
+pixels of each, so that another pack can take them over. While a process has one open it holds a shared lock
+on the file, which ends with the process however it ends. A pack without a lock is unused and can be removed.
 """
 
 import fcntl
@@ -18,9 +18,10 @@ from typing import IO
 
 import numpy as np
 
-from src.data.image_array import ImageArray
+from src.data.image_array import CHECKSUM, ImageArray, Place
 from src.errors import DataError
-from src.utils.io import TEMP_PREFIX, atomic_write_text, file_lock, write_at
+from src.utils.cli import warn
+from src.utils.io import TEMP_PREFIX, atomic_write_text, file_lock
 
 GIGABYTE = 1_000_000_000
 
@@ -40,8 +41,14 @@ class PackFolder:
     folder: Path
     limit: int
 
-    def find(self, name: str) -> ImageArray | None:
-        """Open the pack of this name, None where there is none; from now on it counts as used."""
+    def find(self, name: str, shape: tuple[int, ...] | None = None) -> ImageArray | None:
+        """Open the pack of this name, None where there is none; from now on it counts as used.
+
+        Args:
+            name: Its name.
+            shape: What it holds, ``(N, C, S, S)``; another one is removed as damaged, as is one without
+                checksums. None takes any.
+        """
         path = self._path(name)
         try:
             file = path.open("rb", buffering=0)
@@ -50,10 +57,14 @@ class PackFolder:
         try:
             fcntl.flock(file, fcntl.LOCK_SH)
             os.utime(path)
-            return ImageArray.of_file(file)
+            found = ImageArray.of_file(file)
+            if shape is not None and (found.shape != shape or found.checksums is None):
+                raise ValueError("the header is damaged, or the file is cut off")
+            return found
         except (FileNotFoundError, ValueError) as error:
             file.close()
-            if isinstance(error, ValueError):  # damaged: it is made again
+            if isinstance(error, ValueError):
+                warn(f"{path}: {error}; its images are decoded again")
                 _remove(path)
             return None
 
@@ -80,7 +91,7 @@ class PackFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with file_lock(self.folder / ".lock"):
-                size = _HEADER + math.prod(shape)
+                size = _HEADER + math.prod(shape) + shape[0] * CHECKSUM.itemsize
                 self._make_room(size, temp)
                 rows = _read_rows(_rows_of(temp), shape[1:]) if _size(temp) == size else []
                 file = temp.open("rb+" if rows else "wb+")
@@ -135,9 +146,9 @@ class NewPack:
     shape: tuple[int, int, int, int]
     rows: dict[int, str]
 
-    def offset(self, row: int) -> int:
-        """The byte where a row begins."""
-        return _HEADER + row * math.prod(self.shape[1:])
+    def place(self, row: int) -> Place:
+        """Return where a row belongs."""
+        return Place.of_row(row, self.shape, _HEADER)
 
     def copy_from_others(self, wanted: Mapping[int, str]) -> Iterator[int]:
         """Fills rows with pixels that another pack has; yields those that it could."""
@@ -148,7 +159,7 @@ class NewPack:
                 continue
             for row in found:
                 image = source.read(np.array([places[wanted[row]]]))
-                write_at(self.file.fileno(), image.tobytes(), self.offset(row))
+                self.place(row).write(self.file.fileno(), image.tobytes())
                 self.rows[row] = wanted[row]
                 yield row
 
@@ -159,6 +170,10 @@ class NewPack:
 
     def keep(self, name: str) -> ImageArray:
         """Finish the pack, give it its name, and open it."""
+        number, size = self.file.fileno(), math.prod(self.shape[1:])
+        for row in {*range(self.shape[0])} - {row for row, pixels in self.rows.items() if pixels}:
+            place = self.place(row)  # of an image that cannot be read: black, as nothing was written
+            place.write(number, os.pread(number, size, place.pixels))
         self.file.seek(0)
         _write_header(self.file, self.shape)
         self.file.flush()
