@@ -115,7 +115,8 @@ def _load_file(path: Path) -> object:
             f"state dict file.{hint}"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file raises errors of a dozen kinds
         raise ModelError(
             f"The weights file {path} is not a file of torch.save with plain tensors, and nothing in it "

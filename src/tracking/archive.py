@@ -1,109 +1,109 @@
-"""Looks at an exported model before torch does: its loader runs what some of the strings in it say.
+"""Copy an exported model that somebody else may have written, so that torch loads what was checked.
 
-``torch.export.load`` evaluates shape expressions, executes guards, generates Python from names, and
-looks operators up by attribute. So every string of the graph must be a plain name, and the few that
-are more must follow the grammar of what this project exports; whatever else there is, is refused.
+The file is opened once; every entry is checked and written into a new archive, a temporary file without a
+name, and only that one is loaded. So neither a file that is replaced after the check nor one that torch's
+reader understands differently can bring in anything else. An archive that two readers could understand
+differently is refused, since torch writes none.
 """
 
-import ast
-import json
+import io
 import re
+import shutil
+import struct
+import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from src.errors import ClaimError
+from src.tracking.graph_check import check_graph
+from src.utils.zip_layout import check_layout
 
-_FILES = re.compile(
-    r"[^/]+/(data/(weights|constants)/[\w.]+|data/sample_inputs/model\.pt|models/model\.json"
-    r"|archive_format|archive_version|byteorder|\.data/(version|serialization_id))"
-)
-_PLAIN = re.compile(r"[\w.+-]*")
-_OPERATOR = re.compile(r"(torch\.ops\.aten|_operator|math)\.[\w.]+")
-_TREE_TYPES = {None, "builtins.tuple", "builtins.list", "builtins.dict"}
-_TREE_CONTEXT = re.compile(r'null|\[("\w*"(, "\w*")*)?\]')
-_NODES = {"Expression", "Call", "Name", "Load", "keyword", "Constant", "BinOp", "UnaryOp", "USub"}
-_NODES |= {"Add", "Sub", "Mult", "FloorDiv", "Mod", "Pow"}
-_FUNCTIONS = {
-    "Symbol",
-    "Integer",
-    "Mul",
-    "Add",
-    "Pow",
-    "Max",
-    "Min",
-    "Mod",
-    "PythonMod",
-    "FloorDiv",
-    "CleanDiv",
+_KINDS = {
+    "json": r"models/model\.json|data/weights/model_weights_config\.json"
+    r"|data/constants/model_constants_config\.json",
+    "tensor": r"data/weights/weight_[0-9]+|data/constants/tensor_[0-9]+",
+    "inputs": r"data/sample_inputs/model\.pt",
+    "text": r"archive_format|archive_version|byteorder|\.data/version|\.data/serialization_id",
 }
-_MAX_JSON = 100_000_000
+_ENTRY = re.compile(
+    r"[\w.-]+/(?:" + "|".join(f"(?P<{kind}>{names})" for kind, names in _KINDS.items()) + ")", re.ASCII
+)
+_LARGEST = {"json": 100_000_000, "inputs": 1_000_000_000, "text": 1_000}
+_DAMAGED = (ValueError, RuntimeError, EOFError, OverflowError, struct.error, zipfile.BadZipFile)
 
 
-def check_archive(path: Path) -> None:
-    """Refuses an archive of ``torch.export`` that could make its loader run something.
+@contextmanager
+def checked_copy(path: Path) -> Iterator[BinaryIO]:
+    """Copy an archive of ``torch.export`` into a temporary file, checking every entry on the way.
 
-    Pickled tensors are not looked at here: MLflow does, where pickle is not allowed.
+    Tensors are copied in blocks, so that memory does not grow with the model.
+
+    Args:
+        path: The archive.
+
+    Yields:
+        The new archive, open at its start; it is deleted when the block ends.
 
     Raises:
-        ClaimError: It is no such archive, or holds more than names, numbers and operators of torch.
+        ClaimError: It is not an archive that this project writes, or something in it would be executed.
+        OSError: It cannot be read, or the folder of temporary files cannot be written.
     """
+    with path.open("rb") as file, tempfile.TemporaryFile() as copy:
+        try:
+            with zipfile.ZipFile(file) as old, zipfile.ZipFile(copy, "w") as new:
+                check_layout(file, old)
+                if len({name.partition("/")[0] for name in old.namelist()}) != 1:
+                    raise ValueError("it does not hold exactly one folder")
+                for entry in old.infolist():
+                    _copy(old, entry, _kind(entry), new)
+            copy.seek(0)
+        except _DAMAGED as error:
+            raise ClaimError(
+                f"{path} is not loaded, and nothing in it was executed, since it is not a model that this "
+                f"project exported: {error}; restore the file from a backup, or train the model again"
+            ) from None
+        except OSError as error:
+            with suppress(OSError):  # it tries once more to write what it could not
+                copy.close()
+            where = f"{path}, copied to {tempfile.gettempdir()}"
+            raise OSError(error.errno, error.strerror, where) from None
+        yield copy
+
+
+def _kind(entry: zipfile.ZipInfo) -> str:
+    match = _ENTRY.fullmatch(entry.filename)
+    if match is None:
+        raise ValueError(f"it holds a file {entry.filename!r}")
+    return str(match.lastgroup)
+
+
+def _copy(old: zipfile.ZipFile, entry: zipfile.ZipInfo, kind: str, new: zipfile.ZipFile) -> None:
+    """Check and copy one entry; ``zipfile`` compares the checksum."""
+    if entry.file_size > _LARGEST.get(kind, entry.file_size):
+        raise ValueError(f"{entry.filename} is too large")
+    fresh = zipfile.ZipInfo(entry.filename)
+    fresh.file_size = entry.file_size
+    with old.open(entry) as source, new.open(fresh, "w") as target:
+        if kind == "tensor":
+            shutil.copyfileobj(source, target, 1 << 20)
+            return
+        content = source.read()
+        if kind == "json":
+            check_graph(content)
+        target.write(_plain_inputs(content) if kind == "inputs" else content)
+
+
+def _plain_inputs(content: bytes) -> bytes:
+    """Pickle the example inputs again: where torch cannot unpickle them safely, it does so unsafely."""
+    import torch
+
     try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if not _FILES.fullmatch(entry.filename):
-                    raise ValueError(f"there is a file {entry.filename!r}")
-                if entry.filename.endswith(".json"):
-                    if entry.file_size > _MAX_JSON:
-                        raise ValueError(f"{entry.filename} is too large")
-                    _check(json.loads(archive.read(entry)))
-    except (OSError, ValueError, RecursionError, SyntaxError, zipfile.BadZipFile) as error:
-        raise ClaimError(f"{path} is not loaded, since it is no export of this project: {error}") from None
-
-
-def _check(value: Any, key: str = "") -> None:  # noqa: ANN401 -- any JSON
-    if isinstance(value, dict):
-        for name, below in value.items():
-            if not _PLAIN.fullmatch(name):
-                raise ValueError(f"{name[:80]!r} is no name")
-            if name != "metadata":  # comments about where a node came from
-                _check(below, name)
-    elif isinstance(value, list):
-        if key == "guards_code" and value:
-            raise ValueError("it brings guards as code")
-        for below in value:
-            _check(below, key)
-    elif isinstance(value, str):
-        _check_text(value, key)
-
-
-def _check_text(text: str, key: str) -> None:
-    if key == "expr_str":
-        _check_expression(text)
-    elif key in ("in_spec", "out_spec"):
-        if text:
-            _check_tree(json.loads(text)[1])
-    elif not _PLAIN.fullmatch(text) or (key == "target" and not _OPERATOR.fullmatch(text)):
-        raise ValueError(f"{key} is {text[:80]!r}")
-
-
-def _check_expression(text: str) -> None:
-    """Sizes only: symbols, whole numbers, arithmetic."""
-    for node in ast.walk(ast.parse(text, mode="eval")):
-        is_known = type(node).__name__ in _NODES
-        if isinstance(node, ast.Constant):
-            is_known = isinstance(node.value, int) or bool(re.fullmatch(r"[a-z]+\d+", str(node.value)))
-        if isinstance(node, ast.Call):
-            is_known = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
-        if isinstance(node, ast.Name):
-            is_known = node.id in _FUNCTIONS or bool(re.fullmatch(r"[a-z]\d+", node.id))
-        if not is_known:
-            raise ValueError(f"a size is {text[:80]!r}")
-
-
-def _check_tree(node: dict[str, Any]) -> None:
-    """Tuples, lists and dicts only: other types name modules to import."""
-    if node["type"] not in _TREE_TYPES or not _TREE_CONTEXT.fullmatch(node["context"] or "null"):
-        raise ValueError(f"a structure is of type {node['type']!r}")
-    for child in node["children_spec"]:
-        _check_tree(child)
+        inputs = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception:  # a damaged or hostile pickle raises errors of a dozen kinds
+        raise ValueError("its example inputs are more than tensors and plain values") from None
+    buffer = io.BytesIO()
+    torch.save(inputs, buffer)
+    return buffer.getvalue()

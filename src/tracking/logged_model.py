@@ -1,9 +1,8 @@
 """The run's model as MLflow keeps it: a graph in ``pt2`` format, no pickle anywhere."""
 
-import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from src.errors import ClaimError
-from src.tracking.archive import check_archive
+from src.tracking.archive import checked_copy
 from src.tracking.names import DELIVERY, LOGGED_MODEL
 from src.tracking.store import local_folder, pages, reason, resolve_uri, store_errors
 from src.utils.io import TEMP_PREFIX, atomic_write_text
@@ -23,6 +22,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 _TALKATIVE = ("mlflow", "torch.export", "torch._export")
+
+_DATA = "data"
+_FLAVORS: dict[str, dict[str, Any]] = {
+    "pytorch": {"code": None, "model_data": _DATA},
+    "python_function": {
+        "code": None,
+        "data": _DATA,
+        "loader_module": "mlflow.pytorch",
+        "pickle_module_name": "mlflow.pytorch.pickle_module",
+    },
+}
+"""What MLmodel says about how to load the model, in every key that names a file or a module."""
+_HARMLESS = {"pytorch_version", "python_version", "config", "env"}
 
 
 def log_model(
@@ -156,7 +168,7 @@ class LoadedModel:
 
 
 def load_model(source: str, folder: Path) -> LoadedModel:
-    """Loads a logged model for the CPU, and executes nothing that came with it.
+    """Load a logged model for the CPU, and execute nothing that came with it.
 
     Args:
         source: Where it is, such as ``models:/m-...``.
@@ -164,9 +176,24 @@ def load_model(source: str, folder: Path) -> LoadedModel:
 
     Raises:
         ClaimError: It is gone, damaged, or holds anything that would have to be executed to load it.
+        OSError: A file cannot be read, or the folder of temporary files cannot be written.
         TrackingError: The store failed.
     """
-    import mlflow.pytorch
+    import torch
+
+    path, metadata = _read_description(source, folder)
+    # Not by mlflow.pytorch.load_model: it reads MLmodel and the archive again, and unpickles where it may.
+    with silenced(*_TALKATIVE), checked_copy(path) as archive:
+        try:
+            module: nn.Module = torch.export.load(archive).module()
+        except Exception as error:  # torch raises many kinds for a graph that does not fit together
+            raise ClaimError(f"the logged model {source} cannot be loaded: {reason(error)}") from None
+    return LoadedModel(module, metadata)
+
+
+def _read_description(source: str, folder: Path) -> tuple[Path, Mapping[str, Any]]:
+    """Return the archive of a logged model, and its metadata."""
+    import mlflow
     from mlflow.models import Model
 
     with store_errors(f"the logged model {source} cannot be read"):
@@ -177,18 +204,32 @@ def load_model(source: str, folder: Path) -> LoadedModel:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise ClaimError(f"the logged model {source} is gone") from None
-    flavor = model.flavors.get("pytorch", {})
-    data = path / str(flavor.get("model_data", "data"))
-    # MLflow imports what a pickled model names before it looks at its own setting.
-    if flavor.get("code") or (data / "model.pth").exists() or not (data / "model.pt2").is_file():
+    data = path / _DATA
+    if (data / "model.pth").exists() or not (data / "model.pt2").is_file():
         raise ClaimError(f"the logged model {source} is not in pt2 format; nothing else is loaded here")
-    check_archive(data / "model.pt2")
-    with silenced(*_TALKATIVE), _without_pickle():
-        try:
-            module: nn.Module = mlflow.pytorch.load_model(str(path))
-        except Exception as error:  # torch, zipfile and MLflow raise many kinds for a damaged file
-            raise ClaimError(f"the logged model {source} cannot be loaded: {reason(error)}") from None
-    return LoadedModel(module, model.metadata or {})
+    _check_flavors(source, _mapping(model.flavors))
+    return data / "model.pt2", _mapping(model.metadata)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:  # noqa: ANN401 -- any YAML
+    return value if isinstance(value, Mapping) else {}
+
+
+def _check_flavors(source: str, flavors: Mapping[str, Any]) -> None:
+    """Check that MLflow too, asked for this model, would load the archive and import no other code.
+
+    Raises:
+        ClaimError: MLmodel names another file or module.
+    """
+    for flavor, known in _FLAVORS.items():
+        found = _mapping(flavors.get(flavor))
+        for key in sorted(known.keys() | found.keys() - _HARMLESS):
+            if key not in known or found.get(key) != known[key]:
+                raise ClaimError(
+                    f"the logged model {source} is not loaded, and nothing in it was executed, since this "
+                    f"project does not write what its MLmodel says: {flavor}.{key} is "
+                    f"{str(found.get(key))[:80]!r}; restore the file from a backup, or train the model again"
+                )
 
 
 def _fetch(source: str, folder: Path) -> Path:
@@ -197,17 +238,3 @@ def _fetch(source: str, folder: Path) -> Path:
     logged = mlflow.MlflowClient().get_logged_model(source.removeprefix("models:/"))
     local = local_folder(logged.artifact_location)
     return local or Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder)))
-
-
-@contextlib.contextmanager
-def _without_pickle() -> Iterator[None]:
-    """``torch.export.load`` unpickles weights freely unless MLflow is told to look at them first."""
-    name = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before

@@ -6,7 +6,7 @@ import pickle
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from src.errors import DataError
 from src.training.auc import is_better
 from src.utils.io import atomic_file, atomic_link
+from src.utils.zip_layout import check_layout
 
 LATEST = "latest.pth"
 PREVIOUS = "latest.prev.pth"
@@ -136,16 +137,20 @@ class CheckpointStore:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Opens a checkpoint: tensors and plain values only.
+    """Open a checkpoint: tensors and plain values only.
 
     Raises:
         DataError: The file is missing, damaged, or holds anything that would have to be executed.
     """
     try:
-        _check_sums(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        why = str(error).partition("\n")[0]
+        with path.open("rb") as file:  # once, so that what was checked is what is loaded
+            _check_sums(file)
+            file.seek(0)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged or hostile file raises errors of a dozen kinds
+        why = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):
             why = "it holds more than tensors and plain values, and nothing in it was run"
         raise DataError(f"{path}: not a checkpoint that can be opened: {why}") from None
@@ -154,10 +159,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _check_sums(path: Path) -> None:
-    """Raises ValueError where a byte has changed since the file was written, which torch does not look at."""
+def _check_sums(file: IO[bytes]) -> None:
+    """Raise ValueError where a byte has changed since the file was written, which torch does not check."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
+            check_layout(file, archive)
             damaged = archive.testzip()
     except zipfile.BadZipFile as error:
         raise ValueError(str(error)) from None

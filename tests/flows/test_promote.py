@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from src import promote, train
-from src.tracking.archive import check_archive
+from src.tracking.archive import checked_copy
 from src.utils.config import Config
 from tests.conftest import ROOT, Run
 from tests.images import write_npz
@@ -65,7 +65,8 @@ def test_a_vision_transformer_goes_the_whole_way(
     sets = ["data.image_size=32", "training.batch_size=16", "model.weights=none"]
     assert train.main([*options, *(item for value in sets for item in ("--set", value))]) == 0
     (archive,) = (folder / "mlruns").rglob("model.pt2")
-    check_archive(archive)
+    with checked_copy(archive):  # nothing of ours is refused
+        pass
     assert promote.main(["--model", "vit_b_16"]) == 0
     assert (
         "vit_b_16_A: version 1; the first of its group; verified by logged model" in capsys.readouterr().out

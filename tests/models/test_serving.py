@@ -11,7 +11,7 @@ from src.models.forward import predict_logits
 from src.models.serving import ServingModel
 from src.models.spec import InputSpec
 from src.models.surgery import head_path
-from src.tracking.archive import check_archive
+from src.tracking.archive import checked_copy
 from src.utils.torchvision_import import torchvision
 
 
@@ -38,8 +38,8 @@ def check_export(model: nn.Module, channels: int, size: int, path: Path) -> None
     example = torch.zeros(2, channels, size, size, dtype=torch.uint8)
     program = torch.export.export(ServingModel(model, spec), (example,), dynamic_shapes=({0: Dim("batch")},))
     torch.export.save(program, path)
-    check_archive(path)  # nothing of ours is refused when it is loaded
-    served = torch.export.load(path).module()
+    with checked_copy(path) as file:  # nothing of ours is refused when it is loaded
+        served = torch.export.load(file).module()
     pixels = images(3, spec)
     want = predict_logits(model, spec, [pixels], device=torch.device("cpu")).softmax(dim=1)
     assert want.std(dim=0).max() > 0.01
