@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from src.errors import MlprojectError, StoreError, TrackingError
+from src.tracking.locked import wait_for_locks
 from src.utils.io import TEMP_PREFIX, file_lock
 from src.utils.silence import quiet_loggers
 
@@ -31,6 +32,8 @@ def open_store(*, must_exist: bool = False) -> None:
     """
     uri = resolve_uri()
     path = local_path(uri)
+    if uri.startswith("sqlite"):
+        wait_for_locks()
     if path is not None and not uri.startswith("sqlite"):
         os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     try:
