@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from src.tracking.delivery import MAX_TAG
+from src.tracking.held import MAX_TAG
 from src.tracking.names import ERROR, ROLE
 from src.tracking.run import message_of
 from src.tracking.store import open_store, reason
