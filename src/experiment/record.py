@@ -40,6 +40,7 @@ def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
 def record_start(run: TrackedRun, setup: Setup, dataset: Dataset, folders: RunFolders) -> None:
     """Records everything that is known before the first epoch; again, where the run goes on."""
     atomic_write_text(folders.config, setup.config.to_yaml())
+    run.keep_in(folders.results)
     if not run.is_resumed:
         chosen = setup.config.experiment.name
         # A name that says what was trained, unless the user has a better one.
@@ -47,7 +48,6 @@ def record_start(run: TrackedRun, setup: Setup, dataset: Dataset, folders: RunFo
         run.rename(chosen or shown)
         run.log_params(setup.config.flat() | {"experiment.name": folders.name})
         run.log_dataset(dataset, setup.config.modality)
-    run.keep_in(folders.results)
     run.log_artifact(folders.config)
     count = setup.network.processes.count
     where = (

@@ -55,8 +55,8 @@ def record_evaluation(
     """
     stamp = f"eval_{datetime.now():%Y%m%d_%H%M%S}_{run.run_id[:8]}"
     folder = trained.config.output_dir / stamp
-    run.rename(f"{trained.name.replace(' ', '_')}_on_{judgement.cases.split}")
     run.keep_in(folder)
+    run.rename(f"{trained.name.replace(' ', '_')}_on_{judgement.cases.split}")
     run.log_params({"threshold": trained.threshold, "split": judgement.cases.split})
     if trained.source is not None:
         run.link_model(trained.source)

@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from src.errors import ConfigError, TrackingError
-from src.tracking.delivery import Delivery, allowed_attempts, is_answer
-from src.tracking.journal import ARTIFACT, METRICS, MODEL, STATUS, TAGS, Item, Journal, items, journal_lock
+from src.tracking.delivery import (
+    COMPARISON,
+    ROUNDS,
+    Delivery,
+    allowed_attempts,
+    in_order,
+    is_answer,
+    is_finished,
+)
+from src.tracking.journal import ARTIFACT, MODEL, STATUS, Item, Journal, items, journal_lock
 from src.tracking.names import LOGGED_MODEL
 from src.tracking.store import reason, shown_uri
 from src.utils.cli import warn
 from src.utils.io import atomic_link
 
-_RANKS = {METRICS: 0, TAGS: 0, ARTIFACT: 2, MODEL: 3, STATUS: 4}
 _MAX_PAUSE, _MAX_LAST_PAUSE = 30.0, 5.0
 _PATIENCE_NAME = "MLPROJECT_SERVER_PATIENCE"
 _HURRY = 5.0  # what a user waits for after Ctrl-C where the server is gone
@@ -31,7 +38,8 @@ class UndeliveredError(TrackingError):
 class Outbox:
     """The items of one run, each on disk before it is on the way; a thread delivers them in order.
 
-    Small items go before files, the last status goes last.
+    Small items go before files. At the end the server is asked for what it holds, what it lacks is sent
+    again, and the status FINISHED goes last, only if nothing is missing.
     """
 
     def __init__(self, results: Path, run_id: str) -> None:
@@ -41,13 +49,13 @@ class Outbox:
             ConfigError: The environment says something else than seconds.
             TrackingError: Another process delivers from the journal.
         """
-        self.results, self._patience = results, _read_patience()
+        self.results, self._patience = results, read_patience()
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(journal_lock(results))
         self._journal = Journal.begin(results, run_id, shown_uri())
         self._delivery = Delivery(run_id, self._journal.folder)
         self._changed = threading.Condition()
-        self._waiting = dict(self._journal.pending)
+        self._waiting = {item.number: item for item in self._journal.unsent}
         self._sending: Item | None = None
         self._sent_at = 0.0
         self._refused: list[str] = []
@@ -56,6 +64,7 @@ class Outbox:
         self._is_told_gone = self._is_told_refused = False
         self._arrived_at = time.monotonic()
         self._is_closed = False
+        self._rounds = 0
         self.has_status = False
         # A daemon: what it holds is on disk, so the process never has to wait for it.
         self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
@@ -123,21 +132,27 @@ class Outbox:
 
     def _work(self) -> None:
         while (item := self._next()) is not None:
+            lacking: list[Item] = []
             try:
-                self._delivery.send(item)
+                if item.kind == COMPARISON:
+                    lacking = self._delivery.lacks(item.content["sent"])
+                else:
+                    self._delivery.send(item)
             except Exception as error:  # whatever the store raises
-                self._settle(item, error)
+                self._settle(item, error, lacking)
             else:
-                self._settle(item, None)
+                self._settle(item, None, lacking)
 
-    def _settle(self, item: Item, error: Exception | None) -> None:
+    def _settle(self, item: Item, error: Exception | None, lacking: list[Item]) -> None:
         with self._changed:
             if self._is_closed:
                 return  # too late: a sync may be at work
-            if error is None:
-                self._arrived(item)
-            else:
+            if error is not None:
                 self._failed(item, error)
+            else:
+                self._arrived(item)
+                if item.kind == COMPARISON:
+                    self._compared(item.content["sent"], lacking)
             self._changed.notify_all()
 
     def _next(self) -> Item | None:
@@ -145,18 +160,46 @@ class Outbox:
         with self._changed:
             self._sending = None
             while not self._is_closed:
-                pause = self._pause_until - time.monotonic()
-                if self._waiting and pause <= 0:
-                    self._sending, self._sent_at = min(self._waiting.values(), key=in_order), time.monotonic()
+                pause, due = self._pause_until - time.monotonic(), self._due()
+                if due and pause <= 0:
+                    self._sending, self._sent_at = min(due, key=in_order), time.monotonic()
+                    if self._sending.kind == COMPARISON:
+                        self._sending.content["sent"] = self._journal.sent
                     return self._sending
-                self._changed.wait(pause if self._waiting else None)
+                self._changed.wait(pause if due else None)
             return None
+
+    def _due(self) -> list[Item]:
+        """What may be sent: FINISHED only once the server holds all results."""
+        due = list(self._waiting.values())
+        if any(map(is_finished, due)) and any(item.is_result for item in self._journal.pending.values()):
+            return [item for item in due if not is_finished(item)]
+        return due
 
     def _arrived(self, item: Item) -> None:
         self._answered()
         self._arrived_at = time.monotonic()
         self._waiting.pop(item.number, None)
-        self._journal.done(item)
+        if item.kind != COMPARISON:
+            self._journal.arrived(item)
+
+    def _compared(self, sent: list[Item], lacking: list[Item]) -> None:
+        for item in sent:
+            if item in lacking:
+                item.is_sent, item.is_doubtful = False, True
+            else:
+                self._journal.done(item)
+        self._rounds += 1
+        if lacking and self._rounds <= ROUNDS:
+            self._refused.clear()
+            self._enqueue_all()
+        elif lacking:
+            self._refused.append(f"{lacking[0].kind}: the server took it and does not hold it")
+
+    def _enqueue_all(self) -> None:
+        """Everything once more, what was refused as well, and a look at what the server holds then."""
+        self._waiting |= {item.number: item for item in self._journal.unsent}
+        self._waiting[0] = Item(0, COMPARISON, {})
 
     def _answered(self) -> None:
         if self._is_told_gone:
@@ -208,16 +251,16 @@ class Outbox:
         """
         started, is_told = time.monotonic(), False
         with self._changed:
-            # The last chance: everything at once, what was refused as well.
-            self._waiting |= self._journal.pending
+            # The last chance: everything at once.
             self._refused.clear()
+            self._enqueue_all()
             self._pause_until, self._max_pause = 0.0, _MAX_LAST_PAUSE
             self._changed.notify_all()
-            while self._waiting and not self._is_hopeless(started, status):
+            while self._due() and not self._is_hopeless(started, status):
                 self._changed.wait(0.1)
                 if not is_told and time.monotonic() - started > 2:
                     is_told = True
-                    warn(f"delivering what is left to {shown_uri()} ({items(len(self._waiting))}) ...")
+                    warn(f"delivering what is left to {shown_uri()} ({items(len(self._journal.unsent))}) ...")
             self._is_closed = True
             self._changed.notify_all()
         self._thread.join(1)
@@ -235,33 +278,34 @@ class Outbox:
 
     def _end(self) -> None:
         with self._changed:
-            count = len({*self._journal.pending, *self._waiting})
-            if not count:
+            unsent = ({item.number for item in self._journal.unsent} | {*self._waiting}) - {0}
+            is_whole = not unsent and not self._journal.pending
+            if is_whole:
                 self._journal.remove()
             self._lock.close()
-        if count:
-            raise UndeliveredError(self._message(count))
+        if not is_whole:
+            raise UndeliveredError(self._message(len(unsent)))
 
     def _message(self, count: int) -> str:
+        uri, folder = shown_uri(), shlex.quote(str(self.results))
+        what = f"{items(count)} of the run not delivered to {uri}"
+        if not count:
+            what = f"what the run sent to {uri} was not found there, or not looked for to the end"
         why = f"; refused: {self._refused[0]}" if self._refused else ""
-        command = f"MLFLOW_TRACKING_URI={shown_uri()} python -m src.store sync"
         return (
-            f"{items(count)} of the run not delivered to {shown_uri()}{why}. Everything is on disk in "
-            f"{self.results}; {command} {shlex.quote(str(self.results))} delivers it"
+            f"{what}{why}. Everything is on disk in {self.results}; MLFLOW_TRACKING_URI={uri} "
+            f"python -m src.store sync {folder} delivers it"
         )
 
 
-def _read_patience() -> float:
+def read_patience() -> float:
+    """Return how many seconds a server that does not answer is waited for at the start and end of a run.
+
+    Raises:
+        ConfigError: The environment says something else.
+    """
     text = os.environ.get(_PATIENCE_NAME, "60")
     try:
         return float(text)
     except ValueError:
         raise ConfigError(f"{_PATIENCE_NAME}: {text!r} is no number of seconds") from None
-
-
-def in_order(item: Item) -> tuple[int, int]:
-    """Sorts items as they are delivered."""
-    rank = _RANKS[item.kind]
-    if item.kind == STATUS and item.content["status"] != "FINISHED":
-        rank = 1  # that it ended is true whatever arrives; FINISHED says that everything has
-    return rank, item.number

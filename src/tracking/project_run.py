@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.errors import StoreError, UserError
-from src.tracking.delivery import MAX_TAG
+from src.tracking.held import MAX_TAG
 from src.tracking.names import CONFIG_SHA256, ERROR, ROLE
 from src.tracking.run import message_of
 from src.tracking.store import open_store, reason, shown_uri

@@ -5,16 +5,18 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.errors import MlprojectError, StoreError, TrackingError, UserError
-from src.tracking.delivery import Delivery
+from src.tracking.delivery import Delivery, insist
 from src.tracking.heartbeat import Heartbeat, beat, seconds_between
-from src.tracking.journal import METRICS, TAGS, Item
+from src.tracking.held import read_whole_run
+from src.tracking.journal import DATASETS, METRICS, PARAMS, TAGS, Item
 from src.tracking.logged_model import log_model, save_model
 from src.tracking.names import ERROR
-from src.tracking.outbox import Outbox, UndeliveredError
+from src.tracking.outbox import Outbox, UndeliveredError, read_patience
 from src.tracking.store import (
     http_retries,
     is_server,
@@ -53,7 +55,7 @@ class TrackedRun:
         """
         import mlflow
 
-        self._client = mlflow.MlflowClient()
+        self._client = client = mlflow.MlflowClient()
         self._delivery = Delivery(run_id, Path())
         self._outbox: Outbox | None = None
         self._monitor: Monitor | None = None
@@ -61,7 +63,7 @@ class TrackedRun:
         self._results: Path | None = None
         self.run_id = run_id
         self.is_resumed = is_resumed
-        run = self._client.get_run(run_id)
+        run = insist(lambda: read_whole_run(client, run_id), read_patience())
         self.info = run.info
         self._model_steps = {o.step for o in run.outputs.model_outputs} if run.outputs else set[int]()
 
@@ -78,7 +80,8 @@ class TrackedRun:
         if is_server(resolve_uri()):
             self._outbox = Outbox(results, self.run_id)
             if wants_system_metrics():
-                self._monitor = Monitor(self.run_id, self.log_metrics)
+                monitor = partial(Monitor, self.run_id, self.log_metrics)
+                self._monitor = insist(monitor, read_patience())
 
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Sets tags, replacing those of the same name."""
@@ -86,11 +89,7 @@ class TrackedRun:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Records settings that the run does not hold yet; ``mlflow run`` has logged some by itself."""
-        from mlflow.entities import Param
-
-        there = self._client.get_run(self.run_id).data.params
-        new = [Param(key, str(value)) for key, value in params.items() if key not in there]
-        self._client.log_batch(self.run_id, params=new)
+        self._send(PARAMS, {key: str(value) for key, value in params.items()})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Records all metrics in one call."""
@@ -133,23 +132,20 @@ class TrackedRun:
 
     def log_dataset(self, dataset: "Dataset", name: str) -> None:
         """Records which data went in, one input per split."""
-        import mlflow
         from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
         with warnings.catch_warnings():
             # It registers one class of source twice and warns that it must choose.
             warnings.simplefilter("ignore")
             source = resolve_dataset_source(str(dataset.root))
-        inputs: list[Any] = [
-            MetaDataset(source, name=f"{name}-{split}", digest=dataset.fingerprint[:36])  # type: ignore[abstract]
-            for split in dataset.splits
-        ]
-        mlflow.log_inputs(
-            datasets=inputs,
-            contexts=[_CONTEXTS[split] for split in dataset.splits],
-            tags_list=[{"images": str(len(split))} for split in dataset.splits.values()],
-        )
+        inputs = []
+        for split, samples in dataset.splits.items():
+            meta: Any = MetaDataset(source, name=f"{name}-{split}", digest=dataset.fingerprint[:36])  # type: ignore[abstract]
+            tags = {MLFLOW_DATASET_CONTEXT: _CONTEXTS[split], "images": str(len(samples))}
+            inputs.append({"dataset": meta.to_dict(), "tags": tags})
+        self._send(DATASETS, {"inputs": inputs})
 
     def link_model(self, source: str) -> None:
         """Says that a logged model, ``models:/m-...``, went in."""
@@ -159,7 +155,7 @@ class TrackedRun:
 
     def rename(self, name: str) -> None:
         """Gives the run a name that says what it is."""
-        self._client.update_run(self.run_id, name=name)
+        self.log_tags({"mlflow.runName": name})
 
     def finish(self, status: str, message: str | None = None) -> None:
         """Ends the run; a message goes with it as a tag.
@@ -269,6 +265,10 @@ def _start(tags: Mapping[str, str], run_id: str | None) -> TrackedRun:
             mlflow.delete_tag(ERROR)
     except mlflow.MlflowException as error:
         raise StoreError(f"{shown_uri()}: no run can be started: {reason(error)}") from None
+    if not active.info.run_id:
+        raise StoreError(
+            f"{shown_uri()}: no run can be started: is it the tracking server that answers there?"
+        )
     run = TrackedRun(active.info.run_id, is_resumed=run_id is not None)
     run.beat_every(seconds)
     return run
@@ -289,11 +289,11 @@ def _finish_anyway(run: TrackedRun | None, status: str, message: str) -> None:
     """Ends a run that goes wrong; a store that is gone as well must not hide what went wrong first."""
     import mlflow
 
-    if run is None and (active := mlflow.active_run()) is not None:
-        run = TrackedRun(active.info.run_id)
-    if run is None:
-        return
     try:
+        if run is None and (active := mlflow.active_run()) is not None:
+            run = TrackedRun(active.info.run_id)
+        if run is None:
+            return
         run.finish(status, message)
     except UndeliveredError as error:
         warn(str(error))

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from src.tracking.candidates import experiment_ids, search_runs
-from src.tracking.delivery import MAX_TAG
 from src.tracking.heartbeat import Beat
+from src.tracking.held import MAX_TAG
 from src.tracking.names import ERROR, HEARTBEAT
 from src.tracking.store import store_errors
 from src.tracking.sync import Left

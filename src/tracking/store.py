@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from src.errors import MlprojectError, StoreError, TrackingError
+from src.tracking.locked import wait_for_locks
 from src.utils.io import TEMP_PREFIX, file_lock
 from src.utils.silence import quiet_loggers
 
@@ -31,6 +32,8 @@ def open_store(*, must_exist: bool = False) -> None:
     """
     uri = resolve_uri()
     path = local_path(uri)
+    if uri.startswith("sqlite"):
+        wait_for_locks()
     if path is not None and not uri.startswith("sqlite"):
         os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     try:
@@ -98,6 +101,10 @@ def reason(error: Exception) -> str:
     unreachable = re.match(r"API request to \S+ failed with .*\[Errno -?\d+\] ([^\"')\]]+)", str(error))
     if unreachable is not None:
         return f"the server does not answer: {unreachable[1]}"
+    if (status := re.search(r"too many (\d{3}) error responses", str(error))) is not None:
+        return f"the server answers with HTTP status {status[1]}"
+    if "not in a valid JSON format" in str(error):
+        return "something else than the tracking server answers: it sent no JSON"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = next((line for line in lines if re.match(r"\(\w+\.\w*Error\) ", line)), lines[0])
     return _without_password(line)

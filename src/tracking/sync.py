@@ -2,15 +2,17 @@
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from src.errors import StoreError, TrackingError, UserError
-from src.tracking.delivery import Delivery, allowed_attempts
+from src.tracking.delivery import ROUNDS, Delivery, allowed_attempts, in_order, insist, is_finished
+from src.tracking.held import AnswerError, read_whole_run
 from src.tracking.journal import FOLDER, STATUS, TAGS, Item, Journal, is_held, items, journal_lock
 from src.tracking.names import ERROR
-from src.tracking.outbox import in_order
 from src.tracking.store import http_retries, open_store, quiet_client, reason, shown_uri
 
+_PATIENCE = 10.0  # seconds that each item waits for a server which answers now and then
 _UNKNOWN_END = "the process ended without saying why; src.store sync delivered what it left"
 
 
@@ -36,7 +38,7 @@ class Left:
     Attributes:
         results: The folder of its run.
         run_id: The run, None where the journal does not say.
-        count: How many items it holds.
+        count: How many items wait to be sent, or are damaged.
         has_end: Whether the end of the run is one of them.
         is_held: Whether a process delivers from it right now.
     """
@@ -64,11 +66,11 @@ def _look(results: Path) -> Left:
     except UserError:
         return Left(results, None, 0, False, held)
     has_end = any(item.kind == STATUS for item in journal.pending.values())
-    return Left(results, journal.run_id, len(journal.pending), has_end, held)
+    return Left(results, journal.run_id, len(journal.unsent) + len(journal.damaged), has_end, held)
 
 
 def sync(results: Path) -> Synced:
-    """Delivers everything that the journal in ``results`` says is missing.
+    """Delivers everything that the journal in ``results`` says is missing, and looks whether it is there.
 
     A run whose process died has no last status there; it is marked KILLED, for that is what it was.
 
@@ -77,7 +79,8 @@ def sync(results: Path) -> Synced:
 
     Raises:
         UserError: It is no folder of a run.
-        TrackingError: The run is still going on, the store is not reachable, or refused something.
+        TrackingError: The run is still going on, the store is not reachable, refused something or does not
+            hold what it took, or a line of the journal is damaged; the run is then not FINISHED.
     """
     if not Journal.exists(results):
         if not (results / "checkpoints").is_dir():
@@ -85,11 +88,7 @@ def sync(results: Path) -> Synced:
         return Synced()
     with journal_lock(results), http_retries(0), quiet_client():
         journal = Journal.read(results)
-        status = _open(journal)
-        pending = sorted(journal.pending.values(), key=in_order)
-        if status == "RUNNING" and not any(item.kind == STATUS for item in pending):
-            pending += _unknown_end()
-        count, status = _deliver(journal, pending, status)
+        count, status = _deliver(journal, _open(journal))
         journal.remove()
     return Synced(journal.run_id, count, status)
 
@@ -100,10 +99,12 @@ def _open(journal: Journal) -> str:
 
     try:
         open_store(must_exist=True)
-        info = mlflow.MlflowClient().get_run(journal.run_id).info
+        info = insist(partial(read_whole_run, mlflow.MlflowClient(), journal.run_id), _PATIENCE).info
     except StoreError as error:
         raise TrackingError(f"{error}. The run was recorded at {journal.store}") from None
-    except mlflow.MlflowException as error:
+    except (mlflow.MlflowException, AnswerError) as error:
+        if allowed_attempts(error) is None:
+            raise TrackingError(f"{shown_uri()}: {reason(error)}; sync again") from None
         raise TrackingError(
             f"{shown_uri()} has no run {journal.run_id} ({reason(error)}); it was recorded at "
             f"{journal.store}: set MLFLOW_TRACKING_URI to that store"
@@ -115,30 +116,83 @@ def _open(journal: Journal) -> str:
     return str(info.status)
 
 
-def _unknown_end() -> list[Item]:
+def _end_of(journal: Journal, status: str) -> list[Item]:
+    """How the run ended where its process did not say so; a damaged line may have."""
+    if status != "RUNNING" or journal.damaged or any(i.kind == STATUS for i in journal.pending.values()):
+        return []
     killed = {"status": "KILLED", "end_time": None}
     return [Item(0, TAGS, {ERROR: _UNKNOWN_END}), Item(0, STATUS, killed)]
 
 
-def _deliver(journal: Journal, pending: list[Item], status: str) -> tuple[int, str]:
-    delivery, count, refused = Delivery(journal.run_id, journal.folder), 0, list[str]()
-    for item in pending:
+def _deliver(journal: Journal, status: str) -> tuple[int, str]:
+    """Sends everything, compares, sends what is missing again, and the status FINISHED last."""
+    delivery, count, end = Delivery(journal.run_id, journal.folder), 0, _end_of(journal, status)
+    ends = end or [item for item in journal.pending.values() if item.kind == STATUS]
+    for _ in range(ROUNDS + 1):
+        unfinished = [item for item in journal.unsent if not is_finished(item)]
+        sent, refused = _send(delivery, journal, unfinished + end)
+        count, end = count + sent, []
+        if not (lacking := _compare(delivery, journal)):
+            break
+    if refused or lacking or journal.damaged:
+        raise TrackingError(_what_is_left(journal, refused, lacking, count))
+    sent, refused = _send(delivery, journal, journal.unsent)
+    if refused:
+        raise TrackingError(_what_is_left(journal, refused, [], count))
+    return count + sent, ends[-1].content["status"] if ends else status
+
+
+def _send(delivery: Delivery, journal: Journal, some: list[Item]) -> tuple[int, list[str]]:
+    """How many were taken, and why others were refused."""
+    count, refused = 0, list[str]()
+    for item in sorted(some, key=in_order):
         try:
-            delivery.send(item)
+            insist(partial(delivery.send, item), _PATIENCE)
         except Exception as error:  # whatever the store raises
-            if allowed_attempts(error) is None:
-                raise TrackingError(
-                    f"{shown_uri()}: {reason(error)}; {items(count)} delivered, "
-                    f"{len(journal.pending)} left: sync again"
-                ) from None
+            _check_reached(error, journal, count)
             refused.append(f"{item.kind}: {reason(error)}")
         else:
-            count += item.number > 0
-            status = item.content["status"] if item.kind == STATUS else status
+            if item.number:  # what the process itself has left
+                count += 1
+                journal.arrived(item)
+    return count, refused
+
+
+def _compare(delivery: Delivery, journal: Journal) -> list[Item]:
+    """What was sent and is not at the server; all else is done."""
+    sent = journal.sent
+    try:
+        lacking = insist(partial(delivery.lacks, sent), _PATIENCE) if sent else []
+    except Exception as error:  # whatever the store raises
+        _check_reached(error, journal, 0)
+        raise TrackingError(f"{shown_uri()}: what it holds cannot be read: {reason(error)}") from None
+    for item in sent:
+        if item in lacking:
+            item.is_sent, item.is_doubtful = False, True
+        else:
             journal.done(item)
-    if refused:
+    return lacking
+
+
+def _check_reached(error: Exception, journal: Journal, count: int) -> None:
+    if allowed_attempts(error) is None:
+        left = len(journal.unsent)
         raise TrackingError(
-            f"{shown_uri()} refuses {items(len(refused))} of run {journal.run_id}, the first: {refused[0]}; "
-            f"{count} delivered, and what is refused stays in {journal.folder}"
+            f"{shown_uri()}: {reason(error)}; {items(count)} delivered, {left} left: sync again"
+        ) from None
+
+
+def _what_is_left(journal: Journal, refused: list[str], lacking: list[Item], count: int) -> str:
+    if refused:
+        what = f"{shown_uri()} refuses {items(len(refused))} of run {journal.run_id}, the first: {refused[0]}"
+    elif lacking:
+        what = (
+            f"{shown_uri()} takes {items(len(lacking))} of run {journal.run_id} and does not hold them, the "
+            f"first: {lacking[0].kind}; is it the tracking server that answers there?"
         )
-    return count, status
+    else:
+        return (
+            f"{journal.where_damaged}; {count} delivered, and the run is not FINISHED. python -m src.train "
+            f"--resume {journal.run_id} records it again from its folder; or delete the line and sync again"
+        )
+    return f"{what}; {count} delivered, and what is left stays in {journal.folder}"

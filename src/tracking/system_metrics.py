@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 from src.utils.cli import warn
 
-_PREFIX = "system/"
+PREFIX = "system/"
+"""Starts the names of these metrics."""
 
 
 def wants_system_metrics() -> bool:
@@ -45,7 +46,7 @@ class Monitor:
             warn(f"the machine's load is no longer recorded: {type(error).__name__}: {error}")
 
     def _measure(self) -> None:
-        source, prefix = self._source, _PREFIX
+        source, prefix = self._source, PREFIX
         if source.node_id:
             prefix += f"{source.node_id}/"
         step = source._logging_step

@@ -21,12 +21,20 @@ TEMP_PREFIX = ".tmp-"
 _SMALL_FILE = 64 * 1024
 
 
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _fsync_name(path: Path) -> None:
+    """Make a new name in a folder survive a power cut.
+
+    A failure is never tried again: the kernel reports an error once, and a second call succeeds without it.
+    """
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        why = f"{error.strerror}; the file is in place, but may be lost in a power cut"
+        raise OSError(error.errno, why, str(path)) from None
 
 
 @contextmanager
@@ -42,7 +50,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         A binary file handle, open for writing.
 
     Raises:
-        OSError: Nothing could be written; ``path`` is as it was.
+        OSError: Nothing could be written; ``path`` is as it was. Only where the message says that the
+            file is in place is ``path`` the new file, whole, that a power cut may take back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process in the name: what it leaves when it is killed is known to be nobody's.
@@ -64,7 +73,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             # A failed write, such as on a full disk, does not know its file; the user needs to.
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
-    _fsync_folder(path.parent)
+    _fsync_name(path)
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -105,7 +114,7 @@ def atomic_link(source: Path, target: Path) -> None:
         temp.replace(target)
     finally:
         temp.unlink(missing_ok=True)  # also left behind by a rename between two links to one file
-    _fsync_folder(target.parent)
+    _fsync_name(target)
 
 
 def remove_temps(folder: Path) -> None:

@@ -36,6 +36,7 @@ class _Stop:
 
     depth = 0
     pending: int | None = None
+    is_ending = False
 
 
 @contextmanager
@@ -46,14 +47,24 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         _Stop.depth -= 1
-    if _Stop.depth == 0 and _Stop.pending is not None:
-        number, _Stop.pending = _Stop.pending, None
-        raise Stopped(number)
+    if _Stop.depth == 0:
+        raise_pending()
 
 
 def pending_stop() -> int:
     """The signal that waits for the end of an `uninterrupted` block; 0 for none."""
     return _Stop.pending or 0
+
+
+def raise_pending() -> None:
+    """Raise the signal that waits for the end of an `uninterrupted` block; in any thread.
+
+    Raises:
+        Stopped: There is one.
+    """
+    if _Stop.pending is not None:
+        number, _Stop.pending = _Stop.pending, None
+        raise Stopped(number)
 
 
 def answer_stop(number: int) -> Stopped:
@@ -63,8 +74,14 @@ def answer_stop(number: int) -> Stopped:
     return Stopped(number)
 
 
+def is_ending() -> bool:
+    """Return whether this process was asked to end, so that threads do not keep it waiting."""
+    return _Stop.is_ending
+
+
 def ignore_stops() -> None:
     """Ignore SIGTERM and SIGHUP, as this process is about to end; Ctrl-C ends it at once."""
+    _Stop.is_ending = True
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # `mlflow run` answers Ctrl-C with a SIGTERM to its child, which is busy ending its run by then.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -77,7 +94,7 @@ def stop_signals() -> Iterator[None]:
 
     SIGHUP, which a terminal sends as it closes, stays ignored where ``nohup`` has made it so.
     """
-    _Stop.depth, _Stop.pending = 0, None
+    _Stop.depth, _Stop.pending, _Stop.is_ending = 0, None, False
 
     def stop(number: int, _frame: FrameType | None) -> None:
         ignore_stops()

@@ -1,5 +1,6 @@
 """The journal on disk."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,73 @@ def test_a_journal_without_its_first_line_is_refused(results: Path) -> None:
 
 
 def test_it_stays_small_where_everything_arrives(results: Path) -> None:
-    journal = begin(results)
-    before = (results / FOLDER / "journal.jsonl").read_bytes()
-    for step in range(20):
+    journal, path = begin(results), results / FOLDER / "journal.jsonl"
+    add(journal, 0)
+    journal.arrived(journal.pending[1])
+    for _ in range(400):
+        content = {"step": 1, "timestamp": 5, "values": {"a": 1.5, "b" * 2000: 1.5}}
+        journal.done(journal.add(journal.reserve(), METRICS, content))
+    assert path.stat().st_size < 300_000
+    again = Journal.read(results)
+    assert (steps(again), [item.is_sent for item in again.pending.values()]) == ([0], [True])
+
+
+def test_no_flipped_byte_goes_unnoticed(results: Path) -> None:
+    journal, path = begin(results), results / FOLDER / "journal.jsonl"
+    for step in (1, 2, 3):
         add(journal, step)
-        (item,) = journal.pending.values()
-        journal.done(item)
-    assert (results / FOLDER / "journal.jsonl").read_bytes() == before
+    journal.done(journal.pending[2])
+    journal.arrived(journal.pending[3])
+    journal.add(journal.reserve(), STATUS, {"status": "FINISHED", "end_time": 1})
+    data = path.read_bytes()
+    first = data.index(b"\n") + 1
+    for place in range(len(data)):
+        line = data[:place].count(b"\n") + 1
+        for flip in (0x01, 0xFF):
+            path.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
+            if place < first:
+                with contextlib.suppress(UserError):  # its line 1 is damaged, or all the same
+                    again = Journal.read(results, mend=False)
+                    assert again.damaged or (again.run_id, steps_of_all(again)) == ("r1", [1, 3])
+                continue
+            again = Journal.read(results, mend=False)
+            assert again.damaged[0] == line
+            assert 1 <= len(again.damaged) <= 2  # a byte may become a line feed
+
+
+def steps_of_all(journal: Journal) -> list[int]:
+    return [item.content["step"] for item in journal.pending.values() if item.kind == METRICS]
+
+
+def test_a_damaged_line_is_named_until_the_run_goes_on(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal, path = begin(results), results / FOLDER / "journal.jsonl"
+    add(journal, 1)
+    add(journal, 2)
+    path.write_bytes(path.read_bytes().replace(b'"step": 1', b'"step": 7'))
+    again = Journal.read(results)
+    assert (again.damaged, steps(again)) == ([2], [2])
+    again.done(again.pending[2])
+    assert "journal.jsonl, line 2: damaged on disk" in Journal.read(results).where_damaged
+    begin(results)
+    assert "line 2: damaged on disk" in capsys.readouterr().err
+    assert Journal.read(results).damaged == []
+
+
+def test_a_journal_of_an_earlier_version_is_read(results: Path) -> None:
+    path = results / FOLDER / "journal.jsonl"
+    path.parent.mkdir(parents=True)
+    content = '{"step": 4, "timestamp": 5, "values": {"a": 1.5}}'
+    path.write_text(
+        '{"run_id": "r1", "store": "http://127.0.0.1:1"}\n'
+        f'{{"number": 3, "kind": "metrics", "content": {content}}}\n'
+        f'{{"number": 4, "kind": "metrics", "content": {content}}}\n{{"done": 4}}\n'
+    )
+    journal = Journal.read(results)
+    assert (journal.run_id, steps(journal), journal.last, journal.damaged) == ("r1", [4], 4, [])
+    add(journal, 5)
+    assert steps(Journal.read(results)) == [4, 5]
 
 
 def test_a_run_that_goes_on_has_not_ended(results: Path) -> None:

@@ -1,5 +1,7 @@
 """The atomic writer."""
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -45,6 +47,26 @@ def test_a_failed_write_names_the_file(folder: Path) -> None:
     path = folder / "a.bin"
     with pytest.raises(OSError, match=r"a\.bin"), atomic_file(path):
         raise OSError(28, "No space left on device")
+
+
+def test_a_name_that_may_not_be_durable_is_reported_and_the_file_is_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def refuse_folders(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(handle)
+
+    atomic_write_text(folder / "a.txt", "old")
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    with pytest.raises(OSError, match=r"Input/output error; the file is in place, .*a\.txt") as raised:
+        atomic_write_text(folder / "a.txt", "new")
+    assert raised.value.errno == errno.EIO
+    with pytest.raises(OSError, match=r"the file is in place, .*b\.txt"):
+        atomic_link(folder / "a.txt", folder / "b.txt")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.txt": "new", "b.txt": "new"}
 
 
 def test_link_shares_the_bytes_and_survives_the_next_write(folder: Path) -> None:
