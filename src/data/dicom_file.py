@@ -53,11 +53,18 @@ class _Bounded:
             raise _DeflatedError
         self._bytes += size
         self._parts += size == _PART
-        if self._bytes > self._most_bytes:
-            check_limit(self.name, DICOM_HEADER, self._bytes - self._pixel_bytes)
-        if self._parts > self._most_parts:
-            check_limit(self.name, DICOM_PARTS, self._parts)
+        if self._bytes > self._most_bytes or self._parts > self._most_parts:
+            self.check()
         return self._read(size)
+
+    def check(self) -> None:
+        """Say so where pydicom has put an error of its own in place of a refusal.
+
+        Raises:
+            BadImage: More was read than an image of this size takes.
+        """
+        check_limit(self.name, DICOM_HEADER, self._bytes - self._pixel_bytes)
+        check_limit(self.name, DICOM_PARTS, self._parts)
 
 
 class DicomFile:
@@ -81,11 +88,15 @@ class DicomFile:
             return read_partial(source, _at_frames, specific_tags=tags)  # type: ignore[arg-type]
         except _DeflatedError:
             source.seek(0)
+        except OSError:
+            source.check()
+            raise
         read_preamble(source, False)  # type: ignore[arg-type]
         meta = _read_file_meta_info(source)  # type: ignore[arg-type]
         self._deflated_at = source.tell()
         self._source = source = _Bounded(self._path, io.BytesIO(self._inflated(DICOM_HEADER.value)))
         dataset = read_dataset(source, False, True, stop_when=_at_frames, specific_tags=tags)  # type: ignore[arg-type]
+        check_limit(self._path, DICOM_HEADER, source.tell())  # beyond what was inflated
         dataset.file_meta = meta
         return dataset
 

@@ -69,7 +69,7 @@ IMAGE_BYTES = Limit(4_000_000_000, "bytes of one image file")
 IMAGE_PIXELS = Limit(100_000_000, "pixels of one image")
 IMAGE_VALUES = Limit(1_000_000_000, "values of one image file (rows x columns x frames x samples)")
 DICOM_HEADER = Limit(64_000_000, "bytes of a DICOM file besides its pixels")
-DICOM_PARTS = Limit(100_000, "elements and sequence items of a DICOM file")
+DICOM_PARTS = Limit(50_000, "elements and sequence items of a DICOM file")
 
 ARRAY_BYTES = Limit(64_000_000_000, "bytes of one array of an .npz")
 NPZ_IMAGES = Limit(10_000_000, "images of one array of an .npz")
