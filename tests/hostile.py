@@ -311,10 +311,13 @@ MERGE = "a0: &a0 {k: 1}\n" + "".join(
 YAML: dict[str, tuple[str, str]] = {
     "YAML of aliases of aliases": (LAUGH, "the limit is 10,000"),
     "YAML of merge keys of merge keys": (MERGE, "the limit is 10,000"),
-    "YAML of 20,000 keys": ("".join(f"k{i}: 1\n" for i in range(20_000)), "YAML values"),
+    "YAML of 20,000 keys": (
+        "".join(f"k{i}: 1\n" for i in range(20_000)),
+        "YAML values with aliases expanded",
+    ),
     "YAML of base 60": ("training: {epochs: " + ":".join(["1"] * 120_000) + "}", "one YAML number"),
     "YAML of a long number": ("training: {epochs: " + "9" * 240_000 + "}", "one YAML number"),
-    "YAML in YAML in YAML": ("training: " + "[" * 240_000, "levels of YAML in each other"),
+    "deeply nested YAML": ("training: " + "[" * 240_000, "levels of nested YAML"),
     "YAML of 600 kB": ("".join(f"k{i}: 1\n" for i in range(60_000)), "bytes of YAML"),
-    "YAML that is part of itself": ("data: &a {augment: *a}", "the alias 'a' is part of what it stands for"),
+    "YAML that refers to itself": ("data: &a {augment: *a}", "the alias 'a' refers to itself"),
 }

@@ -79,7 +79,7 @@ def _told(path: Path) -> Iterator[None]:
     except InvalidDicomError:
         raise BadImage(f"{path}: no DICOM file (its header lacks the mark DICM)") from None
     except RecursionError:
-        raise BadImage(f"{path}: its sequences lie in each other more deeply than can be read") from None
+        raise BadImage(f"{path}: its sequences are nested too deeply") from None
     except OSError as error:
         raise BadImage(f"{path}: damaged or unreadable: {error}", lasting=error.errno is None) from None
     except Exception as error:  # pydicom's parsers raise a dozen kinds on damaged files

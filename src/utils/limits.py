@@ -12,7 +12,7 @@ from src.errors import ConfigError
 FACTOR = "MLPROJECT_LIMIT_FACTOR"
 """Environment variable: every limit is multiplied by it; 1 where it is unset."""
 
-HINT = f"For a file that you trust, set {FACTOR} in the environment: it multiplies all limits"
+HINT = f"For a file that you trust, raise all limits with {FACTOR} in the environment"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Limit:
         limit = self.value
         if amount <= limit:
             return ""
-        return f"{amount:,} {self.unit}, and the limit is {limit:,}. {HINT} (here: {-(-amount // self.base)})"
+        factor = -(-amount // self.base)
+        return f"{amount:,} {self.unit}, and the limit is {limit:,}. {HINT}, here to at least {factor}"
 
 
 def _factor() -> float:
@@ -56,8 +57,8 @@ def _factor() -> float:
 
 
 CONFIG_BYTES = Limit(250_000, "bytes of YAML")
-CONFIG_VALUES = Limit(10_000, "YAML values, each alias counted as what it stands for")
-CONFIG_DEPTH = Limit(50, "levels of YAML in each other")
+CONFIG_VALUES = Limit(10_000, "YAML values with aliases expanded")
+CONFIG_DEPTH = Limit(50, "levels of nested YAML")
 CONFIG_NUMBER = Limit(100, "characters of one YAML number")
 
 TABLE_BYTES = Limit(2_000_000_000, "bytes of one CSV file")

@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if is_alias and event.anchor not in self._anchored:
             raise yaml.composer.ComposerError(
-                problem=f"the alias {event.anchor!r} is part of what it stands for",
+                problem=f"the alias {event.anchor!r} refers to itself",
                 problem_mark=event.start_mark,
             )
         if event.anchor is not None and not is_alias:

@@ -10,12 +10,15 @@ import pytest
 from src.data.arrays import open_arrays
 from src.data.dataset import load_dataset
 from src.data.images import BadImage
+from src.data.inputs import load_inputs
 from src.data.raster import read_picture
 from src.errors import ConfigError, DataError
+from src.training.predictions import read_predictions
 from src.utils import limits
 from src.utils.config import DataConfig
+from src.utils.limits import Limit
 from tests import hostile
-from tests.conftest import Run
+from tests.conftest import ROOT, Run
 from tests.images import write_folder
 
 READ = """
@@ -52,7 +55,7 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "large DICOM": ("x.dcm", frames(65_535, 65_535, 1), "pixels of one image, and the limit is 100,000,000"),
     "long DICOM": ("x.dcm", frames(512, 512, 2**31 - 1), "values of one image file"),
     "many items": ("x.dcm", hostile.many_items, "elements and sequence items of a DICOM file"),
-    "deep DICOM": ("x.dcm", hostile.deep_dicom, "more deeply than can be read"),
+    "deep DICOM": ("x.dcm", hostile.deep_dicom, "nested too deeply"),
     "RLE": ("x.dcm", hostile.run_lengths, "bytes of compressed pixels for an image of 8,192 bytes"),
     "JPEG 2000 in DICOM": ("x.dcm", hostile.wide_j2k, "64 x 64 pixels, its compressed image 60000 x 60000"),
     "palette": ("x.dcm", hostile.long_palette, "its palette has more than 65,536 colors"),
@@ -131,9 +134,18 @@ def test_a_limit_is_raised_and_lowered_by_one_variable(folder: Path, monkeypatch
     assert len(load_dataset(config, folder / "c").splits["train"]) == 8
 
 
+def test_every_limit_is_documented() -> None:
+    rows = [
+        f"| {limit.unit} | {limit.base:,} |" for limit in vars(limits).values() if isinstance(limit, Limit)
+    ]
+    assert len(rows) == 16
+    documented = (ROOT / "README.md").read_text().splitlines()
+    assert [row for row in rows if row not in documented] == []
+
+
 def test_the_answer_names_the_factor_that_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     over = 2 * limits.IMAGE_PIXELS.base + 1
-    assert "(here: 3)" in limits.IMAGE_PIXELS.excess(over)
+    assert "at least 3" in limits.IMAGE_PIXELS.excess(over)
     monkeypatch.setenv(limits.FACTOR, "3")
     assert limits.IMAGE_PIXELS.excess(over) == ""
 
@@ -159,3 +171,30 @@ def test_what_is_no_file_is_refused_by_its_kind(kind: str, folder: Path) -> None
     write(folder / "x.png")
     with pytest.raises(BadImage, match=f"x.png: damaged or unreadable: {message}"):
         read_picture(folder / "x.png")
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.csv", "x.png", "x.dcm", "x", "folder/manifest.csv"])
+@pytest.mark.parametrize("kind", hostile.KINDS)
+def test_an_input_of_a_model_is_refused_by_its_kind(kind: str, name: str, folder: Path) -> None:
+    write, message = hostile.KINDS[kind]
+    (folder / "folder").mkdir()
+    write(folder / name)
+    config = DataConfig.model_validate({"image_size": 16, "channels": 1})
+    with pytest.raises(DataError, match=f"{name}: .*{message}"):
+        load_inputs(name.partition("/")[0], config, ("neg", "pos"), folder / "c")
+
+
+@pytest.mark.parametrize("kind", hostile.KINDS)
+def test_a_table_of_predictions_is_refused_by_its_kind(kind: str, folder: Path) -> None:
+    write, message = hostile.KINDS[kind]
+    write(folder / "test.csv")
+    with pytest.raises(DataError, match=f"test.csv: no predictions can be read here .*{message}"):
+        read_predictions(folder / "test.csv")
+
+
+def test_files_without_an_ending_are_looked_at_without_waiting(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    for number, (write, _) in enumerate(hostile.KINDS.values()):
+        write(root / f"A/train/pos/{number}")  # as scanners name DICOM files
+    config = DataConfig.model_validate({"root_dir": str(root)})
+    assert len(load_dataset(config, folder / "c").splits["train"]) == 8
