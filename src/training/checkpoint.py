@@ -13,7 +13,7 @@ from torch import Tensor
 
 from src.errors import DataError
 from src.training.auc import is_better
-from src.utils.io import atomic_file, atomic_link
+from src.utils.io import atomic_file, atomic_link, open_regular
 
 LATEST = "latest.pth"
 PREVIOUS = "latest.prev.pth"
@@ -157,7 +157,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def _check_sums(path: Path) -> None:
     """Raises ValueError where a byte has changed since the file was written, which torch does not look at."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
     except zipfile.BadZipFile as error:
         raise ValueError(str(error)) from None

@@ -13,6 +13,7 @@ from src.data.images import BadImage
 from src.data.inputs import load_inputs
 from src.data.raster import read_picture
 from src.errors import ConfigError, DataError
+from src.training.checkpoint import load_checkpoint
 from src.training.predictions import read_predictions
 from src.utils import limits
 from src.utils.config import DataConfig
@@ -198,3 +199,11 @@ def test_files_without_an_ending_are_looked_at_without_waiting(folder: Path) -> 
         write(root / f"A/train/pos/{number}")  # as scanners name DICOM files
     config = DataConfig.model_validate({"root_dir": str(root)})
     assert len(load_dataset(config, folder / "c").splits["train"]) == 8
+
+
+@pytest.mark.parametrize("kind", hostile.KINDS)
+def test_a_checkpoint_is_refused_by_its_kind(kind: str, folder: Path) -> None:
+    write, message = hostile.KINDS[kind]
+    write(folder / "latest.pth")
+    with pytest.raises(DataError, match=f"latest.pth: not a checkpoint that can be opened: {message}"):
+        load_checkpoint(folder / "latest.pth")
