@@ -18,7 +18,7 @@ from src.training.predictions import read_predictions
 from src.utils import limits
 from src.utils.config import DataConfig
 from src.utils.limits import Limit
-from tests import hostile
+from tests import hostile_files as hostile
 from tests.conftest import ROOT, Run
 from tests.images import write_folder
 

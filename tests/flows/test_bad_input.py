@@ -14,7 +14,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from src.train import main
-from tests import hostile
+from tests import hostile_files as hostile
 from tests.images import make_images, write_folder, write_npz
 
 Prepare = Callable[[Path], list[str]]

@@ -9,7 +9,7 @@ import pytest
 
 from src import predict
 from src.training.predictions import read_predictions
-from tests import hostile
+from tests import hostile_files as hostile
 from tests.images import write_folder, write_npz
 from tests.inference.conftest import NAMED, champion
 
