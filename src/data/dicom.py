@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.images import BadImage, Header, Picture, Range, check_pixels
+from src.data.dicom_file import DicomFile, check_palette, check_pixel_data
+from src.data.images import BadImage, Header, Picture, Range, check_limit, check_pixels, open_image
+from src.utils.io import open_regular
+from src.utils.limits import IMAGE_VALUES
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -20,15 +23,33 @@ SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 _GRAY = frozenset({"MONOCHROME1", "MONOCHROME2"})
-_HEADER_TAGS = [
+_HEADER_TAGS = (
     "Rows",
     "Columns",
     "NumberOfFrames",
+    "SamplesPerPixel",
     "PhotometricInterpretation",
     "BitsStored",
     "BitsAllocated",
     "PatientID",
-]
+)
+_PICTURE_TAGS = (
+    *_HEADER_TAGS,
+    "PlanarConfiguration",
+    "HighBit",
+    "PixelRepresentation",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    *(
+        f"{kind}{color}PaletteColorLookupTable{what}"
+        for kind, what in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
+        for color in ("Red", "Green", "Blue", "Alpha")
+    ),
+)
 _MAX_GRAY_BITS = 16
 
 # What these files deviate in concerns their maker; what cannot be read is told by file.
@@ -39,7 +60,7 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 def is_dicom(path: Path) -> bool:
     """Whether a file says of itself that it is DICOM, whatever its name; False where it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(_MAGIC_AT)
             return file.read(len(_MAGIC)) == _MAGIC
     except OSError:
@@ -57,6 +78,8 @@ def _told(path: Path) -> Iterator[None]:
         raise
     except InvalidDicomError:
         raise BadImage(f"{path}: no DICOM file (its header lacks the mark DICM)") from None
+    except RecursionError:
+        raise BadImage(f"{path}: its sequences are nested too deeply") from None
     except OSError as error:
         raise BadImage(f"{path}: damaged or unreadable: {error}", lasting=error.errno is None) from None
     except Exception as error:  # pydicom's parsers raise a dozen kinds on damaged files
@@ -69,11 +92,8 @@ def read_header(path: Path) -> Header:
     Raises:
         BadImage: It is no DICOM file, holds no image, or one of a kind that is not read.
     """
-    from pydicom import dcmread
-
-    with _told(path):
-        dataset = dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
-        return _header(path, dataset)
+    with _told(path), open_image(path) as file:
+        return _header(path, DicomFile(path, file).read_header(_HEADER_TAGS))
 
 
 def _header(path: Path, dataset: "Dataset") -> Header:
@@ -82,6 +102,7 @@ def _header(path: Path, dataset: "Dataset") -> Header:
     height, width, bits = int(dataset.Rows), int(dataset.Columns), int(dataset.get("BitsStored") or 8)
     check_pixels(path, width, height)
     frames = int(dataset.get("NumberOfFrames") or 1)
+    check_limit(path, IMAGE_VALUES, width * height * frames * int(dataset.get("SamplesPerPixel") or 1))
     if frames > 1:
         raise BadImage(f"{path}: holds {frames} frames; export each slice as a file of its own")
     is_gray = dataset.get("PhotometricInterpretation") in _GRAY
@@ -90,6 +111,12 @@ def _header(path: Path, dataset: "Dataset") -> Header:
     if not is_gray and int(dataset.get("BitsAllocated") or 8) > 8 and not _is_palette(dataset):
         raise BadImage(f"{path}: colour of more than 8 bits is not read; convert it to 8 bits")
     return Header(height, width, 1 if is_gray else 3, str(dataset.get("PatientID") or "").strip())
+
+
+def _pixel_bytes(dataset: "Dataset") -> int:
+    """Bytes of the decoded pixels of one frame."""
+    samples, bits = int(dataset.get("SamplesPerPixel") or 1), int(dataset.get("BitsAllocated") or 8)
+    return int(dataset.Rows) * int(dataset.Columns) * samples * math.ceil(bits / 8)
 
 
 def _is_palette(dataset: "Dataset") -> bool:
@@ -107,18 +134,20 @@ def read_picture(path: Path) -> Picture:
     Raises:
         BadImage: The file is damaged, holds no image, or its transfer syntax cannot be decoded here.
     """
-    from pydicom import dcmread
-
-    with _told(path):
-        dataset = dcmread(path)
-        header = _header(path, dataset)
+    with _told(path), open_image(path) as file:
+        content = DicomFile(path, file)
+        dataset = content.read_header(_PICTURE_TAGS)
+        header, pixel_bytes = _header(path, dataset), _pixel_bytes(dataset)
+        content.add_pixels(dataset, pixel_bytes)
+        if "PixelData" not in dataset:
+            raise BadImage(f"{path}: holds no pixels")
+        check_pixel_data(path, dataset, pixel_bytes)
+        check_palette(path, dataset)
         stored = _stored_pixels(path, dataset)
         return _gray(path, dataset, stored) if header.channels == 1 else _colour(dataset, stored)
 
 
 def _stored_pixels(path: Path, dataset: "Dataset") -> NDArray[Any]:
-    if "PixelData" not in dataset:
-        raise BadImage(f"{path}: holds no pixels")
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         return np.asarray(dataset.pixel_array)

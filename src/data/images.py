@@ -1,13 +1,19 @@
 """What every kind of image file comes to: values in its own units, and how they become 8 bits."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from src.errors import DataError
+from src.utils.io import open_regular
+from src.utils.limits import IMAGE_BYTES, IMAGE_PIXELS, Limit
 
 Pixels = NDArray[np.uint8]
 """``(H, W)`` gray or ``(H, W, 3)`` RGB."""
@@ -104,10 +110,32 @@ def resize(pixels: Pixels, size: int, channels: int) -> Pixels:
 
 
 def check_pixels(path: object, width: int, height: int) -> None:
-    """Refuses an image of more pixels than Pillow takes for safe, before they are decoded.
+    """Refuses an image of too many pixels before they are decoded.
 
     Raises:
         BadImage: There are too many.
     """
-    if width * height > (Image.MAX_IMAGE_PIXELS or 0):
-        raise BadImage(f"{path}: refused as too large: {width} x {height} pixels")
+    check_limit(path, IMAGE_PIXELS, width * height)
+
+
+def check_limit(path: object, limit: Limit, amount: int) -> None:
+    """Refuse an image that exceeds a limit.
+
+    Raises:
+        BadImage: It does; not for good, because the limit may be raised.
+    """
+    if excess := limit.excess(amount):
+        raise BadImage(f"{path}: refused as too large: {excess}", lasting=False)
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[BinaryIO]:
+    """Open an image file, which must be a regular file of bounded size.
+
+    Raises:
+        BadImage: It is too large.
+        OSError: It is missing, not a regular file, or cannot be opened.
+    """
+    with open_regular(path) as file:
+        check_limit(path, IMAGE_BYTES, os.fstat(file.fileno()).st_size)
+        yield file

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from src.data.arrays import Arrays
 from src.data.entries import COLUMNS, STATE, Entries, Entry, Shared, look_at_files
 from src.data.samples import Sample
-from src.utils.io import atomic_file
+from src.utils.io import atomic_file, open_regular
 
 _SHARE = 20  # writing the index takes at most one part in so many of the time
 _DAMAGED = (
@@ -61,7 +62,8 @@ class Index:
         """Convert the JSON index of an earlier version, so that its images are not decoded again."""
         old, index = path.with_suffix(".json"), cls(path)
         try:
-            rows: dict[str, list[object]] = json.loads(old.read_text())
+            with open_regular(old) as file:
+                rows: dict[str, list[object]] = json.load(file)
             index.learned = {key: _from_row(row) for key, row in rows.items()}
             index.save()
         except FileNotFoundError:
@@ -123,7 +125,8 @@ class Index:
 
 
 def _read(path: Path) -> tuple[Entries, dict[str, int]]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with open_regular(path) as file:
+        arrays = Arrays(file)
         rows, keys = arrays["rows"], _unpacked(arrays["keys"])
         shared = [Shared(*map(_from_cell, row)) for row in json.loads(_unpacked(arrays["shared"]))]  # type: ignore[arg-type]
     places = {key: place for place, key in enumerate(keys.split("\0"))} if keys else {}

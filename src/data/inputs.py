@@ -1,17 +1,19 @@
 """Images to put a trained model to: whatever layout they come in, labelled or not, without a split."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from src.data import manifest
+from src.data.arrays import Arrays, open_arrays
 from src.data.cache import decode_listings
 from src.data.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from src.data.files import is_image
 from src.data.folders import image_files, listing_of_files
 from src.data.image_array import ImageArray, ImageSource
-from src.data.npz import images_of, labels_of, listing_of_arrays, read_arrays
+from src.data.images import Pixels
+from src.data.npz import images_of, labels_of, listing_of_arrays
 from src.data.records import Records, join, records_of
 from src.data.samples import Listing, Sample
 from src.errors import DataError
@@ -82,13 +84,13 @@ def _list(path: str, modality: str, config: DataConfig, classes: tuple[str, ...]
     if path == DEMO_NAME and not root.exists():
         root, patient_regex = make_demo(cache_dir), patient_regex or DEMO_PATIENT_REGEX
     names = _Names(classes, patient_regex, config.image_id_regex)
-    if root.is_dir() and (root / manifest.NAME).is_file():
+    if (root / manifest.NAME).exists():
         root = root / manifest.NAME
-    if root.suffix.lower() == ".csv" and root.is_file():
+    if root.suffix.lower() == ".csv" and root.exists() and not root.is_dir():
         return _list_manifest(root, modality, config.modalities, names)
     if root.is_dir():
         return _list_folder(root, modality, config.modalities, names)
-    if not root.is_file():
+    if not root.exists():
         raise DataError(
             f"{root}: no such file or folder; an image, a folder, a manifest.csv or an .npz is taken"
         )
@@ -170,30 +172,26 @@ def _manifest_sample(line: manifest.Line, place: Callable[[str], Path], names: _
 
 
 def _list_npz(path: Path, modality: str, classes: tuple[str, ...]) -> Listing:
-    arrays = read_arrays(path)
-    keys = [name for name in arrays if name == _IMAGES or name.endswith(f"_{_IMAGES}")]
-    if not keys:
-        raise DataError(
-            f"{path}: no array named {_IMAGES} or such as test_{_IMAGES}; there are: "
-            f"{', '.join(arrays) or 'none'}"
-        )
-    images = {_stem(name): images_of(arrays, path, name) for name in keys}
-    samples = []
-    for name in keys:
-        own = f"{name.removesuffix(_IMAGES)}{_LABELS}"
-        count = len(images[_stem(name)])
-        labels: Iterable[int] = labels_of(arrays, path, own, count) if own in arrays else [UNKNOWN] * count
-        samples += [
-            Sample(
-                str(path),
-                f"{_stem(name)}/{row:07d}",
-                classes.index(str(label)) if str(label) in classes else UNKNOWN,
-                None,
-                None,
+    with open_arrays(path) as arrays:
+        keys = [name for name in arrays if name == _IMAGES or name.endswith(f"_{_IMAGES}")]
+        if not keys:
+            raise DataError(
+                f"{path}: no array named {_IMAGES} or such as test_{_IMAGES}; there are: "
+                f"{', '.join(arrays)[:500] or 'none'}"
             )
-            for row, label in enumerate(labels)
-        ]
+        images = {_stem(name): images_of(arrays, path, name) for name in keys}
+        samples = [sample for name in keys for sample in _samples(arrays, path, name, images, classes)]
     return listing_of_arrays(path, modality, classes, tuple(samples), images)
+
+
+def _samples(
+    arrays: Arrays, path: Path, name: str, images: Mapping[str, Pixels], classes: tuple[str, ...]
+) -> Iterator[Sample]:
+    own, count = f"{name.removesuffix(_IMAGES)}{_LABELS}", len(images[_stem(name)])
+    labels: Iterable[int] = labels_of(arrays, path, own, count) if own in arrays else [UNKNOWN] * count
+    for row, label in enumerate(labels):
+        known = classes.index(str(label)) if str(label) in classes else UNKNOWN
+        yield Sample(str(path), f"{_stem(name)}/{row:07d}", known, None, None)
 
 
 def _stem(name: str) -> str:

@@ -1,6 +1,5 @@
 """A folder's ``manifest.csv``: one line per image, with its label, modality, patient and split."""
 
-import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,14 @@ from src.data.folders import NamePatterns, listing_of_files, read_name
 from src.data.samples import SPLITS, Listing, Sample, order_classes
 from src.errors import DataError
 from src.utils.config import DataConfig
+from src.utils.tables import TableError, read_rows
 
 NAME = "manifest.csv"
 
 _OR_ALLOW = "or set data.allow_outside_root=true"
 NEEDED = ("path", "label", "modality")
 _OPTIONAL = ("patient_id", "image_id", "split")
+_KNOWN = frozenset(NEEDED + _OPTIONAL)
 # How people spell the columns whose loss would go unnoticed: without patients and splits, images leak.
 _SYNONYMS = {
     "patient_id": ("patient", "subject", "subjectid", "subjid", "pid", "mrn"),
@@ -29,7 +30,7 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its number, and its cells by column."""
+    """One line: its number, and its cells by column; columns of other names are left out."""
 
     number: int
     cells: Row
@@ -75,18 +76,14 @@ def read_lines(path: Path, needed: Sequence[str]) -> Iterator[Line]:
         DataError: It is no such table, or lacks one of the columns ``needed``, or a cell of one.
     """
     try:
-        # With Excel's mark of UTF-8, or without.
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            columns = [name.strip() for name in next(reader, [])]
-            _check_columns(path, columns, needed)
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    yield _line(path, reader.line_num, columns, cells, needed)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start})") from None
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as a table: {error}") from None
+        rows = read_rows(path)
+        columns = [name.strip() for name in next(rows, (0, []))[1]]
+        _check_columns(path, columns, needed)
+        for number, cells in rows:
+            if any(cell.strip() for cell in cells):
+                yield _line(path, number, columns, cells, needed)
+    except TableError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def _check_columns(path: Path, columns: list[str], needed: Sequence[str]) -> None:
@@ -111,7 +108,7 @@ def _check_columns(path: Path, columns: list[str], needed: Sequence[str]) -> Non
 def _line(path: Path, number: int, columns: list[str], cells: list[str], needed: Sequence[str]) -> Line:
     if len(cells) != len(columns):
         raise DataError(f"{path}, line {number}: {len(cells)} cells for {len(columns)} columns")
-    found = {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}
+    found = {name: cell.strip() for name, cell in zip(columns, cells, strict=True) if name in _KNOWN}
     for name in needed:
         if not found[name]:
             raise DataError(f"{path}, line {number}: {name} is empty")

@@ -1,16 +1,17 @@
 """MedMNIST ``.npz`` files: ``{split}_images`` and ``{split}_labels``, never a pickled object."""
 
-import zipfile
-import zlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.images import Header, Picture, Pixels
+from src.data.arrays import Arrays, Shape, open_arrays
+from src.data.images import Header, Picture, Pixels, check_pixels
 from src.data.samples import SPLITS, Listing, Sample, order_classes
 from src.errors import DataError
+from src.utils.limits import NPZ_IMAGES
 
 
 def list_npz(path: Path, modality: str, positive_class: str | None) -> Listing:
@@ -20,10 +21,10 @@ def list_npz(path: Path, modality: str, positive_class: str | None) -> Listing:
         DataError: It is no ``.npz``, lacks train or val, or holds something else than uint8 images
             and whole-number labels.
     """
-    arrays = read_arrays(path)
-    splits = [split for split in SPLITS if f"{split}_images" in arrays or split != "test"]
-    images = {split: images_of(arrays, path, f"{split}_images") for split in splits}
-    labels = {split: labels_of(arrays, path, f"{split}_labels", len(images[split])) for split in splits}
+    with open_arrays(path) as arrays:
+        splits = [split for split in SPLITS if f"{split}_images" in arrays or split != "test"]
+        images = {split: images_of(arrays, path, f"{split}_images") for split in splits}
+        labels = {split: labels_of(arrays, path, f"{split}_labels", len(images[split])) for split in splits}
     names = [str(label) for label in sorted({int(label) for values in labels.values() for label in values})]
     if len(names) < 2:
         raise DataError(f"{path}: labels are {', '.join(names) or 'none'}; two or more are needed")
@@ -57,73 +58,55 @@ def listing_of_arrays(
     return Listing(path, modality, classes, samples, header, read, in_memory=True)
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
-    """All arrays of the file; one that holds Python objects is refused, not unpickled.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise DataError(
-                    f"{path}: a single array; an .npz with train_images, train_labels, ... is needed"
-                )
-            return {name: archive[name] for name in archive}
-    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError, MemoryError) as error:
-        raise DataError(f"{path}: neither a folder of images nor an .npz that can be read: {error}") from None
-
-
 def read_again(sample: Sample) -> Picture:
     """Read one image of an ``.npz`` that is no longer in memory.
 
     Raises:
         DataError: The file cannot be read, or has no such image.
     """
-    arrays, (name, _, row) = read_arrays(Path(sample.file)), sample.key.partition("/")
-    images = arrays.get(f"{name}_images", arrays.get(name, np.empty(0)))
+    path, (name, _, row) = Path(sample.file), sample.key.partition("/")
+    with open_arrays(path) as arrays:
+        images = images_of(arrays, path, f"{name}_images" if f"{name}_images" in arrays else name)
     if int(row) >= len(images):
-        raise DataError(f"{sample.file}: no image {sample.key}")
+        raise DataError(f"{path}: no image {sample.key}")
     return Picture(images[int(row)])
 
 
-def _array(arrays: Mapping[str, NDArray[np.generic]], path: Path, name: str) -> NDArray[np.generic]:
+def _describe(arrays: Arrays, path: Path, name: str) -> Shape:
     if name not in arrays:
-        raise DataError(
-            f"{path}: no array {name} (as MedMNIST files have); there are: {', '.join(arrays) or 'none'}"
-        )
-    return arrays[name]
+        there = ", ".join(arrays)[:500] or "none"
+        raise DataError(f"{path}: no array {name} (as MedMNIST files have); there are: {there}")
+    return arrays.describe(name)
 
 
-def images_of(arrays: Mapping[str, NDArray[np.generic]], path: Path, name: str) -> Pixels:
-    """The images of one array.
+def images_of(arrays: Arrays, path: Path, name: str) -> Pixels:
+    """The images of one array, which is read only if it is one of images.
 
     Raises:
         DataError: It is missing, or not uint8 ``(N, H, W)`` or ``(N, H, W, 3)``.
     """
-    images = _array(arrays, path, name)
-    is_gray, is_rgb = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
-    if images.dtype != np.uint8 or not (is_gray or is_rgb) or not images.size:
+    shape, dtype = _describe(arrays, path, name)
+    is_gray, is_rgb = len(shape) == 3, len(shape) == 4 and shape[-1] == 3
+    if dtype != np.uint8 or not (is_gray or is_rgb) or not math.prod(shape):
         raise DataError(
-            f"{path}: {name} has shape {images.shape} and type {images.dtype}; "
-            "uint8 (N, H, W) or (N, H, W, 3) is needed"
+            f"{path}: {name} has shape {shape} and type {dtype}; uint8 (N, H, W) or (N, H, W, 3) is needed"
         )
-    return images.view(np.uint8)
+    check_pixels(f"{path}: {name}", shape[1], shape[2])
+    if excess := NPZ_IMAGES.excess(shape[0]):
+        raise DataError(f"{path}: {name}: refused as too large: {excess}")
+    return arrays[name].view(np.uint8)
 
 
-def labels_of(
-    arrays: Mapping[str, NDArray[np.generic]], path: Path, name: str, count: int
-) -> NDArray[np.int64]:
+def labels_of(arrays: Arrays, path: Path, name: str, count: int) -> NDArray[np.int64]:
     """The labels of one array, ``(count,)``.
 
     Raises:
         DataError: It is missing, or not one whole number for each image.
     """
-    labels = _array(arrays, path, name)
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape not in ((count,), (count, 1)):
+    shape, dtype = _describe(arrays, path, name)
+    if not np.issubdtype(dtype, np.integer) or shape not in ((count,), (count, 1)):
         raise DataError(
-            f"{path}: {name} has shape {labels.shape} and type {labels.dtype}; "
-            f"one whole number for each of the {count} images is needed"
+            f"{path}: {name} has shape {shape} and type {dtype}; one whole number for each of the {count} "
+            "images is needed"
         )
-    return labels.reshape(-1).astype(np.int64)
+    return arrays[name].reshape(-1).astype(np.int64)

@@ -41,13 +41,14 @@ def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
         patterns = NamePatterns(patterns.patient or re.compile(DEMO_PATIENT_REGEX), patterns.image_id)
         return list_folder(make_demo(cache_dir), modality, config.positive_class, patterns)
     root = Path(config.root_dir).expanduser()
-    if root.suffix.lower() == ".csv" and root.is_file():
+    # Whatever else lies there under such a name is refused by its kind where it is opened.
+    if root.suffix.lower() == ".csv" and root.exists() and not root.is_dir():
         return list_manifest(root, modality, config, patterns)
-    if (root / manifest.NAME).is_file():
+    if (root / manifest.NAME).exists():
         return list_manifest(root / manifest.NAME, modality, config, patterns)
     if root.is_dir():
         return list_folder(root, modality, config.positive_class, patterns)
-    if not root.is_file():
+    if not root.exists():
         raise DataError(
             f"{root}: no such folder or file; --data takes demo, a folder "
             f"ROOT/{modality}/{{train,val,test}}/CLASS/*, a folder ROOT/{modality}/CLASS/*, "

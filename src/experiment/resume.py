@@ -151,7 +151,7 @@ def _take(
     known: KnownRun, folders: RunFolders, held: ExitStack
 ) -> tuple[KnownRun, RunFolders, dict[str, Any] | None]:
     """Holds a run against others, tells the store the rest of what happened, and opens the checkpoint."""
-    if not folders.config.is_file():
+    if not folders.config.exists():
         raise UserError(
             f"--resume {known.run_id}: {folders.logs} is not here; the run's files were in "
             f"{known.output_dir}: start from the same folder, or name another with "

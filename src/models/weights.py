@@ -13,6 +13,7 @@ from src.errors import ModelError
 from src.models.fetch import imagenet_state
 from src.models.fitting import fit_state
 from src.models.spec import InputSpec
+from src.utils.io import open_regular
 from src.models.surgery import first_convolution
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -106,16 +107,20 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], InputSpec | None]:
 
 
 def _load_file(path: Path) -> object:
-    if not path.is_file():
+    try:
+        file = open_regular(path)
+    except OSError as error:
         near = difflib.get_close_matches(str(path), ["auto", "imagenet", "none"], n=1)
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else str(error)
+        if isinstance(error, FileNotFoundError):
+            what = "does not exist"
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ModelError(
             f"The weights file {path} {what}; model.weights takes auto, imagenet, none, or the path of a "
             f"state dict file.{hint}"
-        )
+        ) from None
     try:
-        with path.open("rb") as file:
+        with file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file raises errors of a dozen kinds
         raise ModelError(

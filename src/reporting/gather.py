@@ -1,6 +1,5 @@
 """What is known of a group: its runs, its champion beside the runner-up, and how it came to be."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from src.tracking.registry import read_registered
 from src.training.auc import Difference
 from src.training.estimates import Estimate, estimate
 from src.utils.config import Config
+from src.utils.tables import read_rows
 
 _SHOWN = 30
 _HISTORY = "training_history.csv"
@@ -163,8 +163,8 @@ def _read_history(run: FinishedRun, folder: Path) -> list[dict[str, float]]:
     path = run.fetch(_HISTORY, folder)
     if path is None:
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        try:
-            return [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
-        except (ValueError, TypeError, csv.Error):
-            return []
+    try:
+        (_, names), *rows = read_rows(path)
+        return [dict(zip(names, map(float, cells), strict=True)) for _, cells in rows if cells]
+    except ValueError:  # not a table of numbers
+        return []

@@ -26,6 +26,7 @@ from src.tracking.sweep_run import keep_running, record_search, sweep_run, where
 from src.utils.config import Config
 from src.utils.io import atomic_write_text, file_lock
 from src.utils.runtime import derive_seed
+from src.utils.yaml_files import read_text
 
 _POLL = 1.0
 _PARENT_SECONDS = 90.0  # for whoever has begun a search to begin its run
@@ -144,7 +145,7 @@ def run_search(plan: Plan, worker_arguments: Sequence[str]) -> None:
 def _begin(plan: Plan, run: TrackedRun) -> None:
     params = {f"space.{key}": str(value) for key, value in plan.space.to_dict().items()}
     space, base = plan.folder / "space.yaml", plan.folder / "config.yaml"
-    atomic_write_text(space, Path(plan.space.source).read_text())
+    atomic_write_text(space, read_text(Path(plan.space.source)))
     atomic_write_text(base, plan.base.to_yaml())
     params |= {"study": plan.name, "trials": str(plan.trials)}
     record_search(run, params=params, metrics={}, step=0, files=[space, base])

@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from src.errors import ClaimError
 from src.tracking.graph_check import check_graph
+from src.utils.io import open_regular
 from src.utils.zip_layout import check_layout
 
 _KINDS = {
@@ -51,7 +52,7 @@ def checked_copy(path: Path) -> Iterator[BinaryIO]:
         ClaimError: It is not an archive that this project writes, or something in it would be executed.
         OSError: It cannot be read, or the folder of temporary files cannot be written.
     """
-    with path.open("rb") as file, tempfile.TemporaryFile() as copy:
+    with open_regular(path) as file, tempfile.TemporaryFile() as copy:
         try:
             with zipfile.ZipFile(file) as old, zipfile.ZipFile(copy, "w") as new:
                 check_layout(file, old)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from src.errors import DataError
 from src.training.auc import is_better
-from src.utils.io import atomic_file, atomic_link
+from src.utils.io import atomic_file, atomic_link, open_regular
 from src.utils.zip_layout import check_layout
 
 LATEST = "latest.pth"
@@ -143,7 +143,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         DataError: The file is missing, damaged, or holds anything that would have to be executed.
     """
     try:
-        with path.open("rb") as file:  # once, so that what was checked is what is loaded
+        with open_regular(path) as file:  # once, so that what was checked is what is loaded
             _check_sums(file)
             file.seek(0)
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)

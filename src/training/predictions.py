@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from src.errors import DataError
 from src.utils.io import atomic_write_text
+from src.utils.tables import TableError, read_rows
 
 _FIXED = ["sample", "patient", "label"]
 _PREFIX = "p_"
@@ -78,9 +79,8 @@ def read_predictions(path: Path) -> Predictions:
         DataError: The file is missing or is not such a table; the message names the line.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = [cells for _, cells in read_rows(path)]
+    except TableError as error:
         raise DataError(f"{path}: no predictions can be read here ({error}); {_REMEDY}") from error
     classes = _classes(path, rows[0] if rows else [])
     parsed = [_row(path, line, row, len(classes)) for line, row in enumerate(rows[1:], start=2)]

@@ -19,6 +19,7 @@ RECORD_KEYS = ("best_metrics", "test_metrics", "updated_at", "mlflow")
 """Top-level keys of ``config/best_hparams/*.yaml`` that record a result; no settings, so not read here."""
 
 _AUTO_CACHE_SHARE = 0.25
+_SHOWN = 10  # wrong settings in one message
 
 
 class _Section(BaseModel):
@@ -233,7 +234,9 @@ class Config(_Section):
             problems = [
                 problem for problem in error.errors() if problem["type"] != "too_short"
             ] or error.errors()
-            raise ConfigError(f"{source}: {'; '.join(explain(cls, dict(p)) for p in problems)}") from None
+            more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+            shown = "; ".join(explain(cls, dict(problem)) for problem in problems[:_SHOWN])
+            raise ConfigError(f"{source}: {shown}{more}") from None
         except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"{source}: {error}") from None
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+_LONG = 200
+
 
 def explain(config: type[BaseModel], problem: dict[str, Any]) -> str:
     """Says what is wrong with a setting, by its dotted key.
@@ -22,7 +24,12 @@ def explain(config: type[BaseModel], problem: dict[str, Any]) -> str:
     while known and known[-1] in {"int", "float", "str", "literal", "constrained"}:
         known.pop()
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{'.'.join(known) or 'config'}: {message} (got {problem['input']!r})"
+    return f"{'.'.join(known) or 'config'}: {message} (got {_shown(problem['input'])})"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONG else f"{text[:_LONG]}..."
 
 
 def _unknown_key(config: type[BaseModel], path: list[str]) -> str:
@@ -34,4 +41,4 @@ def _unknown_key(config: type[BaseModel], path: list[str]) -> str:
     prefix = "".join(f"{part}." for part in path[:-1])
     near = difflib.get_close_matches(path[-1], section.model_fields, n=1, cutoff=0.5)
     hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
-    return f"{'.'.join(path)}: unknown key; {hint}"
+    return f"{'.'.join(path)[:_LONG]}: unknown key; {hint}"

@@ -1,9 +1,10 @@
-"""Whatever is written is written here: whole or not at all."""
+"""Files: written whole or not at all, and opened for reading only if they are regular files."""
 
 import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,44 @@ TEMP_PREFIX = ".tmp-"
 """Names of files that were being written; one that is left over after a crash is safe to delete."""
 
 _SMALL_FILE = 64 * 1024
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+
+
+class NotRegularFileError(OSError):
+    """What was to be read is not a regular file; reading it could wait forever or never end."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; never wait for a pipe, a device or a socket.
+
+    Raises:
+        NotRegularFileError: Something else is there; the message names its kind, not the path.
+        OSError: It is missing or cannot be opened.
+    """
+    _check_regular(path.stat())  # before opening, which alone makes some devices act
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 -- a Path takes no opener
+    try:
+        _check_regular(os.fstat(file.fileno()))  # what was opened, whatever the path names by now
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def _check_regular(status: os.stat_result) -> None:
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise NotRegularFileError(f"is {_KINDS.get(kind, 'something else')}, not a regular file")
 
 
 def _fsync_name(path: Path) -> None:

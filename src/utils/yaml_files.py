@@ -1,26 +1,74 @@
-"""YAML as the project reads it: safe, ``1e-4`` is a number, a repeated key is an error."""
+"""YAML as the project reads it: safe, bounded, ``1e-4`` is a number, a repeated key is an error."""
 
+import io
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from src.errors import ConfigError
+from src.utils.io import open_regular
+from src.utils.limits import CONFIG_BYTES, CONFIG_DEPTH, CONFIG_NUMBER, CONFIG_VALUES, Limit
 
-MAX_BYTES = 1_000_000
-"""A config is a few kB; more is some other file, or one made to exhaust memory."""
+_MERGE = "tag:yaml.org,2002:merge"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+_SHOWN = 200  # characters of what a file holds, in a message
+
+
+class _TooMuchError(ValueError):
+    """A limit is exceeded; the message says which."""
 
 
 class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
+    """A safe loader that counts while it parses, so that a few bytes cannot become much memory or time."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._values = self._depth = 0
+        self._anchored: dict[str, int] = {}
+        self._limits = (CONFIG_VALUES, CONFIG_VALUES.value), (CONFIG_DEPTH, CONFIG_DEPTH.value)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
+        event, before = self.peek_event(), self._values  # type: ignore[no-untyped-call]
+        is_alias = isinstance(event, yaml.AliasEvent)
+        # What an alias stands for is counted each time: whoever reads the result walks through it each time.
+        self._values += self._anchored.get(event.anchor, 1) if is_alias else 1
+        self._depth += 1
+        for (limit, most), amount in zip(self._limits, (self._values, self._depth), strict=True):
+            if amount > most:
+                raise _TooMuchError(limit.excess(amount))
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        if is_alias and event.anchor not in self._anchored:
+            raise yaml.composer.ComposerError(
+                problem=f"the alias {event.anchor!r} refers to itself",
+                problem_mark=event.start_mark,
+            )
+        if event.anchor is not None and not is_alias:
+            self._anchored[event.anchor] = self._values - before
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:  # noqa: ANN401
+        node: yaml.ScalarNode = super().compose_scalar_node(anchor)
+        # 1:30 is 90 in YAML 1.1; the time that takes grows with the square of the length.
+        if node.tag in _NUMBERS:
+            _check(CONFIG_NUMBER, len(node.value))
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        keys = Counter(
+            key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE
+        )
+        repeated = sorted(key for key, count in keys.items() if count > 1)
         if repeated:
             raise yaml.constructor.ConstructorError(
                 problem=f"the key {repeated[0]!r} stands there twice", problem_mark=node.start_mark
             )
-        return super().construct_mapping(node, deep)
+        return node
 
 
 # PyYAML follows YAML 1.1, where a float needs a dot and a signed exponent; people write 1e-4.
@@ -31,19 +79,28 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _check(limit: Limit, amount: int) -> None:
+    if excess := limit.excess(amount):
+        raise _TooMuchError(excess)
+
+
 def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 -- any YAML value
     """The value of a YAML text.
 
     Raises:
-        ConfigError: The text is no YAML, or asks for a Python object.
+        ConfigError: The text is no YAML, asks for a Python object, or exceeds a limit.
     """
     try:
         return _Loader(text).get_single_data()
+    except _TooMuchError as error:
+        raise ConfigError(f"{source}: refused as too large: {error}") from None
     except yaml.constructor.ConstructorError as error:
         problem = str(error.problem).replace(
             "could not determine a constructor for the tag", "refused the tag"
         )
-        raise ConfigError(f"{source}: only plain YAML values are read: {problem}{_place(error)}") from None
+        raise ConfigError(
+            f"{source}: only plain YAML values are read: {problem[:_SHOWN]}{_place(error)}"
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not valid YAML: {_first_line(error)}{_place(error)}") from None
 
@@ -52,12 +109,14 @@ def read_text(path: Path) -> str:
     """The text of a config file.
 
     Raises:
-        ConfigError: The file is missing, unreadable or too large.
+        ConfigError: The file is missing, unreadable, not a regular file or too large.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes, so it is no config")
-        return path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            data = file.read(CONFIG_BYTES.value + 1)
+        if excess := CONFIG_BYTES.excess(len(data)):
+            raise ConfigError(f"{path}: refused as too large: {excess}")
+        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()  # with any line ends
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file; config/default_config.yaml is one to copy") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -81,7 +140,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(getattr(error, "problem", None) or error).splitlines()[0]
+    return str(getattr(error, "problem", None) or error).splitlines()[0][:_SHOWN]
 
 
 def _place(error: Exception) -> str:

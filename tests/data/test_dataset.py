@@ -81,7 +81,7 @@ def test_names_and_format_of_files_do_not_matter(folder: Path) -> None:
 def test_a_second_start_opens_no_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_folder(folder / "d", counts={"train": 8, "val": 8})
     first = load(root, folder / "c")
-    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an image was opened"))
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("an image was opened"))
     assert load(root, folder / "c").fingerprint == first.fingerprint
 
 
@@ -104,7 +104,7 @@ def test_rehash_does_not_trust_the_index(folder: Path, monkeypatch: pytest.Monke
     config = DataConfig(root_dir=str(root))
     first = load_dataset(config, folder / "c")
     assert load_dataset(config, folder / "c", rehash=True).fingerprint == first.fingerprint
-    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an image was opened"))
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("an image was opened"))
     load_dataset(config, folder / "c")
     with pytest.raises(pytest.fail.Exception):
         load_dataset(config, folder / "c", rehash=True)
@@ -264,7 +264,7 @@ def test_rehash_keeps_what_is_known_of_other_modalities(
     write_folder(root, counts={"train": 6, "val": 6}, modality="P")
     load(root, folder / "c", modalities=("P",))
     load_dataset(DataConfig(root_dir=str(root)), folder / "c", rehash=True)
-    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an image was opened"))
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("an image was opened"))
     assert len(load(root, folder / "c", modalities=("P",)).splits["train"]) == 6
 
 

@@ -82,7 +82,7 @@ def test_an_index_of_an_earlier_version_is_taken_over(folder: Path, monkeypatch:
     old, packs = path.with_suffix(".json"), sorted((folder / "c/packs").iterdir())
     path.unlink()
     old.write_text(json.dumps({file.relative_to(root).as_posix(): row(file) for file in root.rglob("*.png")}))
-    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an image was opened"))
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("an image was opened"))
     for _ in range(2):
         assert load_dataset(config, folder / "c").fingerprint == first.fingerprint
         assert path.exists()

@@ -4,6 +4,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -13,6 +14,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from src.train import main
+from tests import hostile_files as hostile
 from tests.images import make_images, write_folder, write_npz
 
 Prepare = Callable[[Path], list[str]]
@@ -140,6 +142,18 @@ def image_bomb(folder: Path) -> list[str]:
     return ["--data", "d"]
 
 
+def hostile_image(folder: Path, name: str, write: Callable[[Path], None]) -> list[str]:
+    """A folder of images with one more file, or one in place of another."""
+    write_folder(folder / "d", counts={"train": 8, "val": 8})
+    write(folder / "d/A/train/pos" / name)
+    return ["--data", "d"]
+
+
+def hostile_data(folder: Path, name: str, write: Callable[[Path], None]) -> list[str]:
+    write(folder / name)
+    return ["--data", name]
+
+
 def nothing_joins(folder: Path) -> list[str]:
     write_folder(folder / "d", counts={"train": 8, "val": 8})
     write_folder(folder / "d", counts={"train": 8, "val": 8}, modality="P")
@@ -246,6 +260,74 @@ CASES: dict[str, tuple[Prepare, list[str]]] = {
         lambda _: ["--learning-rate", "1"],
         ["unrecognized arguments: --learning-rate 1", "--help"],
     ),
+    **{
+        f"a {kind} among images": (
+            partial(hostile_image, name="x.png", write=write),
+            [f"x.png: damaged or unreadable: {message}", "data.on_bad_image=skip"],
+        )
+        for kind, (write, message) in hostile.KINDS.items()
+    },
+    "a pipe as a DICOM file": (
+        partial(hostile_image, name="x.dcm", write=hostile.pipe),
+        ["x.dcm: damaged or unreadable: is a named pipe, not a regular file"],
+    ),
+    "a pipe as a manifest": (
+        partial(hostile_image, name="../../../manifest.csv", write=hostile.pipe),
+        ["manifest.csv: cannot be read as a table: is a named pipe, not a regular file"],
+    ),
+    "a device as a manifest": (
+        partial(hostile_data, name="d.csv", write=hostile.device),
+        ["d.csv: cannot be read as a table: is a character device, not a regular file"],
+    ),
+    "a pipe as a config": (
+        lambda f: [*hostile_data(f, "my.yaml", hostile.pipe)[2:], "--config", "my.yaml"],
+        ["my.yaml: cannot be read as text: is a named pipe, not a regular file"],
+    ),
+    "a pipe as an npz": (
+        partial(hostile_data, name="d.npz", write=hostile.pipe),
+        ["d.npz: neither a folder of images nor an .npz that can be read: is a named pipe"],
+    ),
+    "a manifest of one long line": (
+        partial(hostile_data, name="d.csv", write=hostile.one_line),
+        ["d.csv: refused as too large: line 2", "characters of one line", "MLPROJECT_LIMIT_FACTOR"],
+    ),
+    "a manifest of many columns": (
+        lambda f: manifest(f, f"path,label,modality{',x' * 400_000}\n"),
+        ["400,003 columns", "the limit is 2,000"],
+    ),
+    "a manifest with a NUL": (
+        lambda f: manifest(f, "path,label,modality\nA/train/pos/p000_1.png,p\0s,A\n"),
+        ["manifest.csv: line 2 holds a NUL byte"],
+    ),
+    "deflated DICOM that becomes 4 GB": (
+        partial(hostile_image, name="x.dcm", write=hostile.deflated_dicom),
+        ["x.dcm: refused as too large", "bytes of a DICOM file besides its pixels", "MLPROJECT_LIMIT_FACTOR"],
+    ),
+    "DICOM of too many frames": (
+        partial(hostile_image, name="x.dcm", write=partial(hostile.long_dicom, NumberOfFrames=10**9)),
+        ["x.dcm: refused as too large", "values of one image file (rows x columns x frames x samples)"],
+    ),
+    "DICOM whose pixels are larger than its header says": (
+        partial(hostile_image, name="x.dcm", write=hostile.wide_j2k),
+        ["x.dcm: its header says 64 x 64 pixels, its compressed image 60000 x 60000"],
+    ),
+    "TIFF of many pages": (
+        partial(hostile_image, name="x.tif", write=hostile.many_pages),
+        ["x.tif: holds several pages; export each slice"],
+    ),
+    "PNG with a text of 256 MB": (
+        partial(hostile_image, name="x.png", write=hostile.text_bomb),
+        ["x.png: damaged or unreadable: Decompressed data too large"],
+    ),
+    "npz whose header lies": (
+        partial(hostile_data, name="d.npz", write=hostile.npz_that_lies),
+        ["train_images holds 734,003,200 bytes, and its header says (8, 16, 16) of uint8"],
+    ),
+    "npz with an array twice": (
+        partial(hostile_data, name="d.npz", write=hostile.npz_twice),
+        ["d.npz", "several arrays are named 'val_images'"],
+    ),
+    **{name: (partial(config_file, text=text), [words]) for name, (text, words) in hostile.YAML.items()},
     "store in nowhere": (tiny, ["the tracking store cannot be opened", "MLFLOW_TRACKING_URI"]),
 }
 

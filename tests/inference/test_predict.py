@@ -9,6 +9,7 @@ import pytest
 
 from src import predict
 from src.training.predictions import read_predictions
+from tests import hostile_files as hostile
 from tests.images import write_folder, write_npz
 from tests.inference.conftest import NAMED, champion
 
@@ -135,3 +136,9 @@ def test_what_is_no_input(
     (trained / "empty").mkdir(exist_ok=True)
     assert predict.main([*NAMED, *given]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_pipe_as_an_input_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile.pipe(trained / "x.npz")
+    assert predict.main([*NAMED, "--input", "x.npz"]) == 2
+    assert "an .npz that can be read: is a named pipe, not a regular file" in capsys.readouterr().err

@@ -1,0 +1,210 @@
+"""The elements of a DICOM file, by pydicom, in bounded time and memory: whatever the file says of itself."""
+
+import io
+import struct
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from src.data.images import BadImage, check_limit
+from src.utils.limits import DICOM_HEADER, DICOM_PARTS
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+    from pydicom.tag import BaseTag
+
+_FRAMES_FROM = 0x52000000  # what describes each frame of a multi-frame image, and then its pixels
+_PIXELS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData")
+_RATIO = 2
+_SOME = 2**20
+_PART = 8  # bytes of a tag with its length, by which each element and each item of a sequence starts
+_J2K_SIZE = b"\xff\x4f\xff\x51"  # the markers SOC and SIZ
+_JPEG_START, _JPEG_FRAMES = b"\xff\xd8", frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
+_PALETTE = 2**16
+
+
+class _DeflatedError(Exception):
+    """pydicom is about to read the rest of the file at once, as it does to inflate it."""
+
+
+class _Bounded:
+    """A file of which pydicom may read a number of bytes and of parts.
+
+    Empty items take a hundred times their bytes in memory, and a length in the file may be a lie.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, pixel_bytes: int = 0) -> None:
+        self.seek, self.tell = file.seek, file.tell
+        self.name = str(path)
+        self._read, self._pixel_bytes = file.read, pixel_bytes
+        self._bytes = self._parts = 0
+        self._most_bytes, self._most_parts = DICOM_HEADER.value + pixel_bytes, DICOM_PARTS.value
+
+    def read(self, size: int = -1) -> bytes:
+        """Read some bytes.
+
+        Raises:
+            BadImage: More was read than an image of this size takes.
+        """
+        if size < 0:
+            raise _DeflatedError
+        self._bytes += size
+        self._parts += size == _PART
+        if self._bytes > self._most_bytes or self._parts > self._most_parts:
+            self.check()
+        return self._read(size)
+
+    def check(self) -> None:
+        """Say so where pydicom has put an error of its own in place of a refusal.
+
+        Raises:
+            BadImage: More was read than an image of this size takes.
+        """
+        check_limit(self.name, DICOM_HEADER, self._bytes - self._pixel_bytes)
+        check_limit(self.name, DICOM_PARTS, self._parts)
+
+
+class DicomFile:
+    """An open DICOM file whose elements are read in two steps: those before the pixels, then the pixels."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file = path, file
+        self._source = _Bounded(path, file)
+        self._deflated_at: int | None = None
+
+    def read_header(self, keywords: tuple[str, ...]) -> "Dataset":
+        """Read some elements that precede the pixels and the descriptions of single frames.
+
+        Raises:
+            BadImage: What is read exceeds a limit.
+        """
+        from pydicom.filereader import _read_file_meta_info, read_dataset, read_partial, read_preamble
+
+        tags, source = _tags(keywords), self._source
+        try:
+            return read_partial(source, _at_frames, specific_tags=tags)  # type: ignore[arg-type]
+        except _DeflatedError:
+            source.seek(0)
+        except OSError:
+            source.check()
+            raise
+        read_preamble(source, False)  # type: ignore[arg-type]
+        meta = _read_file_meta_info(source)  # type: ignore[arg-type]
+        self._deflated_at = source.tell()
+        self._source = source = _Bounded(self._path, io.BytesIO(self._inflated(DICOM_HEADER.value)))
+        dataset = read_dataset(source, False, True, stop_when=_at_frames, specific_tags=tags)  # type: ignore[arg-type]
+        check_limit(self._path, DICOM_HEADER, source.tell())  # beyond what was inflated
+        dataset.file_meta = meta
+        return dataset
+
+    def add_pixels(self, dataset: "Dataset", pixel_bytes: int) -> None:
+        """Read the pixels and add them to what `read_header` returned.
+
+        Args:
+            dataset: What it returned.
+            pixel_bytes: How much the pixels take once they are decoded.
+
+        Raises:
+            BadImage: The file takes more than that and a header.
+        """
+        from pydicom.filereader import read_dataset
+
+        file, at = self._file, self._source.tell()
+        most = _RATIO * pixel_bytes  # compressed pixels may be a little longer, or padded
+        if self._deflated_at is not None:
+            inflated = self._inflated(DICOM_HEADER.value + most + 1)
+            check_limit(self._path, DICOM_HEADER, len(inflated) - most)
+            file = io.BytesIO(inflated)
+        source = _Bounded(self._path, file, most)
+        source.seek(at)
+        implicit, little = dataset.original_encoding
+        rest = read_dataset(source, bool(implicit), bool(little), specific_tags=_tags(_PIXELS))  # type: ignore[arg-type]
+        dataset.update(rest)
+
+    def _inflated(self, most: int) -> bytes:
+        """Inflate the first bytes of what pydicom would inflate as a whole, however much that is."""
+        self._file.seek(self._deflated_at or 0)
+        inflater, found = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
+        while len(found) < most and (some := inflater.unconsumed_tail or self._file.read(_SOME)):
+            found += inflater.decompress(some, min(_SOME, most - len(found)))
+        return bytes(found)
+
+
+@cache
+def _tags(keywords: tuple[str, ...]) -> "list[BaseTag | int]":
+    from pydicom.tag import Tag
+
+    return [Tag(keyword) for keyword in keywords]
+
+
+def _at_frames(tag: int, _vr: str | None, _length: int) -> bool:
+    return int(tag) >= _FRAMES_FROM  # as an int: pydicom compares its own tags slowly
+
+
+def check_pixel_data(path: Path, dataset: "Dataset", pixel_bytes: int) -> None:
+    """Refuse compressed pixels that would become a larger image than the header describes.
+
+    Raises:
+        BadImage: They are longer than the decoded image, or say themselves that the image is larger.
+    """
+    from pydicom.encaps import get_frame
+
+    data: bytes = dataset.PixelData
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    if len(data) > _RATIO * pixel_bytes + _SOME:
+        raise BadImage(
+            f"{path}: holds {len(data):,} bytes of compressed pixels for an image of {pixel_bytes:,} bytes"
+        )
+    width, height, samples = _coded_size(get_frame(data, 0, number_of_frames=1))
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if width * height * samples > rows * columns * int(dataset.SamplesPerPixel):
+        raise BadImage(
+            f"{path}: its header says {columns} x {rows} pixels, its compressed image {width} x {height} "
+            f"with {samples} samples each"
+        )
+
+
+def _coded_size(code: bytes) -> tuple[int, int, int]:
+    """Return width, height and samples of a JPEG, JPEG-LS or JPEG 2000 image; zeros for another code."""
+    if code[:2] == _JPEG_START:
+        at = 2
+        while at + 9 < len(code) and code[at + 1] not in _JPEG_FRAMES:
+            at += 1 if code[at + 1] == 0xFF else 2 + struct.unpack_from(">H", code, at + 2)[0]
+        height, width, samples = struct.unpack_from(">2HB", code, at + 5)
+        return width, height, samples
+    at = code.find(_J2K_SIZE, 0, _SOME)
+    if at < 0:
+        return 0, 0, 0
+    right, bottom, left, top = struct.unpack_from(">4I", code, at + 8)
+    return right - left, bottom - top, struct.unpack_from(">H", code, at + 40)[0]
+
+
+def check_palette(path: Path, dataset: "Dataset") -> None:
+    """Refuse a segmented palette of more colors than a palette has: a few bytes of it can stand for many.
+
+    Raises:
+        BadImage: It has more.
+    """
+    for color in ("Red", "Green", "Blue", "Alpha"):
+        data: bytes | None = dataset.get(f"Segmented{color}PaletteColorLookupTableData")
+        if data is None:
+            continue
+        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        size = 1 if dataset.RedPaletteColorLookupTableDescriptor[2] == 8 else 2
+        words = np.frombuffer(data[: len(data) // size * size], f"{order}u{size}").tolist()
+        if _expanded(words) > _PALETTE:
+            raise BadImage(f"{path}: its palette has more than {_PALETTE:,} colors")
+
+
+def _expanded(words: list[int]) -> int:
+    """Return how many entries a segmented look-up table has at least (DICOM PS3.3, C.7.9.2)."""
+    at = total = 0
+    while at + 1 < len(words):
+        opcode, count = words[at], words[at + 1]
+        total += count
+        at += 2 + {0: count, 1: 1}.get(opcode, 2)
+    return total

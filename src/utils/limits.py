@@ -1,0 +1,77 @@
+"""Limits on what one file may hold, checked before memory is taken; one environment variable raises them all.
+
+They are no settings of a run: they change no result, and a config is itself read under them.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+
+from src.errors import ConfigError
+
+FACTOR = "MLPROJECT_LIMIT_FACTOR"
+"""Environment variable: every limit is multiplied by it; 1 where it is unset."""
+
+HINT = f"For a file that you trust, raise all limits with {FACTOR} in the environment"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most of something that is read.
+
+    Attributes:
+        base: How much, where `FACTOR` is not set.
+        unit: Of what, such as "bytes of one image file".
+    """
+
+    base: int
+    unit: str
+
+    @property
+    def value(self) -> int:
+        """How much is allowed now.
+
+        Raises:
+            ConfigError: `FACTOR` is not a positive number.
+        """
+        return int(self.base * _factor())
+
+    def excess(self, amount: int) -> str:
+        """Return why an amount is refused, and how to raise the limit; "" within the limit."""
+        limit = self.value
+        if amount <= limit:
+            return ""
+        factor = -(-amount // self.base)
+        return f"{amount:,} {self.unit}, and the limit is {limit:,}. {HINT}, here to at least {factor}"
+
+
+def _factor() -> float:
+    text = os.environ.get(FACTOR, "")
+    try:
+        factor = float(text or 1)
+    except ValueError:
+        factor = math.nan
+    if not 0 < factor < math.inf:
+        raise ConfigError(f"{FACTOR}={text}: expected a positive number, such as 10")
+    return factor
+
+
+CONFIG_BYTES = Limit(250_000, "bytes of YAML")
+CONFIG_VALUES = Limit(10_000, "YAML values with aliases expanded")
+CONFIG_DEPTH = Limit(50, "levels of nested YAML")
+CONFIG_NUMBER = Limit(100, "characters of one YAML number")
+
+TABLE_BYTES = Limit(2_000_000_000, "bytes of one CSV file")
+TABLE_ROWS = Limit(10_000_000, "rows of one CSV file")
+TABLE_COLUMNS = Limit(2_000, "columns of one CSV file")
+TABLE_LINE = Limit(1_000_000, "characters of one line of a CSV file")
+
+IMAGE_BYTES = Limit(4_000_000_000, "bytes of one image file")
+IMAGE_PIXELS = Limit(100_000_000, "pixels of one image")
+IMAGE_VALUES = Limit(1_000_000_000, "values of one image file (rows x columns x frames x samples)")
+DICOM_HEADER = Limit(64_000_000, "bytes of a DICOM file besides its pixels")
+DICOM_PARTS = Limit(50_000, "elements and sequence items of a DICOM file")
+
+ARRAY_BYTES = Limit(64_000_000_000, "bytes of one array of an .npz")
+NPZ_IMAGES = Limit(10_000_000, "images of one array of an .npz")
+NPZ_DIRECTORY = Limit(1_000_000, "bytes of the list of an .npz's arrays")
