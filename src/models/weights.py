@@ -13,8 +13,8 @@ from src.errors import ModelError
 from src.models.fetch import imagenet_state
 from src.models.fitting import fit_state
 from src.models.spec import InputSpec
-from src.utils.io import open_regular
 from src.models.surgery import first_convolution
+from src.utils.io import open_regular
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
