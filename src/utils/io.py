@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -46,17 +47,15 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process in the name: what it leaves when it is killed is known to be nobody's.
-    prefix = f"{TEMP_PREFIX}{os.getpid()}-"
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
-    temp = Path(name)
+    temp = path.parent / f"{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(8)}{path.suffix}"
+    # Unlike mkstemp's, its mode is that of any new file: the kernel applies the umask, which a process
+    # cannot ask for without changing it under its other threads.
+    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temp.chmod(0o666 & ~umask)  # mkstemp makes files private; a checkpoint is shared like any file
         temp.replace(path)
     except BaseException as error:
         temp.unlink(missing_ok=True)
