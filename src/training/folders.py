@@ -8,9 +8,12 @@ from pathlib import Path
 from filelock import Timeout
 
 from src.errors import UserError
-from src.utils.io import file_lock, remove_temps
+from src.utils.contained import contained, is_regular_file
+from src.utils.io import atomic_write_text, file_lock, remove_temps
 
 _LOCK = ".lock"
+_RUN_ID = "run_id"
+_MAX_ID = 256  # bytes; MLflow's have 32
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,20 @@ class RunFolders:
         """``latest.pth`` and ``best_model.pth``."""
         return self.results / "checkpoints"
 
+    def sign(self, run_id: str) -> None:
+        """Record in both folders which run they belong to."""
+        for folder in (self.logs, self.results):
+            if _signed(folder) != run_id:
+                atomic_write_text(folder / _RUN_ID, f"{run_id}\n")
+
+    def signatures(self) -> set[str]:
+        """Return the ids of the runs that the folders say they belong to; nothing is read through a link.
+
+        Folders that an earlier release wrote say nothing.
+        """
+        real = (contained(self.output, folder) for folder in (self.logs, self.results))
+        return {run_id for folder in real if folder and (run_id := _signed(folder))}
+
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Makes the folders and holds them, for a run that is new; of two that start at once, one gets them.
@@ -86,3 +103,11 @@ class RunFolders:
         """Removes what a process that died has left half-written; only for who holds the run."""
         for folder in (self.logs, self.results):
             remove_temps(folder)
+
+
+def _signed(folder: Path) -> str | None:
+    path = folder / _RUN_ID
+    if not is_regular_file(path):
+        return None
+    with path.open("rb") as file:
+        return file.read(_MAX_ID).decode(errors="replace").strip() or None

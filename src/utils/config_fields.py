@@ -43,6 +43,15 @@ def _free_name(name: str) -> str:
     return name
 
 
+def is_run_name(name: str) -> bool:
+    """Whether a name from a store is one that ``experiment.name`` takes, so that it names one folder."""
+    try:
+        _free_name(_plain_name(name))
+    except ValueError:
+        return False
+    return True
+
+
 def _switch(value: object) -> object:
     """YAML reads a bare ``on`` or ``off`` as a truth value."""
     return ("on" if value else "off") if isinstance(value, bool) else value

@@ -110,7 +110,7 @@ def atomic_link(source: Path, target: Path) -> None:
 def remove_temps(folder: Path) -> None:
     """Removes what a dead process has left half-written anywhere below a folder that nobody writes to."""
     for left in folder.rglob(f"{TEMP_PREFIX}*"):
-        if left.is_dir():
+        if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
