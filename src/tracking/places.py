@@ -51,9 +51,9 @@ def _locations(experiment_id: str, location: str) -> Iterable[str]:
 def _place(whose: str, uri: str, locations: Iterable[str], *ending: str) -> Path | None:
     from mlflow.utils.uri import append_to_uri_path
 
-    local = _local(uri)
+    local = local_of(uri)
     for location in locations:
-        root = _local(location)
+        root = local_of(location)
         if local is not None and root is not None:
             wanted = contained(root, root.joinpath(*ending))
             if wanted is not None and _resolved(local) == wanted:
@@ -68,7 +68,8 @@ def _place(whose: str, uri: str, locations: Iterable[str], *ending: str) -> Path
     )
 
 
-def _local(uri: str) -> Path | None:
+def local_of(uri: str) -> Path | None:
+    """Return the folder that a URI from the store names on this machine, None for anything else."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -6,10 +6,25 @@ from pathlib import Path
 
 from src.errors import StoreError, TrackingError, UserError
 from src.tracking.delivery import Delivery, allowed_attempts
-from src.tracking.journal import FOLDER, STATUS, TAGS, Item, Journal, is_held, items, journal_lock
+from src.tracking.finished_run import how_to_restore
+from src.tracking.interrupted import clear_error
+from src.tracking.journal import (
+    ARTIFACT,
+    FOLDER,
+    MODEL,
+    STATUS,
+    TAGS,
+    Item,
+    Journal,
+    is_held,
+    items,
+    journal_lock,
+)
 from src.tracking.names import ERROR
 from src.tracking.outbox import in_order
+from src.tracking.places import run_place
 from src.tracking.store import http_retries, open_store, quiet_client, reason, shown_uri
+from src.utils.signature import signature
 
 _UNKNOWN_END = "the process ended without saying why; src.store sync delivered what it left"
 
@@ -49,7 +64,7 @@ class Left:
 
 
 def find_left(output: Path) -> list[Left]:
-    """The journals of all runs below a folder; changes none."""
+    """The journals of all runs below a folder; changes none, and reads none through a link."""
     found = []
     for folder in sorted(output.rglob(FOLDER)):
         with contextlib.suppress(FileNotFoundError):  # all has arrived meanwhile
@@ -58,6 +73,8 @@ def find_left(output: Path) -> list[Left]:
 
 
 def _look(results: Path) -> Left:
+    if _link_in(results) is not None:
+        return Left(results, None, 0, False, False)
     held = is_held(results)
     try:
         journal = Journal.read(results, mend=False)
@@ -65,6 +82,14 @@ def _look(results: Path) -> Left:
         return Left(results, None, 0, False, held)
     has_end = any(item.kind == STATUS for item in journal.pending.values())
     return Left(results, journal.run_id, len(journal.pending), has_end, held)
+
+
+def _link_in(results: Path) -> Path | None:
+    """A link in the journal of a run, which leads to files of somebody else; None where there is none."""
+    folder = results / FOLDER
+    if folder.is_symlink():
+        return folder
+    return next((path for path in sorted(folder.rglob("*")) if path.is_symlink()), None)
 
 
 def sync(results: Path) -> Synced:
@@ -76,22 +101,44 @@ def sync(results: Path) -> Synced:
         results: The folder of the run, such as ``outputs/NAME``.
 
     Raises:
-        UserError: It is no folder of a run.
+        UserError: It is no folder of a run, or holds what is another's.
+        ClaimError: The store would have the run's files put somewhere else than the run's own are.
         TrackingError: The run is still going on, the store is not reachable, or refused something.
     """
+    if (link := _link_in(results)) is not None:
+        raise UserError(f"{link}: is a link, and nothing is delivered through one; put the file itself there")
     if not Journal.exists(results):
         if not (results / "checkpoints").is_dir():
             raise UserError(f"{results}: no folder of a run; outputs/NAME is one, with checkpoints in it")
         return Synced()
     with journal_lock(results), http_retries(0), quiet_client():
         journal = Journal.read(results)
+        _check_own(results, journal)
         status = _open(journal)
         pending = sorted(journal.pending.values(), key=in_order)
         if status == "RUNNING" and not any(item.kind == STATUS for item in pending):
             pending += _unknown_end()
         count, status = _deliver(journal, pending, status)
+        if status == "FINISHED":  # it may have been taken for dead while it was silent
+            clear_error(journal.run_id)
         journal.remove()
     return Synced(journal.run_id, count, status)
+
+
+def _check_own(results: Path, journal: Journal) -> None:
+    """Refuses a journal of another run than the folder's, and items whose files are not in the journal.
+
+    Raises:
+        UserError: It is one.
+    """
+    owner = signature(results)
+    if owner not in (None, journal.run_id):
+        raise UserError(f"{results}: belongs to run {owner}, and its journal to run {journal.run_id}")
+    for item in journal.pending.values():
+        if item.kind in (ARTIFACT, MODEL):
+            names = (str(item.content.get("name")), *Path(str(item.content.get("folder") or "x")).parts)
+            if any(name in ("", ".", "..") or "/" in name or "\0" in name for name in names):
+                raise UserError(f"{journal.folder}: item {item.number} names a file outside it: {names[0]!r}")
 
 
 def _open(journal: Journal) -> str:
@@ -100,7 +147,9 @@ def _open(journal: Journal) -> str:
 
     try:
         open_store(must_exist=True)
-        info = mlflow.MlflowClient().get_run(journal.run_id).info
+        client = mlflow.MlflowClient()
+        info = client.get_run(journal.run_id).info
+        experiment = client.get_experiment(info.experiment_id)
     except StoreError as error:
         raise TrackingError(f"{error}. The run was recorded at {journal.store}") from None
     except mlflow.MlflowException as error:
@@ -109,9 +158,8 @@ def _open(journal: Journal) -> str:
             f"{journal.store}: set MLFLOW_TRACKING_URI to that store"
         ) from None
     if info.lifecycle_stage != "active":
-        raise TrackingError(
-            f"run {journal.run_id} is deleted; mlflow runs restore --run-id {journal.run_id} brings it back"
-        )
+        raise TrackingError(f"run {journal.run_id} {how_to_restore(journal.run_id, experiment)}")
+    run_place(journal.run_id, info.artifact_uri, experiment.experiment_id, experiment.artifact_location or "")
     return str(info.status)
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from filelock import Timeout
 
 from src.errors import UserError
-from src.utils.contained import contained, is_regular_file
-from src.utils.io import atomic_write_text, file_lock, remove_temps
+from src.utils.contained import contained
+from src.utils.io import file_lock, remove_temps
+from src.utils.signature import sign, signature
 
 _LOCK = ".lock"
-_RUN_ID = "run_id"
-_MAX_ID = 256  # bytes; MLflow's have 32
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ class RunFolders:
     def sign(self, run_id: str) -> None:
         """Record in both folders which run they belong to."""
         for folder in (self.logs, self.results):
-            if _signed(folder) != run_id:
-                atomic_write_text(folder / _RUN_ID, f"{run_id}\n")
+            sign(folder, run_id)
 
     def signatures(self) -> set[str]:
         """Return the ids of the runs that the folders say they belong to; nothing is read through a link.
@@ -65,7 +63,7 @@ class RunFolders:
         Folders that an earlier release wrote say nothing.
         """
         real = (contained(self.output, folder) for folder in (self.logs, self.results))
-        return {run_id for folder in real if folder and (run_id := _signed(folder))}
+        return {run_id for folder in real if folder and (run_id := signature(folder))}
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -103,11 +101,3 @@ class RunFolders:
         """Removes what a process that died has left half-written; only for who holds the run."""
         for folder in (self.logs, self.results):
             remove_temps(folder)
-
-
-def _signed(folder: Path) -> str | None:
-    path = folder / _RUN_ID
-    if not is_regular_file(path):
-        return None
-    with path.open("rb") as file:
-        return file.read(_MAX_ID).decode(errors="replace").strip() or None
