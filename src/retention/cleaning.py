@@ -24,6 +24,7 @@ from src.tracking.past_runs import (
 from src.tracking.purging import purge, unpurged
 from src.tracking.store import is_server, promotion_lock, resolve_uri
 from src.training.folders import RunFolders
+from src.training.ownership import owners
 from src.utils.cli import warn
 from src.utils.config_fields import is_run_name
 from src.utils.contained import contained
@@ -198,7 +199,8 @@ def _alone(run: PastRun, output: Path) -> Iterator[None]:
         UserError: Somebody does, or has.
     """
     folders = RunFolders(output, run.folder)
-    has_logs = is_run_name(run.folder) and contained(output, folders.logs) and folders.logs.is_dir()
+    is_own = is_run_name(run.folder) and run.run_id in owners(folders)
+    has_logs = is_own and contained(output, folders.logs) is not None and folders.logs.is_dir()
     with folders.held() if has_logs else nullcontext():
         if not has_ended(run.run_id):
             raise UserError(f"run {run.run_id} goes on again; it is left alone")

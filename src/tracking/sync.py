@@ -85,10 +85,11 @@ def _look(results: Path) -> Left:
 
 
 def _link_in(results: Path) -> Path | None:
-    """A link in the journal of a run, which leads to files of somebody else; None where there is none."""
+    """A link on the way to the journal of a run or in it, which leads to files of somebody else, or None."""
     folder = results / FOLDER
-    if folder.is_symlink():
-        return folder
+    for path in (results, folder):
+        if path.is_symlink():
+            return path
     return next((path for path in sorted(folder.rglob("*")) if path.is_symlink()), None)
 
 
@@ -106,7 +107,7 @@ def sync(results: Path) -> Synced:
         TrackingError: The run is still going on, the store is not reachable, or refused something.
     """
     if (link := _link_in(results)) is not None:
-        raise UserError(f"{link}: is a link, and nothing is delivered through one; put the file itself there")
+        raise UserError(f"{link}: is a link, and nothing is delivered through one; name what it leads to")
     if not Journal.exists(results):
         if not (results / "checkpoints").is_dir():
             raise UserError(f"{results}: no folder of a run; outputs/NAME is one, with checkpoints in it")

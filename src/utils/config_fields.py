@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 TAG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """A modality or a run name: it becomes a folder and a tag, so neither separators nor a leading dot."""
+_LONGEST_NAME = 255  # of a folder
 
 
 def _plain_name(name: str) -> str:
@@ -49,7 +50,7 @@ def is_run_name(name: str) -> bool:
         _free_name(_plain_name(name))
     except ValueError:
         return False
-    return True
+    return len(name) <= _LONGEST_NAME
 
 
 def _switch(value: object) -> object:
