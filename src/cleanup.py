@@ -82,6 +82,7 @@ def _show(found: "Survey") -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from src.utils.leftovers import shown
     from src.utils.progress import is_interactive
 
     table = Table("remove", "of", "size", "why")
@@ -90,6 +91,10 @@ def _show(found: "Survey") -> None:
     console = Console(width=None if is_interactive() else _WIDE, highlight=False)
     if found.removals:
         console.print(table)
+    for path in (path for removal in found.removals for path in removal.paths):
+        print(f"path         {shown(path)}")
+    for line in found.left:
+        print(f"left alone   {line}")
     kept = Counter(v.reason.partition(":")[0] for v in found.verdicts if v.action == "keep")
     told = "; ".join(f"{count} {reason}" for reason, count in kept.most_common())
     print(f"kept whole   {told or 'no runs'}")

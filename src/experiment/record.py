@@ -39,6 +39,7 @@ def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
 
 def record_start(run: TrackedRun, setup: Setup, dataset: Dataset, folders: RunFolders) -> None:
     """Records everything that is known before the first epoch; again, where the run goes on."""
+    folders.sign(run.run_id)
     atomic_write_text(folders.config, setup.config.to_yaml())
     run.keep_in(folders.results)
     if not run.is_resumed:

@@ -18,6 +18,7 @@ from src.training.folders import RunFolders
 from src.training.setup import Setup
 from src.utils.cli import warn
 from src.utils.config import Config
+from src.utils.config_fields import is_run_name
 from src.utils.dotted import merge_dotted
 
 MAY_CHANGE = frozenset(
@@ -151,11 +152,20 @@ def _take(
     known: KnownRun, folders: RunFolders, held: ExitStack
 ) -> tuple[KnownRun, RunFolders, dict[str, Any] | None]:
     """Holds a run against others, tells the store the rest of what happened, and opens the checkpoint."""
+    if not is_run_name(known.name):
+        raise UserError(
+            f"--resume {known.run_id}: the store says that its experiment.name is {known.name[:80]!r}, which "
+            "is not the name of a folder; nothing is looked for there"
+        )
     if not folders.config.exists():
         raise UserError(
             f"--resume {known.run_id}: {folders.logs} is not here; the run's files were in "
             f"{known.output_dir}: start from the same folder, or name another with "
             "--set experiment.output_dir=..."
+        )
+    if others := folders.signatures() - {known.run_id}:
+        raise UserError(
+            f"--resume {known.run_id}: {folders.results} belongs to run {', '.join(sorted(others))}"
         )
     held.enter_context(folders.held())
     known.check_ended()

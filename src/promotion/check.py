@@ -1,13 +1,18 @@
-"""Says whether YAML, registry and history agree; reads only."""
+"""Says whether YAML, registry and history agree, and whether champions can be loaded; reads only."""
 
+import tempfile
 from collections import Counter
+from pathlib import Path
 
-from src.errors import MlprojectError
+from src.errors import ClaimError, MlprojectError
+from src.promotion.evidence import read_config
 from src.promotion.group import FOLDER, Group
 from src.promotion.history import read_history
 from src.promotion.state import PROMOTION, RECORD_SHA256, ROLLED_BACK, State, entry_of, existing, read_state
+from src.tracking.finished_run import read_run
+from src.tracking.model_files import check_model_files
 from src.tracking.names import MODALITY, MODEL, PREVIOUS
-from src.tracking.registry import champions
+from src.tracking.registry import Version, champions
 from src.utils.config import Config
 
 
@@ -59,7 +64,7 @@ def _problems(group: Group) -> list[str]:
         if named is None:
             return []  # hand-made: there is nothing to agree with
         return [f"version {named} was promoted, and the registry has no champion"]
-    problems = _against_registry(group, state)
+    problems = [*_not_loadable(group, champion), *_against_registry(group, state)]
     if state.last_version != champion.number:
         problems.append(
             f"the history's last version is {state.last_version}, the champion is {champion.number}"
@@ -71,6 +76,22 @@ def _problems(group: Group) -> list[str]:
         if count > 1
     ]
     return problems
+
+
+def _not_loadable(group: Group, champion: Version) -> list[str]:
+    """Why ``python -m src.predict`` would refuse the champion, as far as can be said without loading it."""
+    try:
+        if champion.run_id is None:
+            raise ClaimError("it was registered by hand and names no run, so its settings are not known")
+        with tempfile.TemporaryDirectory(prefix="promote-") as folder:
+            read_config(read_run(champion.run_id), Path(folder))
+        check_model_files(champion.source)
+    except MlprojectError as error:
+        return [
+            f"version {champion.number}, the champion, cannot be used: {error}; or python -m src.promote "
+            f"--rollback --model {group.model} --modality {group.modality} puts the version before it back"
+        ]
+    return []
 
 
 def _against_registry(group: Group, state: State) -> list[str]:

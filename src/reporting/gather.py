@@ -17,6 +17,7 @@ from src.tracking.names import BEST_VAL_AUC
 from src.tracking.registry import read_registered
 from src.training.auc import Difference
 from src.training.estimates import Estimate, estimate
+from src.utils.cli import warn
 from src.utils.config import Config
 from src.utils.tables import read_rows
 
@@ -148,6 +149,14 @@ def _side(run_id: str, version: int | None, folder: Path) -> Side | None:
         run = read_run(run_id)
     except TrackingError:  # deleted since
         return None
+    try:
+        return _read_side(run, version, folder)
+    except ClaimError as error:
+        warn(f"{error}; the report leaves the run's scores out")
+        return None
+
+
+def _read_side(run: FinishedRun, version: int | None, folder: Path) -> Side:
     val_auc = run.metrics.get(BEST_VAL_AUC, math.nan)
     threshold = run.metrics.get("best_threshold", 0.5)
     found = {split: stored_predictions(run, split, folder) for split in ("val", "test")}

@@ -1,34 +1,33 @@
 """Carries a plan out: one run after another, never a live one, and no failure stops the rest."""
 
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from src.data.packs import OldPack, find_old
-from src.errors import MlprojectError, UserError
+from src.errors import ClaimError, MlprojectError, UserError
+from src.retention.owning import Owned, kept_elsewhere, owned, remove_folders
 from src.retention.plan import Past, Rules, Verdict, plan
 from src.tracking.names import CHECKPOINTS
 from src.tracking.past_runs import (
     PastRun,
     artifact_bytes,
-    artifact_files,
     delete_checkpoints,
     delete_run,
     has_ended,
-    is_registered,
-    model_folders,
     past_runs,
-    purge,
-    registered_runs,
-    unpurged,
+    registered_versions,
 )
-from src.tracking.store import local_folder, promotion_lock
+from src.tracking.purging import purge, unpurged
+from src.tracking.store import is_server, promotion_lock, resolve_uri
 from src.training.folders import RunFolders
+from src.training.ownership import owners
 from src.utils.cli import warn
+from src.utils.config_fields import is_run_name
+from src.utils.contained import contained
 from src.utils.io import file_lock
 from src.utils.leftovers import Temp, find_temps
 
@@ -47,6 +46,7 @@ class Removal:
         size: Bytes that it frees.
         apply: Removes it.
         run: Of a run: which.
+        paths: What goes from this machine's disk.
     """
 
     what: str
@@ -55,14 +55,16 @@ class Removal:
     size: int
     apply: Callable[[], None]
     run: PastRun | None = None
+    paths: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is: a verdict per run, and everything that is to go."""
+    """What there is: a verdict per run, everything that is to go, and what is left alone, and why."""
 
     verdicts: Sequence[Verdict]
     removals: Sequence[Removal]
+    left: Sequence[str] = ()
 
 
 def survey(output: Path, rules: Rules) -> Survey:
@@ -75,17 +77,34 @@ def survey(output: Path, rules: Rules) -> Survey:
     Raises:
         TrackingError: The store cannot be read.
     """
-    runs, versions = past_runs(), registered_runs()
-    seen = [_past(run, versions.get(run.run_id, ())) for run in runs]
+    runs, versions = past_runs(), registered_versions()
+    seen = [_past(run, _versions(run, versions)) for run in runs]
     verdicts = plan(seen, rules, int(time.time() * 1000))
     when = f"{datetime.now(UTC):%Y-%m-%d}"
-    removals = [
-        _removal(run, verdict, output, when)
-        for run, verdict in zip(runs, verdicts, strict=True)
-        if verdict.action != "keep"
-    ]
-    kept = [removal for removal in removals if removal.what == "run" or removal.size]
-    return Survey(verdicts, [*kept, *_files(output, rules)])
+    removals, left = [], []
+    for run, verdict in zip(runs, verdicts, strict=True):
+        if verdict.action == "keep":
+            continue
+        if other := kept_elsewhere(run, output):
+            left.append(f"run {run.run_id}: its files are in {other}; name that with --output-dir")
+            continue
+        mine = owned(run, output, whole=verdict.action == "run")
+        left += mine.left
+        removal = _removal(run, verdict, mine, output, when)
+        if removal.what == "run" or removal.size:
+            removals.append(removal)
+    for run in [] if is_server(resolve_uri()) else unpurged():
+        mine = owned(run, output, whole=True)
+        left += mine.left
+        removals.append(_of_run(run, "deleted by a cleanup that did not end", mine, output, None))
+    files, beside = _files(output, rules)
+    return Survey(verdicts, [*removals, *files], [*left, *beside])
+
+
+def _versions(run: PastRun, versions: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The registered versions that are of a run, or of a model that it has logged."""
+    found = (version for key in (run.run_id, *run.models) for version in versions.get(key, ()))
+    return tuple(dict.fromkeys(found))
 
 
 def _past(run: PastRun, versions: tuple[str, ...]) -> Past:
@@ -102,66 +121,90 @@ def _past(run: PastRun, versions: tuple[str, ...]) -> Past:
     )
 
 
-def _removal(run: PastRun, verdict: Verdict, output: Path, when: str) -> Removal:
-    folders = _folders(run, output)
-    name = f"{run.name} ({run.run_id[:8]})"
+def _removal(run: PastRun, verdict: Verdict, mine: Owned, output: Path, when: str) -> Removal:
     if verdict.action == "run":
-        size = _size([*_below(folders.results), *_below(folders.logs), *artifact_files(run), *_models(run)])
-        return Removal("run", name, verdict.reason, size, lambda: _remove_run(run, folders, when), run)
-    is_local = local_folder(run.artifact_uri) is not None
-    remote = 0 if is_local else artifact_bytes(run, CHECKPOINTS)
-    size = remote + _size([*_below(folders.checkpoints), *artifact_files(run, CHECKPOINTS)])
+        return _of_run(run, verdict.reason, mine, output, when)
+    size = mine.size + _remote_size(run)
     return Removal(
-        "checkpoints", name, verdict.reason, size, lambda: _remove_checkpoints(run, folders, when), run
+        "checkpoints",
+        _name(run),
+        verdict.reason,
+        size,
+        lambda: _remove_checkpoints(run, mine, output, when),
+        run,
+        mine.paths,
     )
 
 
-def _folders(run: PastRun, output: Path) -> RunFolders:
-    """Where the run's files are: below the given folder, unless it was told another one."""
-    own = Path(run.output_dir).expanduser()
-    return RunFolders(own if own.is_absolute() else output, run.folder)
+def _of_run(run: PastRun, reason: str, mine: Owned, output: Path, when: str | None) -> Removal:
+    return Removal(
+        "run",
+        _name(run),
+        reason,
+        mine.size,
+        lambda: _remove_run(run, mine, output, when),
+        run,
+        mine.paths,
+    )
 
 
-def _models(run: PastRun) -> list[Path]:
-    return [file for folder in model_folders(run) for file in _below(folder)]
+def _name(run: PastRun) -> str:
+    return f"{run.name} ({run.run_id[:8]})"
 
 
-def _below(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+def _remote_size(run: PastRun) -> int:
+    try:
+        return artifact_bytes(run, CHECKPOINTS) if run.place() is None else 0
+    except ClaimError:  # the survey says so
+        return 0
 
 
-def _size(files: Sequence[Path]) -> int:
-    """Bytes on disk: what has several names counts once."""
-    states = {(state.st_dev, state.st_ino): state.st_size for state in map(Path.stat, files)}
-    return sum(states.values())
+def _remove_checkpoints(run: PastRun, planned: Owned, output: Path, when: str) -> None:
+    with _alone(run, output):
+        now = owned(run, output, whole=False)
+        if _has_place(run):
+            delete_checkpoints(run, when)
+        _warn_left(remove_folders(planned.folders, now, output))
 
 
-def _remove_checkpoints(run: PastRun, folders: RunFolders, when: str) -> None:
-    with _alone(run, folders):
-        delete_checkpoints(run, when)
-        if folders.checkpoints.exists():
-            shutil.rmtree(folders.checkpoints)
+def _remove_run(run: PastRun, planned: Owned, output: Path, when: str | None) -> None:
+    """Removes a run, or the rest of one that is deleted already, where ``when`` is None."""
+    with _alone(run, output):
+        now = owned(run, output, whole=True)
+        if when is not None:
+            delete_run(run, when)
+        _warn_left(remove_folders(planned.folders, now, output))
+        if not is_server(resolve_uri()):
+            _warn_left(purge([run]))
 
 
-def _remove_run(run: PastRun, folders: RunFolders, when: str) -> None:
-    with _alone(run, folders):
-        delete_run(run, when)
-        for folder in (folders.results, folders.logs):
-            if folder.exists():
-                shutil.rmtree(folder)
+def _has_place(run: PastRun) -> bool:
+    try:
+        run.place()
+    except ClaimError:  # the survey says so
+        return False
+    return True
+
+
+def _warn_left(left: Sequence[str]) -> None:
+    for line in left:
+        warn(line)
 
 
 @contextmanager
-def _alone(run: PastRun, folders: RunFolders) -> Iterator[None]:
+def _alone(run: PastRun, output: Path) -> Iterator[None]:
     """Holds a run that nobody trains, and that nobody has resumed or registered since the plan was made.
 
     Raises:
         UserError: Somebody does, or has.
     """
-    with folders.held() if folders.logs.is_dir() else nullcontext():
+    folders = RunFolders(output, run.folder)
+    is_own = is_run_name(run.folder) and run.run_id in owners(folders)
+    has_logs = is_own and contained(output, folders.logs) is not None and folders.logs.is_dir()
+    with folders.held() if has_logs else nullcontext():
         if not has_ended(run.run_id):
             raise UserError(f"run {run.run_id} goes on again; it is left alone")
-        if is_registered(run.run_id):
+        if _versions(run, registered_versions()):
             raise UserError(f"run {run.run_id} is registered by now; it is left alone")
         yield
 
@@ -182,8 +225,7 @@ def clean(removals: Sequence[Removal]) -> int:
             except (MlprojectError, OSError) as error:
                 failed += 1
                 warn(f"{removal.what} {removal.name} is left: {error}")
-        deleted = unpurged()
-        if deleted:
+        if is_server(resolve_uri()) and (deleted := unpurged()):
             try:
                 purge(deleted)
             except MlprojectError as error:
@@ -194,17 +236,22 @@ def clean(removals: Sequence[Removal]) -> int:
     return freed
 
 
-def _files(output: Path, rules: Rules) -> list[Removal]:
+def _files(output: Path, rules: Rules) -> tuple[list[Removal], list[str]]:
     """Decoded images that nobody has used for so many days, and what dead processes left."""
-    packs = find_old(output / "cache" / "packs", rules.keep_days * _DAY)
+    packs, left = output / "cache" / "packs", list[str]()
+    if packs.is_dir() and contained(output, packs) is None:
+        old, left = [], [f"{packs}: reached through a link; delete in it by hand what is no longer used"]
+    else:
+        old = find_old(packs, rules.keep_days * _DAY)
     temps = [temp for temp in find_temps(output) if temp.is_leftover]
-    return [*map(_of_pack, packs), *map(_of_temp, temps)]
+    return [*map(_of_pack, old), *map(_of_temp, temps)], left
 
 
 def _of_pack(pack: OldPack) -> Removal:
     name = f"{pack.path.parent / pack.path.stem[:_NAME_LENGTH]}...{pack.path.suffix}"
-    return Removal("cache", name, f"not used for {pack.age / _DAY:.0f} days", pack.size, pack.remove)
+    reason = f"not used for {pack.age / _DAY:.0f} days"
+    return Removal("cache", name, reason, pack.size, pack.remove, paths=[pack.path])
 
 
 def _of_temp(temp: Temp) -> Removal:
-    return Removal("temporary", str(temp.path), "left over", temp.size, temp.remove)
+    return Removal("temporary", str(temp.path), "left over", temp.size, temp.remove, paths=[temp.path])

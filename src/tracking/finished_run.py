@@ -3,10 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src.errors import TrackingError
 from src.tracking.names import ALLOWED_LEAKS, BEST_VAL_AUC, DATA_FINGERPRINT, SPLIT_FINGERPRINT
-from src.tracking.store import local_folder, store_errors
+from src.tracking.places import run_place
+from src.tracking.store import store_errors
+from src.utils.contained import contained
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,9 @@ class FinishedRun:
         tags: Its tags.
         best_at: When ``best_val_auc`` was logged last, milliseconds since the epoch.
         model_source: Where the newest logged model is, ``models:/m-...``, None where there is none.
-        artifact_uri: Where its files are.
+        artifact_uri: Where the store says that its files are.
+        experiment_id: The id of its experiment.
+        location: The artifact location of its experiment.
     """
 
     run_id: str
@@ -30,6 +38,8 @@ class FinishedRun:
     best_at: int
     model_source: str | None
     artifact_uri: str
+    experiment_id: str
+    location: str
 
     @property
     def is_leaky(self) -> bool:
@@ -42,18 +52,20 @@ class FinishedRun:
         return self.tags.get(DATA_FINGERPRINT), self.tags.get(SPLIT_FINGERPRINT)
 
     def fetch(self, name: str, folder: Path) -> Path | None:
-        """The file ``name`` among the run's artifacts, or None where it is gone.
+        """The file ``name`` among the run's artifacts, or None where it is gone, or a link.
 
         Args:
             name: Its path there, such as ``predictions/val.csv``.
             folder: Where to copy it from a store that is no local folder.
 
         Raises:
+            ClaimError: The store says that they are somewhere else than the run's own are.
             TrackingError: The store failed.
         """
-        local = local_folder(self.artifact_uri)
+        local = run_place(self.run_id, self.artifact_uri, self.experiment_id, self.location)
         if local is not None:
-            return local / name if (local / name).is_file() else None
+            file = contained(local, local / name)
+            return file if file is not None and file.is_file() else None
         import mlflow
 
         target = folder / self.run_id
@@ -80,19 +92,32 @@ def read_run(run_id: str) -> FinishedRun:
     with store_errors(f"run {run_id} cannot be read"):
         run = client.get_run(run_id)
         points = client.get_metric_history(run_id, BEST_VAL_AUC)
-        experiment = client.get_experiment(run.info.experiment_id).name
+        experiment = client.get_experiment(run.info.experiment_id)
     if run.info.lifecycle_stage != "active":
-        raise TrackingError(f"run {run_id} is deleted; mlflow runs restore --run-id {run_id} brings it back")
+        raise TrackingError(f"run {run_id} {how_to_restore(run_id, experiment)}")
     outputs = run.outputs.model_outputs if run.outputs else []
     newest = max(outputs, key=lambda output: output.step, default=None)
     return FinishedRun(
         run_id,
-        experiment,
+        experiment.name,
         dict(run.data.metrics),
         dict(run.data.tags),
         max((point.timestamp for point in points), default=run.info.end_time or 0),
         f"models:/{newest.model_id}" if newest else None,
         run.info.artifact_uri,
+        experiment.experiment_id,
+        experiment.artifact_location or "",
+    )
+
+
+def how_to_restore(run_id: str, experiment: "Experiment") -> str:
+    """Return what to say of a deleted run: how it comes back, with its experiment if that is deleted too."""
+    if experiment.lifecycle_stage == "active":
+        return f"is deleted; mlflow runs restore --run-id {run_id} brings it back"
+    number = experiment.experiment_id
+    return (
+        f"is deleted with its experiment {experiment.name}; mlflow experiments restore "
+        f"--experiment-id {number} brings both back"
     )
 
 

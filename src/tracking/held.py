@@ -13,7 +13,7 @@ from src.tracking.journal import ARTIFACT, DATASETS, METRICS, MODEL, PARAMS, TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import FileInfo, Run
+    from mlflow.entities import Experiment, FileInfo, Run
 
 MAX_TAG = 5000  # MLflow refuses longer tag values
 _STRANGER = "something else than the tracking server answers"
@@ -33,6 +33,18 @@ def read_whole_run(client: "MlflowClient", run_id: str) -> "Run":
     if run.info.run_id != run_id:
         raise AnswerError(f"{_STRANGER}: it was asked for a run and sent none")
     return run
+
+
+def read_experiment(client: "MlflowClient", experiment_id: str) -> "Experiment":
+    """Return an experiment of the store.
+
+    Raises:
+        AnswerError: The answer names another experiment, or none.
+    """
+    experiment = client.get_experiment(experiment_id)
+    if experiment.experiment_id != experiment_id:
+        raise AnswerError(f"{_STRANGER}: it was asked for an experiment and sent none")
+    return experiment
 
 
 class Held:

@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING
 
 from src.errors import UserError
 from src.tracking.candidates import experiment_ids, search_runs
+from src.tracking.finished_run import how_to_restore
 from src.tracking.heartbeat import SECONDS, Beat
-from src.tracking.names import CONFIG_SHA256, DATA_FINGERPRINT, HEARTBEAT, MODALITY, MODEL, SPLIT_FINGERPRINT
-from src.tracking.store import shown_uri, store_errors
-from src.utils.cli import span
+from src.tracking.names import (
+    CONFIG_SHA256,
+    DATA_FINGERPRINT,
+    ERROR,
+    HEARTBEAT,
+    MODALITY,
+    MODEL,
+    SPLIT_FINGERPRINT,
+)
+from src.tracking.store import reason, shown_uri, store_errors
+from src.utils.cli import span, warn
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -70,17 +79,17 @@ def read_known(run_id: str) -> KnownRun:
     """
     import mlflow
 
+    client = mlflow.MlflowClient()
     with store_errors(f"run {run_id} cannot be read"):
         try:
-            run = mlflow.MlflowClient().get_run(run_id)
+            run = client.get_run(run_id)
         except mlflow.MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             raise UserError(f"--resume {run_id}: {shown_uri()} has no such run") from None
+        experiment = client.get_experiment(run.info.experiment_id)
     if run.info.lifecycle_stage != "active":
-        raise UserError(
-            f"--resume {run_id}: it is deleted; mlflow runs restore --run-id {run_id} brings it back"
-        )
+        raise UserError(f"--resume {run_id}: it {how_to_restore(run_id, experiment)}")
     if "experiment.name" not in run.data.params:
         raise UserError(
             f"--resume {run_id}: it is no training run of this project, or ended before it began; "
@@ -102,6 +111,22 @@ def find_unfinished(tags: Mapping[str, str]) -> list[KnownRun]:
         for run in sorted(found, key=lambda run: -run.info.start_time)
         if run.info.status in _ENDED_EARLY and "experiment.name" in run.data.params
     ]
+
+
+def clear_error(run_id: str) -> None:
+    """Remove the reason of an early end from a run that has finished after all.
+
+    A process that was only paused, such as on a laptop that slept, may have been marked KILLED meanwhile.
+    A store that refuses is a warning: the run has ended.
+    """
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    try:
+        if ERROR in client.get_run(run_id).data.tags:
+            client.delete_tag(run_id, ERROR)
+    except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
+        warn(f"run {run_id} is FINISHED, and its tag {ERROR} cannot be removed: {reason(error)}")
 
 
 def _known(run: "Run") -> KnownRun:

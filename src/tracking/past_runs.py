@@ -1,25 +1,22 @@
 """The runs of a store as retention sees them, and how their files and they themselves are removed."""
 
-import contextlib
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from src.errors import TrackingError
-from src.tracking.candidates import experiment_ids, search_runs
+from src.tracking.candidates import search_runs
 from src.tracking.names import BEST_VAL_AUC, CHECKPOINTS, DATA_FINGERPRINT, MODALITY, MODEL, ROLE
-from src.tracking.store import is_server, local_folder, pages, resolve_uri, store_errors
+from src.tracking.places import model_place, run_place
+from src.tracking.store import pages, store_errors
+from src.utils.contained import remove_tree
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
 
 CLEANED = "cleanup"
 """Tag of a run: what was removed of it, and when."""
-_AT_ONCE = 200  # ids on one command line
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,9 @@ class PastRun:
         ended: Likewise, None while it has not.
         folder: The name of its folder on disk.
         output_dir: Where that folder is.
-        artifact_uri: Where its artifacts are.
+        artifact_uri: Where the store says that its artifacts are; `place` holds that against the rest.
+        experiment_id: Its experiment.
+        location: The artifact location of the experiment.
         models: The ids of its logged models.
     """
 
@@ -54,7 +53,17 @@ class PastRun:
     folder: str
     output_dir: str
     artifact_uri: str
+    experiment_id: str
+    location: str
     models: tuple[str, ...]
+
+    def place(self) -> Path | None:
+        """Return the folder of the artifacts on this machine, None where a server or a bucket has them.
+
+        Raises:
+            ClaimError: The store says that they are somewhere else than the run's own are.
+        """
+        return run_place(self.run_id, self.artifact_uri, self.experiment_id, self.location)
 
 
 def past_runs() -> list[PastRun]:
@@ -67,11 +76,19 @@ def past_runs() -> list[PastRun]:
 
     client = mlflow.MlflowClient()
     with store_errors("the runs cannot be read"):
-        found = search_runs(client, experiment_ids(client, None), "")
-        return [_past(run) for run in found if "experiment.name" in run.data.params]
+        locations = locations_of(client)
+        found = search_runs(client, list(locations), "")
+        return [past_of(run, locations) for run in found if "experiment.name" in run.data.params]
 
 
-def _past(run: "Run") -> PastRun:
+def locations_of(client: "MlflowClient") -> dict[str, str]:
+    """The artifact location of every experiment by its id."""
+    found = pages(lambda token: client.search_experiments(page_token=token))
+    return {experiment.experiment_id: experiment.artifact_location or "" for experiment in found}
+
+
+def past_of(run: "Run", locations: Mapping[str, str]) -> PastRun:
+    """A run of MLflow's as retention sees it; ``locations`` are those of `locations_of`."""
     tags, params = run.data.tags, run.data.params
     competes = ROLE not in tags
     return PastRun(
@@ -84,15 +101,19 @@ def _past(run: "Run") -> PastRun:
         run.data.metrics.get(BEST_VAL_AUC),
         run.info.start_time,
         run.info.end_time,
-        params["experiment.name"],
+        params.get("experiment.name", ""),
         params.get("experiment.output_dir", "outputs"),
         run.info.artifact_uri,
+        run.info.experiment_id,
+        locations[run.info.experiment_id],
         tuple(output.model_id for output in run.outputs.model_outputs) if run.outputs else (),
     )
 
 
-def registered_runs() -> Mapping[str, tuple[str, ...]]:
-    """The registered versions, such as ``resnet18_A version 2``, by the run that they are of.
+def registered_versions() -> Mapping[str, tuple[str, ...]]:
+    """The registered versions, such as ``resnet18_A version 2``, by the run and by the model they are of.
+
+    A version can name another run than its model's, or none: both keep the model.
 
     Raises:
         TrackingError: The registry cannot be read.
@@ -102,27 +123,18 @@ def registered_runs() -> Mapping[str, tuple[str, ...]]:
     client, found = mlflow.MlflowClient(), dict[str, tuple[str, ...]]()
     with store_errors("the registry cannot be read"):
         for version in pages(lambda token: client.search_model_versions(page_token=token)):
-            of_run = found.get(version.run_id or "", ())
-            found[version.run_id or ""] = (*of_run, f"{version.name} version {version.version}")
+            for key in {version.run_id, _model_of(version)} - {None, ""}:
+                found[str(key)] = (*found.get(str(key), ()), f"{version.name} version {version.version}")
     return found
 
 
-def is_registered(run_id: str) -> bool:
-    """Whether a registered version is of this run at this moment.
-
-    Raises:
-        TrackingError: The registry cannot be read.
-    """
-    import mlflow
-
-    with store_errors("the registry cannot be read"):
-        return bool(mlflow.MlflowClient().search_model_versions(f"run_id='{run_id}'", max_results=1))
-
-
-def artifact_files(run: PastRun, folder: str = "") -> list[Path]:
-    """The run's artifacts below a folder, where they are on this machine's disk."""
-    root = local_folder(run.artifact_uri)
-    return [] if root is None else [path for path in (root / folder).rglob("*") if path.is_file()]
+def _model_of(version: Any) -> str | None:  # noqa: ANN401
+    source = str(version.source or "")
+    return (
+        source.removeprefix("models:/")
+        if source.startswith("models:/")
+        else getattr(version, "model_id", None)
+    )
 
 
 def artifact_bytes(run: PastRun, folder: str) -> int:
@@ -141,14 +153,30 @@ def artifact_bytes(run: PastRun, folder: str) -> int:
     return sum(below)
 
 
-def model_folders(run: PastRun) -> list[Path]:
-    """Where the run's logged models are, on this machine's disk."""
+def own_models(run: PastRun) -> Iterator["LoggedModel"]:
+    """The logged models that the run has made, deleted ones apart; any store can list others as well.
+
+    Raises:
+        TrackingError: The store cannot be read.
+    """
     import mlflow
 
     client = mlflow.MlflowClient()
-    with store_errors(f"the logged models of run {run.run_id} cannot be read"):
-        found = [local_folder(client.get_logged_model(model).artifact_location) for model in run.models]
-    return [folder for folder in found if folder is not None]
+    for model_id in run.models:
+        with store_errors(f"the logged model {model_id} of run {run.run_id} cannot be read"):
+            try:
+                logged = client.get_logged_model(model_id)
+            except mlflow.MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                continue
+        if logged.source_run_id == run.run_id:
+            yield logged
+
+
+def place_of_model(run: PastRun, logged: "LoggedModel") -> Path | None:
+    """The folder of a run's logged model; see `PastRun.place`."""
+    return model_place(logged.model_id, logged.artifact_location, run.experiment_id, run.location)
 
 
 def has_ended(run_id: str) -> bool:
@@ -168,19 +196,20 @@ def delete_checkpoints(run: PastRun, when: str) -> None:
     """Removes the run's checkpoints from its artifacts, and says so on the run.
 
     Raises:
+        ClaimError: The store says that they are somewhere else than the run's own are.
         TrackingError: The store failed.
         OSError: A file cannot be removed.
     """
     import mlflow
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    client, root = mlflow.MlflowClient(), local_folder(run.artifact_uri)
+    root = run.place()
     with store_errors(f"the checkpoints of run {run.run_id} cannot be removed"):
-        client.set_tag(run.run_id, CLEANED, f"checkpoints removed {when}")
+        mlflow.MlflowClient().set_tag(run.run_id, CLEANED, f"checkpoints removed {when}")
         if root is None:
             get_artifact_repository(run.artifact_uri).delete_artifacts(CHECKPOINTS)
-    if root is not None and (root / CHECKPOINTS).exists():
-        shutil.rmtree(root / CHECKPOINTS)
+    if root is not None and root.is_dir():
+        remove_tree(root, root / CHECKPOINTS)
 
 
 def delete_run(run: PastRun, when: str) -> None:
@@ -194,54 +223,6 @@ def delete_run(run: PastRun, when: str) -> None:
     client = mlflow.MlflowClient()
     with store_errors(f"run {run.run_id} cannot be deleted"):
         client.set_tag(run.run_id, CLEANED, f"run removed {when}")
-        for model in run.models:
-            client.delete_logged_model(model)
+        for logged in own_models(run):
+            client.delete_logged_model(logged.model_id)
         client.delete_run(run.run_id)
-
-
-def unpurged() -> list[PastRun]:
-    """Runs that `delete_run` has marked and that were not removed for good.
-
-    Raises:
-        TrackingError: The store cannot be read.
-    """
-    import mlflow
-    from mlflow.entities import ViewType
-
-    client, deleted = mlflow.MlflowClient(), ViewType.DELETED_ONLY
-    with store_errors("the runs cannot be read"):
-        ids, mine = experiment_ids(client, None), f"tags.{CLEANED} LIKE 'run removed%'"
-        found = pages(lambda token: client.search_runs(ids, mine, deleted, page_token=token))
-        return [_past(run) for run in found]
-
-
-def purge(runs: Sequence[PastRun]) -> None:
-    """Removes deleted runs and their logged models for good, by ``mlflow gc``.
-
-    Raises:
-        TrackingError: That failed, or the store is a server's, where only its own machine can.
-    """
-    uri = resolve_uri()
-    if is_server(uri):
-        raise TrackingError(
-            "the runs are deleted; what they hold is freed by `mlflow gc` on the server's own machine"
-        )
-    for start in range(0, len(runs), _AT_ONCE):
-        some = runs[start : start + _AT_ONCE]
-        _gc(uri, [run.run_id for run in some], [model for run in some for model in run.models])
-        for folder in (root.parent for run in some if (root := local_folder(run.artifact_uri))):
-            with contextlib.suppress(OSError):  # it leaves the folder that the artifacts were in
-                folder.rmdir()
-
-
-def _gc(uri: str, run_ids: Iterable[str], models: Iterable[str]) -> None:
-    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri, "--tracking-uri", uri]
-    command += ["--run-ids", ",".join(run_ids)]
-    if named := ",".join(models):
-        command += ["--logged-model-ids", named]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        *_, last = ["", *done.stderr.strip().splitlines()]
-        raise TrackingError(
-            f"mlflow gc failed: {last}; the runs are deleted, and the next cleanup tries again"
-        )

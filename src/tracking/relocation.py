@@ -1,5 +1,6 @@
 """Paths inside a store that was moved: MLflow keeps them absolute, so they lead to where it was."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,18 +12,20 @@ from typing import Any
 import yaml
 
 from src.errors import UserError
+from src.tracking.places import local_of
 from src.tracking.store import (
     is_database,
     is_server,
-    local_folder,
     local_path,
     resolve_uri,
     shown_uri,
     store_errors,
 )
+from src.utils.contained import contained
 from src.utils.io import atomic_write_text
 
 _KEYS = ("artifact_location", "artifact_uri", "storage_location", "source")
+_ID_KEYS = ("run_id", "model_id", "source")
 _MIN_PARTS = 2
 
 
@@ -33,14 +36,14 @@ class Place:
     Attributes:
         uri: The path, or ``file:`` URI.
         of: What it is of, such as ``run 1a2b``.
-        has_id: Whether the path holds the id of a run or a model, so that it is no other's.
+        ids: Ids of its run and its model: a path that holds one is no other's.
         has_files: Whether something lies there for certain: a run may have kept nothing, a model has files.
         put: Writes another one in its stead.
     """
 
     uri: str
     of: str
-    has_id: bool
+    ids: frozenset[str]
     has_files: bool
     put: Callable[[str], None]
 
@@ -85,18 +88,25 @@ def relocate() -> Relocated:
 def _old_roots(places: Iterable[Place], base: Path) -> Iterator[Path]:
     """Where the store was, by each path whose end lies here."""
     for place in places:
-        path = local_folder(place.uri)
-        if path is None or not place.has_id or path.is_relative_to(base):
+        path = _path_of(place)
+        if path is None or path.is_relative_to(base):
             continue
         parts = path.parts
         for start in range(1, len(parts) - _MIN_PARTS + 1):  # the longest end first
-            if base.joinpath(*parts[start:]).exists():
+            is_own = not place.ids.isdisjoint(parts[start:])
+            if is_own and os.path.exists(base.joinpath(*parts[start:])):  # noqa: PTH110 -- any name will do
                 yield Path(*parts[:start])
                 break
 
 
+def _path_of(place: Place) -> Path | None:
+    """The folder that a place names on this machine; None for a path that could lead out of where it goes."""
+    path = local_of(place.uri)
+    return None if path is None or ".." in path.parts else path
+
+
 def _moved(place: Place, roots: Iterable[Path], base: Path) -> Path | None:
-    path = local_folder(place.uri)
+    path = _path_of(place)
     if path is None or path.is_relative_to(base):
         return None
     root = next((root for root in roots if path.is_relative_to(root)), None)
@@ -104,8 +114,8 @@ def _moved(place: Place, roots: Iterable[Path], base: Path) -> Path | None:
 
 
 def _is_lost(place: Place, target: Path | None) -> bool:
-    path = target or local_folder(place.uri)
-    return place.has_files and path is not None and not path.exists()
+    path = target or local_of(place.uri)
+    return place.has_files and path is not None and not os.path.exists(path)  # noqa: PTH110
 
 
 @contextmanager
@@ -115,26 +125,31 @@ def _in_database(uri: str) -> Iterator[list[Place]]:
     from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun
     from sqlalchemy.pool import NullPool
 
-    columns: list[tuple[Any, Any, str]] = [
-        (SqlExperiment, SqlExperiment.artifact_location, "experiment"),
-        (SqlRun, SqlRun.artifact_uri, "run"),
-        (SqlLoggedModel, SqlLoggedModel.artifact_location, "logged model"),
-        (SqlModelVersion, SqlModelVersion.storage_location, "model version"),
-        (SqlModelVersion, SqlModelVersion.source, "model version"),
+    version_ids = (SqlModelVersion.run_id, SqlModelVersion.source)
+    columns: list[tuple[Any, Any, str, tuple[Any, ...]]] = [
+        (SqlExperiment, SqlExperiment.artifact_location, "experiment", ()),
+        (SqlRun, SqlRun.artifact_uri, "run", (SqlRun.run_uuid,)),
+        (SqlLoggedModel, SqlLoggedModel.artifact_location, "logged model", (SqlLoggedModel.model_id,)),
+        (SqlModelVersion, SqlModelVersion.storage_location, "model version", version_ids),
+        (SqlModelVersion, SqlModelVersion.source, "model version", version_ids),
     ]
     with sa.create_engine(uri, poolclass=NullPool).begin() as connection:
         places = []
-        for table, column, kind in columns:
+        for table, column, kind, named in columns:
             keys = list(sa.inspect(table).primary_key)
-            for value, *key in connection.execute(sa.select(column, *keys)):
+            for value, *rest in connection.execute(sa.select(column, *keys, *named)):
                 if value:
+                    key, ids = rest[: len(keys)], _ids(rest[len(keys) :])
                     same = [own == part for own, part in zip(keys, key, strict=True)]
                     of = f"{kind} {' '.join(map(str, key))}"
                     put = partial(_put, connection, column, same)
-                    places.append(
-                        Place(value, of, kind != "experiment", kind not in ("experiment", "run"), put)
-                    )
+                    places.append(Place(value, of, ids, kind not in ("experiment", "run"), put))
         yield places
+
+
+def _ids(values: Iterable[Any]) -> frozenset[str]:
+    """Ids among the values: a model's source names it, such as ``models:/m-...``."""
+    return frozenset(str(value).removeprefix("models:/") for value in values if value)
 
 
 def _put(connection: Any, column: Any, same: list[Any], text: str) -> None:  # noqa: ANN401
@@ -145,7 +160,9 @@ def _put(connection: Any, column: Any, same: list[Any], text: str) -> None:  # n
 
 @contextmanager
 def _in_files(root: Path) -> Iterator[list[Place]]:
-    yield [place for meta in sorted(root.rglob("meta.yaml")) for place in _of_file(meta, root)]
+    # A file that is reached through a link is not the store's to rewrite.
+    metas = [path for path in root.rglob("meta.yaml") if path.is_file() and contained(root, path)]
+    yield [place for meta in sorted(metas) for place in _of_file(meta, root)]
 
 
 def _of_file(meta: Path, root: Path) -> Iterator[Place]:
@@ -160,4 +177,5 @@ def _of_file(meta: Path, root: Path) -> Iterator[Place]:
         if isinstance(values.get(key), str):
             of = str(meta.parent.relative_to(root))
             has_files = not is_experiment and key in ("artifact_location", "storage_location")
-            yield Place(values[key], of, not is_experiment, has_files, partial(put, key))
+            ids = () if is_experiment else (values.get(name) for name in _ID_KEYS)
+            yield Place(values[key], of, _ids(ids), has_files, partial(put, key))

@@ -13,6 +13,7 @@ from src.errors import MlprojectError, StoreError, TrackingError, UserError
 from src.tracking.delivery import Delivery, insist
 from src.tracking.heartbeat import Heartbeat, beat, seconds_between
 from src.tracking.held import read_whole_run
+from src.tracking.interrupted import clear_error
 from src.tracking.journal import DATASETS, METRICS, PARAMS, TAGS, Item
 from src.tracking.logged_model import log_model, save_model
 from src.tracking.names import ERROR
@@ -168,6 +169,8 @@ class TrackedRun:
                 self._end(status, message)
             else:
                 self._end_delivered(self._outbox, status, message)
+            if status == "FINISHED":
+                clear_error(self.run_id)
         finally:
             # Not before: the last delivery to a server can take long.
             if self._heartbeat is not None:

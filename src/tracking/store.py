@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from src.errors import MlprojectError, StoreError, TrackingError
 from src.tracking.locked import wait_for_locks
 from src.utils.io import TEMP_PREFIX, file_lock
+from src.utils.masking import masked_text, masked_uri
 from src.utils.silence import quiet_loggers
 
 _SQLITE = "sqlite:///"
@@ -87,7 +88,7 @@ def resolve_uri() -> str:
 
 def shown_uri() -> str:
     """The store's URI for messages."""
-    return _without_password(resolve_uri())
+    return masked_uri(resolve_uri())
 
 
 def promotion_lock() -> Path | None:
@@ -107,11 +108,7 @@ def reason(error: Exception) -> str:
         return "something else than the tracking server answers: it sent no JSON"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = next((line for line in lines if re.match(r"\(\w+\.\w*Error\) ", line)), lines[0])
-    return _without_password(line)
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
+    return masked_text(line, resolve_uri())
 
 
 def _make_schema(uri: str, path: Path) -> None:
@@ -232,7 +229,7 @@ def how_to_look(experiment_id: str) -> str:
     uri = resolve_uri()
     page = f"#/experiments/{experiment_id}/runs"
     if is_server(uri):
-        return f"{_without_password(uri)}/{page}"
+        return f"{masked_uri(uri)}/{page}"
     store = (
         f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {uri}"
         if local_folder(uri)

@@ -7,10 +7,25 @@ from pathlib import Path
 
 from src.errors import StoreError, TrackingError, UserError
 from src.tracking.delivery import ROUNDS, Delivery, allowed_attempts, in_order, insist, is_finished
-from src.tracking.held import AnswerError, read_whole_run
-from src.tracking.journal import FOLDER, STATUS, TAGS, Item, Journal, is_held, items, journal_lock
+from src.tracking.finished_run import how_to_restore
+from src.tracking.held import AnswerError, read_experiment, read_whole_run
+from src.tracking.interrupted import clear_error
+from src.tracking.journal import (
+    ARTIFACT,
+    FOLDER,
+    MODEL,
+    STATUS,
+    TAGS,
+    Item,
+    Journal,
+    is_held,
+    items,
+    journal_lock,
+)
 from src.tracking.names import ERROR
+from src.tracking.places import run_place
 from src.tracking.store import http_retries, open_store, quiet_client, reason, shown_uri
+from src.utils.signature import signature
 
 _PATIENCE = 10.0  # seconds that each item waits for a server which answers now and then
 _UNKNOWN_END = "the process ended without saying why; src.store sync delivered what it left"
@@ -51,7 +66,7 @@ class Left:
 
 
 def find_left(output: Path) -> list[Left]:
-    """The journals of all runs below a folder; changes none."""
+    """The journals of all runs below a folder; changes none, and reads none through a link."""
     found = []
     for folder in sorted(output.rglob(FOLDER)):
         with contextlib.suppress(FileNotFoundError):  # all has arrived meanwhile
@@ -60,6 +75,8 @@ def find_left(output: Path) -> list[Left]:
 
 
 def _look(results: Path) -> Left:
+    if _link_in(results) is not None:
+        return Left(results, None, 0, False, False)
     held = is_held(results)
     try:
         journal = Journal.read(results, mend=False)
@@ -67,6 +84,15 @@ def _look(results: Path) -> Left:
         return Left(results, None, 0, False, held)
     has_end = any(item.kind == STATUS for item in journal.pending.values())
     return Left(results, journal.run_id, len(journal.unsent) + len(journal.damaged), has_end, held)
+
+
+def _link_in(results: Path) -> Path | None:
+    """A link on the way to the journal of a run or in it, which leads to files of somebody else, or None."""
+    folder = results / FOLDER
+    for path in (results, folder):
+        if path.is_symlink():
+            return path
+    return next((path for path in sorted(folder.rglob("*")) if path.is_symlink()), None)
 
 
 def sync(results: Path) -> Synced:
@@ -78,19 +104,41 @@ def sync(results: Path) -> Synced:
         results: The folder of the run, such as ``outputs/NAME``.
 
     Raises:
-        UserError: It is no folder of a run.
+        UserError: It is no folder of a run, or holds what is another's.
+        ClaimError: The store would have the run's files put somewhere else than the run's own are.
         TrackingError: The run is still going on, the store is not reachable, refused something or does not
             hold what it took, or a line of the journal is damaged; the run is then not FINISHED.
     """
+    if (link := _link_in(results)) is not None:
+        raise UserError(f"{link}: is a link, and nothing is delivered through one; name what it leads to")
     if not Journal.exists(results):
         if not (results / "checkpoints").is_dir():
             raise UserError(f"{results}: no folder of a run; outputs/NAME is one, with checkpoints in it")
         return Synced()
     with journal_lock(results), http_retries(0), quiet_client():
         journal = Journal.read(results)
+        _check_own(results, journal)
         count, status = _deliver(journal, _open(journal))
+        if status == "FINISHED":  # it may have been taken for dead while it was silent
+            clear_error(journal.run_id)
         journal.remove()
     return Synced(journal.run_id, count, status)
+
+
+def _check_own(results: Path, journal: Journal) -> None:
+    """Refuses a journal of another run than the folder's, and items whose files are not in the journal.
+
+    Raises:
+        UserError: It is one.
+    """
+    owner = signature(results)
+    if owner not in (None, journal.run_id):
+        raise UserError(f"{results}: belongs to run {owner}, and its journal to run {journal.run_id}")
+    for item in journal.pending.values():
+        if item.kind in (ARTIFACT, MODEL):
+            names = (str(item.content.get("name")), *Path(str(item.content.get("folder") or "x")).parts)
+            if any(name in ("", ".", "..") or "/" in name or "\0" in name for name in names):
+                raise UserError(f"{journal.folder}: item {item.number} names a file outside it: {names[0]!r}")
 
 
 def _open(journal: Journal) -> str:
@@ -99,7 +147,9 @@ def _open(journal: Journal) -> str:
 
     try:
         open_store(must_exist=True)
-        info = insist(partial(read_whole_run, mlflow.MlflowClient(), journal.run_id), _PATIENCE).info
+        client = mlflow.MlflowClient()
+        info = insist(partial(read_whole_run, client, journal.run_id), _PATIENCE).info
+        experiment = insist(partial(read_experiment, client, info.experiment_id), _PATIENCE)
     except StoreError as error:
         raise TrackingError(f"{error}. The run was recorded at {journal.store}") from None
     except (mlflow.MlflowException, AnswerError) as error:
@@ -110,9 +160,8 @@ def _open(journal: Journal) -> str:
             f"{journal.store}: set MLFLOW_TRACKING_URI to that store"
         ) from None
     if info.lifecycle_stage != "active":
-        raise TrackingError(
-            f"run {journal.run_id} is deleted; mlflow runs restore --run-id {journal.run_id} brings it back"
-        )
+        raise TrackingError(f"run {journal.run_id} {how_to_restore(journal.run_id, experiment)}")
+    run_place(journal.run_id, info.artifact_uri, experiment.experiment_id, experiment.artifact_location or "")
     return str(info.status)
 
 

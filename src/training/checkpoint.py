@@ -169,3 +169,12 @@ def _check_sums(file: IO[bytes]) -> None:
         raise ValueError(str(error)) from None
     if damaged is not None:
         raise ValueError(f"{damaged} is damaged")
+
+
+def run_of_checkpoint(path: Path) -> str | None:
+    """Return the id of the run that wrote a checkpoint, None where it does not say; no tensor is read."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return str(checkpoint["run_id"])
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, pickle.UnpicklingError):
+        return None

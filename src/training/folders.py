@@ -8,7 +8,9 @@ from pathlib import Path
 from filelock import Timeout
 
 from src.errors import UserError
+from src.utils.contained import contained
 from src.utils.io import file_lock, remove_temps
+from src.utils.signature import sign, signature
 
 _LOCK = ".lock"
 
@@ -49,6 +51,19 @@ class RunFolders:
     def checkpoints(self) -> Path:
         """``latest.pth`` and ``best_model.pth``."""
         return self.results / "checkpoints"
+
+    def sign(self, run_id: str) -> None:
+        """Record in both folders which run they belong to."""
+        for folder in (self.logs, self.results):
+            sign(folder, run_id)
+
+    def signatures(self) -> set[str]:
+        """Return the ids of the runs that the folders say they belong to; nothing is read through a link.
+
+        Folders that an earlier release wrote say nothing.
+        """
+        real = (contained(self.output, folder) for folder in (self.logs, self.results))
+        return {run_id for folder in real if folder and (run_id := signature(folder))}
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

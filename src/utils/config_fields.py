@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 TAG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """A modality or a run name: it becomes a folder and a tag, so neither separators nor a leading dot."""
+_LONGEST_NAME = 255  # of a folder
 
 
 def _plain_name(name: str) -> str:
@@ -41,6 +42,15 @@ def _free_name(name: str) -> str:
     if name in {"logs", "cache"}:
         raise ValueError(f"{name!r} is a folder that all runs share; choose another name")
     return name
+
+
+def is_run_name(name: str) -> bool:
+    """Whether a name from a store is one that ``experiment.name`` takes, so that it names one folder."""
+    try:
+        _free_name(_plain_name(name))
+    except ValueError:
+        return False
+    return len(name) <= _LONGEST_NAME
 
 
 def _switch(value: object) -> object:

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -94,17 +95,15 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process in the name: what it leaves when it is killed is known to be nobody's.
-    prefix = f"{TEMP_PREFIX}{os.getpid()}-"
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
-    temp = Path(name)
+    temp = path.parent / f"{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(8)}{path.suffix}"
+    # Unlike mkstemp's, its mode is that of any new file: the kernel applies the umask, which a process
+    # cannot ask for without changing it under its other threads.
+    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temp.chmod(0o666 & ~umask)  # mkstemp makes files private; a checkpoint is shared like any file
         temp.replace(path)
     except BaseException as error:
         temp.unlink(missing_ok=True)
@@ -159,7 +158,7 @@ def atomic_link(source: Path, target: Path) -> None:
 def remove_temps(folder: Path) -> None:
     """Removes what a dead process has left half-written anywhere below a folder that nobody writes to."""
     for left in folder.rglob(f"{TEMP_PREFIX}*"):
-        if left.is_dir():
+        if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)

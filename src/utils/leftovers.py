@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from src.utils.contained import files_below, is_regular_file
 from src.utils.io import TEMP_PREFIX, is_locked
 
 _DAY, _MINUTE = 86400.0, 60.0
@@ -33,29 +34,33 @@ class Temp:
     is_leftover: bool
 
     def remove(self) -> None:
-        """Deletes it; gone is gone, whoever did it."""
-        if self.path.is_dir():
+        """Deletes it; gone is gone, whoever did it, and a link in its path by now leads elsewhere."""
+        folder = self.path.parent
+        if folder.resolve() != Path.cwd().resolve() / folder:
+            return
+        if self.path.is_dir() and not self.path.is_symlink():
             shutil.rmtree(self.path, ignore_errors=True)
         else:
             self.path.unlink(missing_ok=True)
 
 
 def find_temps(output: Path, *others: Path) -> list[Temp]:
-    """Those anywhere below ``output``, and those directly in the other folders."""
+    """Those anywhere below ``output``, and those directly in the other folders; no link is followed."""
     return sorted(_find(output, others), key=lambda temp: temp.path)
 
 
 def _find(output: Path, others: tuple[Path, ...]) -> Iterator[Temp]:
     pattern = f"{TEMP_PREFIX}*"
     paths = [*output.rglob(pattern), *(path for folder in others for path in folder.glob(pattern))]
-    for path in dict.fromkeys(path.resolve() for path in paths):
+    # Only their folder is resolved: a link is a temporary file itself, and what it leads to is not.
+    for path in dict.fromkeys(path.parent.resolve() / path.name for path in paths):
         with suppress(FileNotFoundError):  # whoever made it has finished
-            age = time.time() - path.stat().st_mtime
-            yield Temp(_shown(path), _size(path), age, _is_leftover(path, age))
+            age = time.time() - path.lstat().st_mtime
+            yield Temp(shown(path), _size(path), age, _is_leftover(path, age))
 
 
 def _is_leftover(path: Path, age: float) -> bool:
-    if path.is_file() and is_locked(path):
+    if is_regular_file(path) and is_locked(path):
         return False
     owner = _OWNER.match(path.name)
     # A minute, for the process may be one of another machine or container that shares the folder.
@@ -64,11 +69,11 @@ def _is_leftover(path: Path, age: float) -> bool:
 
 
 def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return sum(file.stat().st_size for file in files)
+    files = files_below(path) if path.is_dir() and not path.is_symlink() else [path]
+    return sum(file.lstat().st_size for file in files)
 
 
-def _shown(path: Path) -> Path:
-    """From the working folder on, where it is below that."""
+def shown(path: Path) -> Path:
+    """Return a path for messages: from the working folder on, where it is below that."""
     here = Path.cwd().resolve()
     return path.relative_to(here) if path.is_relative_to(here) else path

@@ -109,10 +109,10 @@ def test_a_live_run_is_left_alone_and_a_failed_delete_stops_nothing(
     name, other = (name for name in runs if name != champion)
     real = shutil.rmtree
 
-    def refusing(path: Path, *args: object, **options: object) -> None:
-        if str(path).startswith(f"outputs/{other}"):
-            raise PermissionError(1, "Operation not permitted", str(path))
-        real(path, *args, **options)  # type: ignore[arg-type]
+    def refusing(path: str, *args: object, dir_fd: int, **options: object) -> None:
+        if Path(f"/proc/self/fd/{dir_fd}").readlink() == Path(f"outputs/{other}").absolute():
+            raise PermissionError(1, "Operation not permitted", path)
+        real(path, *args, dir_fd=dir_fd, **options)  # type: ignore[arg-type]
 
     with RunFolders(Path("outputs"), name).held(), monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", refusing)

@@ -17,6 +17,7 @@ from src.store import main
 from src.tracking.heartbeat import Beat
 from src.tracking.journal import METRICS, STATUS, Journal, journal_lock
 from src.tracking.names import HEARTBEAT
+from src.tracking.run import tracked_run
 from src.tracking.running import mark_killed, running_runs
 from src.tracking.store import open_store
 from src.utils.io import TEMP_PREFIX
@@ -225,3 +226,33 @@ def test_a_run_that_came_alive_meanwhile_is_left_alone(dead: Beat) -> None:
     assert not mark_killed(found[resumed], [])
     assert not mark_killed(found[ended], [])
     assert statuses(resumed, ended) == ["RUNNING", "FAILED"]
+
+
+def test_a_run_that_was_only_paused_and_finishes_loses_the_reason_of_its_end(
+    any_store: str, folder: Path
+) -> None:
+    """Its process was silent for so long, as on a laptop that slept, that another machine marked it."""
+    assert any_store
+    client = mlflow.MlflowClient()
+    with tracked_run({}) as run:
+        run.keep_in(folder / "outputs/mine")
+        silent = long_ago(replace(Beat.now(), host="elsewhere"), 60)
+        client.set_tag(run.run_id, HEARTBEAT, silent.to_json())
+        (found,) = (one for one in running_runs([]) if one.run_id == run.run_id)
+        assert mark_killed(found, [])
+        assert statuses(run.run_id) == ["KILLED"]
+        assert "ended without a word" in client.get_run(run.run_id).data.tags["error"]
+    assert statuses(run.run_id) == ["FINISHED"]
+    assert "error" not in client.get_run(run.run_id).data.tags
+
+
+@pytest.mark.usefixtures("sqlite")
+def test_a_late_delivery_of_a_finished_run_does_the_same(results: Path, dead: Beat) -> None:
+    run_id = start_run(long_ago(replace(dead, host="elsewhere"), 60))
+    (found,) = running_runs([])
+    assert mark_killed(found, [])
+    journal = Journal.begin(results, run_id, "http://127.0.0.1:1")
+    journal.add(journal.reserve(), STATUS, {"status": "FINISHED", "end_time": 5})
+    assert main(["sync", str(results)]) == 0
+    assert statuses(run_id) == ["FINISHED"]
+    assert "error" not in mlflow.MlflowClient().get_run(run_id).data.tags

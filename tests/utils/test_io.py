@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,46 @@ def test_files_are_as_readable_as_others(folder: Path) -> None:
     (folder / "plain").write_text("")
     atomic_write_text(folder / "ours", "")
     assert stat.S_IMODE((folder / "ours").stat().st_mode) == stat.S_IMODE((folder / "plain").stat().st_mode)
+
+
+def modes(folder: Path) -> set[int]:
+    return {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_of_other_threads_keep_their_umask(folder: Path, umask: int, mode: int) -> None:
+    """The umask is one for all threads: a writer that sets it opens the files that others make meanwhile."""
+    ours, theirs = folder / "ours", folder / "theirs"
+    theirs.mkdir()
+    is_over = threading.Event()
+
+    def create(name: str) -> None:
+        number = 0
+        while not is_over.is_set():
+            os.close(os.open(theirs / f"{name}{number % 1000}", os.O_CREAT, 0o666))
+            number += 1
+
+    before = os.umask(umask)
+    threads = [threading.Thread(target=create, args=(name,)) for name in "ab"]
+    try:
+        for thread in threads:
+            thread.start()
+        for number in range(100):
+            atomic_write_text(ours / str(number), "")
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        now = os.umask(before)
+    assert now == umask
+    assert modes(ours) == modes(theirs) == {mode}
+
+
+def test_no_write_sets_the_umask(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(os, "umask", calls.append)
+    atomic_write_text(folder / "a", "")
+    assert calls == []
 
 
 def test_a_failed_write_names_the_file(folder: Path) -> None:
