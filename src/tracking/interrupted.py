@@ -18,6 +18,7 @@ from src.tracking.names import (
     MODEL,
     SPLIT_FINGERPRINT,
 )
+from src.tracking.places import run_place
 from src.tracking.store import reason, shown_uri, store_errors
 from src.utils.cli import span, warn
 
@@ -75,6 +76,7 @@ def read_known(run_id: str) -> KnownRun:
 
     Raises:
         UserError: There is none of this id, it was deleted, or it is no training run.
+        ClaimError: The store would have its files put somewhere else than the run's own are.
         TrackingError: The store cannot be read.
     """
     import mlflow
@@ -95,6 +97,7 @@ def read_known(run_id: str) -> KnownRun:
             f"--resume {run_id}: it is no training run of this project, or ended before it began; "
             "start a new one"
         )
+    run_place(run_id, run.info.artifact_uri, experiment.experiment_id, experiment.artifact_location or "")
     return _known(run)
 
 
