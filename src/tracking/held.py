@@ -88,11 +88,13 @@ class Held:
         """Return those of the items that the store does not hold.
 
         Args:
-            items: What was sent; of two that set the same tag, the later one counts.
+            items: What was sent; of two that set the same tag or write the same file, the later one counts.
             folder: Where the files of items lie, each in the folder of its number.
         """
         tags = {key: value for item in items if item.kind == TAGS for key, value in item.content.items()}
-        return [item for item in items if not self._has(item, tags, folder / str(item.number))]
+        last = {item.target: item.number for item in sorted(items, key=lambda item: item.number)}
+        newest = (i for i in items if i.kind != ARTIFACT or last[i.target] == i.number)
+        return [item for item in newest if not self._has(item, tags, folder / str(item.number))]
 
     def _has(self, item: Item, tags: dict[str, Any], folder: Path) -> bool:
         content, run = item.content, self._run

@@ -180,8 +180,10 @@ class Outbox:
         self._answered()
         self._arrived_at = time.monotonic()
         self._waiting.pop(item.number, None)
+        self._sending = None
         if item.kind != COMPARISON:
             self._journal.arrived(item)
+            self._drop_older(item.target)  # a newer version may have come while it was on its way
 
     def _compared(self, sent: list[Item], lacking: list[Item]) -> None:
         for item in sent:
@@ -222,7 +224,7 @@ class Outbox:
         else:
             self._pause_until = time.monotonic() + min(2.0 ** min(self._failures, 9), self._max_pause)
             self._failures += 1
-            self._drop_older(item.target)
+        self._drop_older(item.target)
 
     def _refuse(self, item: Item, error: Exception) -> None:
         """The item stays in the journal, for `sync` to try once more; nothing waits for it."""

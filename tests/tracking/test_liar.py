@@ -1,5 +1,6 @@
 """A server some of whose answers are not its own: what answers 200 need not have taken anything."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,13 +31,18 @@ def liar(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Liar]:
 def record(results: Path, run_id: str) -> Outbox:
     """A short run, up to its end."""
     outbox = Outbox(results, run_id)
+    fill(outbox)
+    return outbox
+
+
+def fill(outbox: Outbox) -> None:
     for step in (1, 2, 3):
         outbox.put(METRICS, metrics(step, a=step / 10, b=-step))
-        atomic_write_text(results / "latest.pth", f"state {step}" * step)
-        outbox.put_file(results / "latest.pth", "checkpoints")
+        path = outbox.results / "latest.pth"
+        atomic_write_text(path, f"state {step}" * step)
+        outbox.put_file(path, "checkpoints")
     outbox.put("params", {"epochs": "3"})
     outbox.put_status("FINISHED")
-    return outbox
 
 
 def check(run_id: str) -> None:
@@ -58,6 +64,26 @@ def test_what_an_answer_hid_is_sent_again(liar: Liar, results: Path, part: str, 
     assert liar.told == [fault, fault]
     check(run_id)
     assert [path.name for path in results.iterdir()] == ["latest.pth"]
+
+
+def test_a_version_that_was_on_its_way_never_replaces_a_newer_one(liar: Liar, results: Path) -> None:
+    run_id, is_on_its_way, is_recorded = new_run(), threading.Event(), threading.Event()
+
+    def hold(_method: str, path: str) -> None:
+        if "latest.pth" in path:
+            is_on_its_way.set()
+            assert is_recorded.wait(60)
+
+    liar.lie = hold
+    with http_retries(0):
+        outbox = Outbox(results, run_id)
+        atomic_write_text(results / "latest.pth", "old")
+        outbox.put_file(results / "latest.pth", "checkpoints")
+        assert is_on_its_way.wait(60)
+        fill(outbox)
+        is_recorded.set()
+        outbox.close("FINISHED")
+    check(run_id)
 
 
 @pytest.mark.parametrize("part", ["log-batch", "latest.pth"])

@@ -64,7 +64,7 @@ def check_epochs(run: Run, epochs: int, folder: Path) -> None:
     for name in ("config.yaml", "training_history.csv"):
         assert (there / name).read_bytes() == (outputs / "logs/mine" / name).read_bytes()
     for path in (p for p in (outputs / "mine").rglob("*") if p.is_file()):
-        if path.name == PREVIOUS:  # of use on disk alone
+        if path.name in (PREVIOUS, "run_id"):  # of use on disk alone
             continue
         assert (there / path.relative_to(outputs / "mine")).read_bytes() == path.read_bytes()
     assert {path.name for path in (outputs / "mine").iterdir()} >= {"checkpoints"}
