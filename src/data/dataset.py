@@ -18,7 +18,7 @@ from src.data.records import Records, join, texts
 from src.data.samples import SPLITS
 from src.data.sources import list_modalities
 from src.data.split import split_by_fold, split_by_group
-from src.data.windows import one_window, window_notes
+from src.data.windows import check_window, one_window, window_notes
 from src.errors import DataError
 from src.utils.config import DataConfig
 from src.utils.io import sha256_of_lines
@@ -142,6 +142,7 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
     decoded = decode_listings(listings, config, cache_dir, rehash=rehash)
     bad_notes = _check_bad(decoded, config)
     entries = join_entries([images.entries for images in decoded])
+    blank_notes = check_window(entries, config.window)
     joined = join(decoded)
     checked = check_leaks(_split(joined.records, classes, config), config.on_leak)
     records = _sorted(checked.records)
@@ -154,7 +155,13 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
         splits=_make_splits(records, patients),
         fingerprint=_fingerprint(records, patients, classes),
         split_fingerprint=sha256_of_lines(map("{} {}".format, records.splits, records.contents)),
-        warnings=(*bad_notes, *window_notes(entries, config.window), *joined.notes, *checked.notes),
+        warnings=(
+            *bad_notes,
+            *window_notes(entries, config.window),
+            *blank_notes,
+            *joined.notes,
+            *checked.notes,
+        ),
         counts={
             "bad_images": sum(len(images.bad) for images in decoded),
             "unpaired_images": joined.unpaired,

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.data.dicom_file import DicomFile, check_palette, check_pixel_data
-from src.data.images import BadImage, Header, Picture, Range, check_limit, check_pixels, open_image
+from src.data.dicom_gray import check_high_bit, gray_picture, text_of, used_bits
+from src.data.images import BadImage, Header, Picture, check_limit, check_pixels, open_image
 from src.utils.io import open_regular
 from src.utils.limits import IMAGE_VALUES
 
@@ -23,6 +24,9 @@ SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 _GRAY = frozenset({"MONOCHROME1", "MONOCHROME2"})
+_PALETTE = "PALETTE COLOR"
+_JPEG_2000 = frozenset({"YBR_ICT", "YBR_RCT"})
+_COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422"}) | _JPEG_2000
 _HEADER_TAGS = (
     "Rows",
     "Columns",
@@ -44,6 +48,10 @@ _PICTURE_TAGS = (
     "WindowCenter",
     "WindowWidth",
     "VOILUTFunction",
+    "VOILUTSequence",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "PresentationLUTShape",
     *(
         f"{kind}{color}PaletteColorLookupTable{what}"
         for kind, what in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
@@ -105,12 +113,30 @@ def _header(path: Path, dataset: "Dataset") -> Header:
     check_limit(path, IMAGE_VALUES, width * height * frames * int(dataset.get("SamplesPerPixel") or 1))
     if frames > 1:
         raise BadImage(f"{path}: holds {frames} frames; export each slice as a file of its own")
-    is_gray = dataset.get("PhotometricInterpretation") in _GRAY
+    _check_photometric(path, dataset)
+    is_gray = dataset.PhotometricInterpretation in _GRAY
     if is_gray and bits > _MAX_GRAY_BITS:
         raise BadImage(f"{path}: pixels of {bits} bits are not read; convert it to 16 bits")
     if not is_gray and int(dataset.get("BitsAllocated") or 8) > 8 and not _is_palette(dataset):
         raise BadImage(f"{path}: colour of more than 8 bits is not read; convert it to 8 bits")
     return Header(height, width, 1 if is_gray else 3, str(dataset.get("PatientID") or "").strip())
+
+
+def _check_photometric(path: Path, dataset: "Dataset") -> None:
+    """Refuse pixels whose meaning is missing, unknown or contradictory; set it in the standard's spelling.
+
+    Raises:
+        BadImage: It is.
+    """
+    photometric = text_of(dataset, "PhotometricInterpretation")
+    if not photometric:
+        raise BadImage(f"{path}: names no PhotometricInterpretation, such as MONOCHROME2 or RGB; add it")
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    if photometric not in _GRAY | _COLOUR | {_PALETTE}:
+        raise BadImage(f"{path}: PhotometricInterpretation {photometric} is not read; convert it to RGB")
+    if samples != (3 if photometric in _COLOUR else 1):
+        raise BadImage(f"{path}: {photometric} with SamplesPerPixel {samples} is contradictory; correct one")
+    dataset.PhotometricInterpretation = photometric
 
 
 def _pixel_bytes(dataset: "Dataset") -> int:
@@ -120,7 +146,7 @@ def _pixel_bytes(dataset: "Dataset") -> int:
 
 
 def _is_palette(dataset: "Dataset") -> bool:
-    return bool(dataset.get("PhotometricInterpretation") == "PALETTE COLOR")
+    return bool(dataset.PhotometricInterpretation == _PALETTE)
 
 
 def read_picture(path: Path) -> Picture:
@@ -143,12 +169,23 @@ def read_picture(path: Path) -> Picture:
             raise BadImage(f"{path}: holds no pixels")
         check_pixel_data(path, dataset, pixel_bytes)
         check_palette(path, dataset)
+        for keyword in ("ModalityLUTSequence", "VOILUTSequence"):
+            content.first_item(dataset, keyword)  # within limits, before pydicom parses all of it
         stored = _stored_pixels(path, dataset)
-        return _gray(path, dataset, stored) if header.channels == 1 else _colour(dataset, stored)
+        if header.channels == 1:
+            return gray_picture(path, dataset, stored)
+        return Picture(_palette_colours(path, dataset, stored) if _is_palette(dataset) else stored)
 
 
 def _stored_pixels(path: Path, dataset: "Dataset") -> NDArray[Any]:
     syntax = dataset.file_meta.TransferSyntaxUID
+    check_high_bit(path, dataset)
+    photometric, bits = dataset.PhotometricInterpretation, int(dataset.BitsStored)
+    if photometric in _COLOUR and bits != 8:
+        raise BadImage(f"{path}: colour of {bits} bits is not read; convert it to 8 bits")
+    if photometric in _JPEG_2000 and "JPEG 2000" not in syntax.name:
+        raise BadImage(f"{path}: {photometric} without JPEG 2000 is not read; convert it to RGB")
+    dataset.pixel_array_options(correct_unused_bits=False)  # `used_bits` does, and tells if they matter
     try:
         return np.asarray(dataset.pixel_array)
     except Exception:  # each of pydicom's decoders fails in its own way
@@ -161,55 +198,27 @@ def _stored_pixels(path: Path, dataset: "Dataset") -> NDArray[Any]:
         ) from None
 
 
-def _gray(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> Picture:
-    from pydicom.pixels.processing import apply_modality_lut
-
-    bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
-    ends = np.array([-(1 << bits - 1), (1 << bits - 1) - 1] if signed else [0, (1 << bits) - 1])
-    # The same rescaling for the ends of the range; a look-up table takes what lies beyond it to its own.
-    full = np.sort(np.asarray(apply_modality_lut(ends, dataset), dtype=np.float64))
-    with np.errstate(over="ignore"):
-        values = np.asarray(apply_modality_lut(stored, dataset), dtype=np.float32)
-    if not (np.isfinite(full).all() and full[0] < full[-1] and np.isfinite(values).all()):
-        raise BadImage(f"{path}: its rescale slope, intercept or look-up table gives no usable values")
-    return Picture(
-        values,
-        full=(float(full[0]), float(full[-1])),
-        own=own_window(dataset),
-        inverted=dataset.PhotometricInterpretation == "MONOCHROME1",
-    )
-
-
-def own_window(dataset: "Dataset") -> Range | None:
-    """The first window of a file as (low, high), None where it has none that is linear.
-
-    Source: DICOM PS3.3, C.11.2.1.2 (functions LINEAR and LINEAR_EXACT). A look-up table and the
-    function SIGMOID are no window, so such a file counts as without.
-    """
-    center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
-    function = dataset.get("VOILUTFunction") or "LINEAR"
-    if center is None or width is None or function not in ("LINEAR", "LINEAR_EXACT"):
-        return None
-    if function == "LINEAR":
-        center, width = center - 0.5, width - 1
-    return (center - width / 2, center + width / 2) if width > 0 and math.isfinite(center + width) else None
-
-
-def _first(value: Any) -> float | None:  # noqa: ANN401 -- pydicom: nothing, one value, or several
-    if value is None or value == "":
-        return None
-    values = np.atleast_1d(np.asarray(value, dtype=np.float64))
-    return float(values[0]) if values.size else None
-
-
-def _colour(dataset: "Dataset", stored: NDArray[Any]) -> Picture:
+def _palette_colours(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> NDArray[np.uint8]:
     from pydicom.pixels.processing import apply_color_lut
 
-    if _is_palette(dataset):
-        stored = apply_color_lut(stored, dataset)
-    if stored.dtype == np.uint16:  # a palette of 16 bits
-        stored = stored >> 8
-    return Picture(stored[..., :3].astype(np.uint8))
+    if not dataset.file_meta.TransferSyntaxUID.is_little_endian:
+        _swap_palette(dataset)
+    count, first, _ = dataset.RedPaletteColorLookupTableDescriptor
+    count = count or 2**16
+    # Within the table, for pydicom computes the places in the type of its entries.
+    places = np.clip(used_bits(path, dataset, stored, None).astype(np.int32), first, first + count - 1)
+    colours = apply_color_lut(places, dataset)[..., :3]
+    if colours.dtype == np.uint8 and count > 2**8:
+        raise BadImage(f"{path}: a palette of {count} colours of 8 bits is not read; convert it to RGB")
+    return (colours >> 8 if colours.dtype == np.uint16 else colours).astype(np.uint8)
+
+
+def _swap_palette(dataset: "Dataset") -> None:
+    """Put the words of a big-endian palette into the order in which pydicom takes them to be."""
+    for color in ("Red", "Green", "Blue", "Alpha"):
+        element = f"{color}PaletteColorLookupTableData"
+        if element in dataset:
+            dataset[element].value = np.frombuffer(dataset[element].value, ">u2").astype("<u2").tobytes()
 
 
 def _first_line(error: Exception) -> str:

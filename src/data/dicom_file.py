@@ -5,7 +5,7 @@ import struct
 import zlib
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from pydicom.tag import BaseTag
 
 _FRAMES_FROM = 0x52000000  # what describes each frame of a multi-frame image, and then its pixels
-_PIXELS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData")
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_OVERLAY_BITS = tuple(0x60000102 + (number << 17) for number in range(16))
+_PIXELS = (*_GROUPS, *_OVERLAY_BITS, "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData")
+_FRAME_TAGS = {
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+}
 _RATIO = 2
 _SOME = 2**20
 _PART = 8  # bytes of a tag with its length, by which each element and each item of a sequence starts
@@ -101,7 +107,7 @@ class DicomFile:
         return dataset
 
     def add_pixels(self, dataset: "Dataset", pixel_bytes: int) -> None:
-        """Read the pixels and add them to what `read_header` returned.
+        """Read the pixels and the functional groups, and add them to what `read_header` returned.
 
         Args:
             dataset: What it returned.
@@ -123,6 +129,47 @@ class DicomFile:
         implicit, little = dataset.original_encoding
         rest = read_dataset(source, bool(implicit), bool(little), specific_tags=_tags(_PIXELS))  # type: ignore[arg-type]
         dataset.update(rest)
+        self._add_functional_groups(dataset)
+
+    def first_item(self, dataset: "Dataset", keyword: str) -> "Dataset | None":
+        """Return the first item of a sequence, None if there is none.
+
+        pydicom parses a sequence of known length only on access, without a limit, so its items are
+        counted here first. A sequence within an item is counted when it is asked for in turn.
+
+        Raises:
+            BadImage: The sequence exceeds a limit.
+        """
+        from pydicom.filereader import read_sequence
+
+        if keyword not in dataset:
+            return None
+        raw: Any = dataset.get_item(keyword)
+        if isinstance(raw.value, bytes) and raw.value:  # not parsed yet
+            source = _Bounded(self._path, io.BytesIO(raw.value))
+            implicit = raw.is_implicit_VR or raw.VR == "UN"
+            try:
+                read_sequence(source, implicit, raw.is_little_endian, len(raw.value), "iso8859")  # type: ignore[arg-type]
+            except OSError:
+                source.check()
+                raise
+        sequence = dataset[keyword].value
+        return sequence[0] if sequence else None
+
+    def _add_functional_groups(self, dataset: "Dataset") -> None:
+        """Copy slope, intercept and window of the only frame of an enhanced object to the top level.
+
+        Source: DICOM PS3.3, C.7.6.16: a functional group is either shared or given per frame.
+        """
+        groups = [group for group in (self.first_item(dataset, keyword) for keyword in _GROUPS) if group]
+        for keyword, tags in _FRAME_TAGS.items():
+            found = [item for group in groups if (item := self.first_item(group, keyword)) is not None]
+            if not found:
+                continue
+            for tag in tags:
+                dataset.pop(tag, None)
+                if tag in found[-1]:
+                    dataset[tag] = found[-1].get_item(tag)
 
     def _inflated(self, most: int) -> bytes:
         """Inflate the first bytes of what pydicom would inflate as a whole, however much that is."""
@@ -134,7 +181,7 @@ class DicomFile:
 
 
 @cache
-def _tags(keywords: tuple[str, ...]) -> "list[BaseTag | int]":
+def _tags(keywords: tuple[str | int, ...]) -> "list[BaseTag | int]":
     from pydicom.tag import Tag
 
     return [Tag(keyword) for keyword in keywords]
@@ -142,6 +189,11 @@ def _tags(keywords: tuple[str, ...]) -> "list[BaseTag | int]":
 
 def _at_frames(tag: int, _vr: str | None, _length: int) -> bool:
     return int(tag) >= _FRAMES_FROM  # as an int: pydicom compares its own tags slowly
+
+
+def has_embedded_overlay(dataset: "Dataset") -> bool:
+    """Return whether bits of the pixels beside the stored ones hold an overlay (retired in DICOM 2004)."""
+    return any(tag in dataset and dataset[tag].value for tag in _OVERLAY_BITS)
 
 
 def check_pixel_data(path: Path, dataset: "Dataset", pixel_bytes: int) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from src.data.images import BadImage, Range, applied_window
 
-FORMAT = 3
+FORMAT = 4
 """Part of every name in the cache: raise it when decoding, hashing or resizing changes."""
 
 _UNKNOWN = -1

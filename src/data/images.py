@@ -52,12 +52,15 @@ class Picture:
         full: What the values could be; None for plain 8-bit pixels, which no window changes.
         own: The window that the file itself asks for, None without.
         inverted: Whether low values are bright (DICOM's MONOCHROME1).
+        no_window: Why the file's own gray levels cannot be shown, so that a window has to be configured; ""
+            if they can.
     """
 
     values: NDArray[Any]
     full: Range | None = None
     own: Range | None = None
     inverted: bool = False
+    no_window: str = ""
 
     @property
     def content(self) -> bytes:
@@ -77,7 +80,12 @@ def to_8_bits(picture: Picture, configured: Range | None) -> Pixels:
     Args:
         picture: The picture.
         configured: The window asked for; None takes the picture's own, else its full range.
+
+    Raises:
+        BadImage: None is configured, and the file's own gray levels cannot be shown.
     """
+    if configured is None and picture.no_window:
+        raise BadImage(picture.no_window, lasting=False)  # another run may configure one
     window = applied_window(picture.own, picture.full, configured)
     if window is None:
         pixels: Pixels = picture.values

@@ -9,6 +9,7 @@ from src.data import manifest
 from src.data.arrays import Arrays, open_arrays
 from src.data.cache import decode_listings
 from src.data.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
+from src.data.entries import join_entries
 from src.data.files import is_image
 from src.data.folders import image_files, listing_of_files
 from src.data.image_array import ImageArray, ImageSource
@@ -16,6 +17,7 @@ from src.data.images import Pixels
 from src.data.npz import images_of, labels_of, listing_of_arrays
 from src.data.records import Records, join, records_of
 from src.data.samples import Listing, Sample
+from src.data.windows import blank_notes
 from src.errors import DataError
 from src.utils.config import DataConfig
 
@@ -76,7 +78,8 @@ def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_d
         joined = join(decoded)
         records, notes = joined.records, joined.notes
     bad = tuple(message for images in decoded for message in images.bad)
-    return Inputs(records, tuple(images.pixels for images in decoded), bad, tuple(notes))
+    blank = blank_notes(join_entries([images.entries for images in decoded]), config.window)
+    return Inputs(records, tuple(images.pixels for images in decoded), bad, (*notes, *blank))
 
 
 def _list(path: str, modality: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path) -> Listing:

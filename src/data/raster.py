@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from src.data.images import BadImage, Header, Picture, check_pixels, open_image
 from src.utils.limits import HINT, IMAGE_PIXELS
@@ -20,6 +22,8 @@ _16_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _GRAY_MODES = frozenset({"1", "L", "LA"}) | _16_BITS
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _FULL_16_BITS = (0.0, 65535.0)
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 
 # An image of more pixels is refused below; Pillow's own warning would only repeat it.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -57,11 +61,15 @@ def read_header(path: Path) -> Header:
 
 def _header(path: Path, image: Image.Image) -> Header:
     check_pixels(path, image.width, image.height)
-    # Not n_frames, for which Pillow reads through all pages of a TIFF.
-    if getattr(image, "is_animated", False):
+    # Not n_frames, for which Pillow reads through all pages of a TIFF. The further pictures of a phone's
+    # JPEG (MPO: previews, depth, gain maps) are no pages; its first one is the image.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
         raise BadImage(f"{path}: holds several pages; export each slice as a file of its own")
     if image.mode not in _GRAY_MODES | _COLOUR_MODES:
-        raise BadImage(f"{path}: pixels of kind {image.mode!r} are not read; convert it to 8 or 16 bits")
+        raise BadImage(
+            f"{path}: pixels of kind {image.mode!r} are not read; convert it to unsigned 8 or 16 bits"
+        )
+    _check_samples(path, image)
     return Header(image.height, image.width, 1 if image.mode in _GRAY_MODES else 3)
 
 
@@ -69,14 +77,74 @@ def read_picture(path: Path) -> Picture:
     """Decodes an image file.
 
     Returns:
-        uint8 pixels, gray or RGB; 16-bit gray in its raw values.
+        uint8 pixels, gray or RGB, upright and on black where they are transparent; 16-bit gray in its raw
+        values.
 
     Raises:
         BadImage: The file is damaged, no image, too large to be one, or of a kind that is not read.
     """
     with _opened(path) as image:
         header = _header(path, image)
-        if image.mode in _16_BITS:
-            return Picture(np.asarray(image, dtype=np.uint16), full=_FULL_16_BITS)
+        is_white_zero = _tiff_tag(image, _PHOTOMETRIC) == (_WHITE_IS_ZERO,)
         upright = ImageOps.exif_transpose(image)
-        return Picture(np.asarray(upright.convert("L" if header.channels == 1 else "RGB")))
+        if image.mode in _16_BITS:
+            return Picture(_deep_values(upright), full=_FULL_16_BITS, inverted=is_white_zero)
+        return Picture(np.asarray(_on_black(path, upright, "L" if header.channels == 1 else "RGB")))
+
+
+def _check_samples(path: Path, image: Image.Image) -> None:
+    """Refuse samples that Pillow would change: it keeps the upper byte of colours, and drops signs.
+
+    Raises:
+        BadImage: It would.
+    """
+    if image.mode not in _16_BITS and _sample_bits(image) > 8:
+        raise BadImage(
+            f"{path}: colour, or gray with transparency, of more than 8 bits is not read; convert it to 8 "
+            "bits a channel, or to 16-bit gray without transparency"
+        )
+    if _SIGNED in _tiff_tag(image, _SAMPLE_FORMAT):
+        raise BadImage(f"{path}: signed pixels are not read; convert it to unsigned 8 or 16 bits")
+
+
+def _sample_bits(image: Image.Image) -> int:
+    """Return how many bits each sample has in the file; 8 for a format that knows no more."""
+    if isinstance(image, TiffImageFile):
+        return max(_tiff_tag(image, _BITS), default=1)
+    # How Pillow is about to decode: "RGB;16B" (PNG), or ("RGB", 65535) with the largest value (PPM).
+    how = [tile.args for tile in getattr(image, "tile", [])]
+    if image.format == "PNG":
+        return 16 if any(";16" in str(args) for args in how) else 8
+    largest = [args[1] for args in how if image.format == "PPM" and isinstance(args, tuple)]
+    return max(int(max(largest, default=0)).bit_length(), 8)
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> tuple[int, ...]:
+    """Return the numbers of a tag of a TIFF; () for another format, or without it."""
+    value = image.tag_v2.get(tag, ()) if isinstance(image, TiffImageFile) else ()
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _deep_values(image: Image.Image) -> NDArray[np.uint16]:
+    """Return 16-bit gray; the value that a PNG names as transparent becomes 0."""
+    values = np.array(image, dtype=np.uint16)
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        values[values == transparent] = 0
+    return values
+
+
+def _on_black(path: Path, image: Image.Image, mode: str) -> Image.Image:
+    """Return an image as it looks on black: what lies under transparent pixels is not meant to be seen.
+
+    Raises:
+        BadImage: All of it is transparent.
+    """
+    if not image.has_transparency_data:
+        return image.convert(mode)
+    alpha = image.convert("RGBA").getchannel("A")
+    if alpha.getextrema()[1] == 0:
+        raise BadImage(f"{path}: all pixels are transparent; remove the transparency")
+    black = Image.new(mode, image.size)
+    black.paste(image.convert(mode), mask=alpha)
+    return black

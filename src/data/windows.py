@@ -3,8 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable
 
+import numpy as np
+
 from src.data.entries import Entries, Shared
 from src.data.images import Range, applied_window
+from src.errors import DataError
 
 _8_BIT_SPAN = 255
 _SHOWN = 3
@@ -15,6 +18,42 @@ def one_window(entries: Entries, configured: Range | None) -> Range | None:
     kinds = {applied_window(shared.own, shared.full, configured) for shared, _ in entries.counted()}
     applied = kinds - {None}
     return applied.pop() if len(applied) == 1 else None
+
+
+def check_window(entries: Entries, configured: Range | None) -> list[str]:
+    """Return `blank_notes`, unless it is all images that are shown as one gray.
+
+    Raises:
+        DataError: It is, so that nothing could be learned.
+    """
+    blank = _blank(entries, configured)
+    notes = blank_notes(entries, configured)
+    if notes and len(blank) == len(entries):
+        raise DataError(notes[0], public="a window shows every image as one gray")
+    return notes
+
+
+def blank_notes(entries: Entries, configured: Range | None) -> list[str]:
+    """Return a sentence on images of which a window shows nothing, if there are any."""
+    blank = _blank(entries, configured)
+    if not len(blank):
+        return []
+    observed = blank.rows["observed"]
+    held = _span((float(observed[:, 0].min()), float(observed[:, 1].max())))
+    named = "the window of the file" if configured is None else f"data.window={_list(configured)}"
+    return [
+        f"{len(blank)} of {len(entries)} images hold only values outside of {named} and are shown as one "
+        f"gray: they hold {held}; choose data.window in the units of the files (HU for CT)"
+    ]
+
+
+def _blank(entries: Entries, configured: Range | None) -> Entries:
+    """Return the images that are not one gray by themselves, but through their window."""
+    applied = [applied_window(shared.own, shared.full, configured) for shared in entries.numbers]
+    ends = np.array([window or (-np.inf, np.inf) for window in applied], dtype=np.float64).reshape(-1, 2)
+    low, high = ends[entries.rows["shared"]].T
+    lowest, highest = entries.rows["observed"].T
+    return entries.take((lowest < highest) & ((highest <= low) | (lowest >= high)))
 
 
 def window_notes(entries: Entries, configured: Range | None) -> list[str]:
@@ -60,6 +99,10 @@ def _note_different(own: Counter[Range]) -> list[str]:
 def _union(ranges: Iterable[Range | None]) -> Range:
     known = [ends for ends in ranges if ends is not None]
     return min(low for low, _ in known), max(high for _, high in known)
+
+
+def _list(ends: Range) -> str:
+    return f"[{ends[0]:g}, {ends[1]:g}]"
 
 
 def _span(ends: Range) -> str:

@@ -1,0 +1,213 @@
+"""Gray values of a DICOM image: stored bits, padding, rescaling and the window of the file."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.data.dicom_file import has_embedded_overlay
+from src.data.images import BadImage, Picture, Range
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+Mask = NDArray[np.bool_]
+
+_RESCALE = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
+_LINEAR, _LINEAR_EXACT = "LINEAR", "LINEAR_EXACT"
+_STEP = 2.0**-23
+
+
+def text_of(dataset: "Dataset", keyword: str) -> str:
+    """Return an element as upper-case text without spaces around it, "" if it is missing or empty."""
+    return str(dataset.get(keyword) or "").strip().upper()
+
+
+def check_high_bit(path: Path, dataset: "Dataset") -> None:
+    """Refuse pixels that do not start at the lowest bit.
+
+    Raises:
+        BadImage: HighBit is not BitsStored - 1, as the standard demands (PS3.5, 8.1.1).
+    """
+    bits, high = int(dataset.BitsStored), dataset.get("HighBit")
+    if high is not None and int(high) != bits - 1:
+        raise BadImage(
+            f"{path}: HighBit is {int(high)} and BitsStored is {bits}, so it is unclear which bits hold the "
+            f"pixels; convert it to HighBit {bits - 1}"
+        )
+
+
+def gray_picture(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> Picture:
+    """Return the values of a gray image in its own units.
+
+    Args:
+        path: Of the file, for messages.
+        dataset: Its elements.
+        stored: Pixels as decoded, with all bits that are allocated.
+
+    Raises:
+        BadImage: The pixels exceed BitsStored, or the rescaling gives no usable values.
+    """
+    padding = _padding(path, dataset, stored)
+    used = used_bits(path, dataset, stored, padding)
+    _complete_rescale(path, dataset)
+    values, full = _rescaled(path, dataset, used)
+    inverted = _is_inverted(path, dataset)
+    own, no_window = None, ""
+    try:
+        own = own_window(dataset)
+    except ValueError as error:
+        no_window = f"{path}: {error}; set data.window=[low, high]"
+    if padding is not None and padding.any():
+        _blacken(values, padding, full, own, inverted=inverted)
+    return Picture(values, full=full, own=own, inverted=inverted, no_window=no_window)
+
+
+def _padding(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> Mask | None:
+    """Return which pixels lie outside of the image (PS3.3, C.7.5.1.1.2), None if the file names no value."""
+    first = _number(path, dataset, "PixelPaddingValue")
+    if first is None:
+        return None
+    last = _number(path, dataset, "PixelPaddingRangeLimit")
+    # Stored as signed or unsigned, whatever the pixels are: as in 63536 for -2000.
+    ends = np.array([first, first if last is None else last], dtype=np.int64).astype(stored.dtype)
+    return np.asarray((stored >= ends.min()) & (stored <= ends.max()))
+
+
+def used_bits(path: Path, dataset: "Dataset", stored: NDArray[Any], padding: Mask | None) -> NDArray[Any]:
+    """Return the pixels without the bits above BitsStored, which may hold an overlay or lack the sign.
+
+    Raises:
+        BadImage: Those bits hold something else, so that BitsStored is wrong.
+    """
+    bits = int(dataset.BitsStored)
+    shift = 8 * stored.dtype.itemsize - bits
+    if shift <= 0:
+        return stored
+    used = (stored << shift) >> shift
+    other = used != stored
+    if padding is not None:
+        other &= ~padding
+    if other.any() and not has_embedded_overlay(dataset):
+        odd = stored[other]
+        lacks_sign = dataset.PixelRepresentation and odd.min() >= 0 and odd.max() < 1 << bits
+        if not lacks_sign:
+            raise BadImage(
+                f"{path}: BitsStored is {bits}, and its pixels hold {stored.min()} to {stored.max()}; "
+                "correct BitsStored and HighBit, or convert the file"
+            )
+    return used if padding is None else np.where(padding, stored, used)
+
+
+def _complete_rescale(path: Path, dataset: "Dataset") -> None:
+    """Fill in the slope or the intercept if the other one is given; pydicom rescales only with both."""
+    given = {keyword: _number(path, dataset, keyword) for keyword in _RESCALE}
+    has_one = any(value is not None for value in given.values())
+    for keyword, default in _RESCALE.items():
+        if given[keyword] is None:
+            dataset.pop(keyword, None)
+            if has_one:
+                setattr(dataset, keyword, default)
+
+
+def _number(path: Path, dataset: "Dataset", keyword: str) -> float | None:
+    """Return an element that is one number, None if it is missing or empty.
+
+    Raises:
+        BadImage: It is something else.
+    """
+    try:
+        value = dataset.get(keyword)
+        return None if value is None or value == "" else float(value)
+    except (ValueError, TypeError, OverflowError):
+        raise BadImage(f"{path}: its {keyword} is not a number") from None
+
+
+def _rescaled(path: Path, dataset: "Dataset", used: NDArray[Any]) -> tuple[NDArray[np.float32], Range]:
+    """Return the values in the units of the file, and what they could be.
+
+    Raises:
+        BadImage: The rescaling gives no usable values.
+    """
+    from pydicom.pixels.processing import apply_modality_lut
+
+    bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    # A look-up table need not rise, so all its values are looked at.
+    possible = np.arange(low, high + 1) if dataset.get("ModalityLUTSequence") else np.array([low, high])
+    full = np.asarray(apply_modality_lut(possible, dataset), dtype=np.float64)
+    with np.errstate(over="ignore"):
+        # int32, for pydicom subtracts the first value of a table in the type of the pixels.
+        values = np.array(apply_modality_lut(used.astype(np.int32), dataset), dtype=np.float32)
+    ends = float(full.min()), float(full.max())
+    if not (np.isfinite(ends).all() and ends[0] < ends[1] and np.isfinite(values).all()):
+        raise BadImage(f"{path}: its rescale slope, intercept or look-up table gives no usable values")
+    return values, ends
+
+
+def _is_inverted(path: Path, dataset: "Dataset") -> bool:
+    """Return whether low values are bright.
+
+    An X-ray in MONOCHROME1 has the shape INVERSE as well, which is the same inversion (PS3.3, C.8.11.1).
+
+    Raises:
+        BadImage: The presentation look-up table is of a kind that is not read.
+    """
+    shape = text_of(dataset, "PresentationLUTShape")
+    if shape not in ("", "IDENTITY", "INVERSE"):
+        raise BadImage(f"{path}: PresentationLUTShape {shape} is not read; convert it to IDENTITY or INVERSE")
+    return bool(dataset.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE")
+
+
+def _blacken(
+    values: NDArray[np.float32], padding: Mask, full: Range, own: Range | None, *, inverted: bool
+) -> None:
+    """Set the padding to the darkest value that is possible, unless it is dark already.
+
+    It is dark if the file's own window shows it black or, without a window, if no pixel is darker. Such
+    padding, as of -2000 in a CT, keeps its value, and the image its hash.
+    """
+    sign, dark = (-1, full[1]) if inverted else (1, full[0])
+    if own is not None:
+        black = sign * own[1 if inverted else 0]
+    else:
+        black = -math.inf if padding.all() else float((sign * values[~padding]).min())
+    if float((sign * values[padding]).max()) > black:
+        values[padding] = dark
+
+
+def own_window(dataset: "Dataset") -> Range | None:
+    """Return the first window of a file as (low, high), None if it has none or one of width 0.
+
+    Source: DICOM PS3.3, C.11.2.1.2 (functions LINEAR and LINEAR_EXACT).
+
+    Raises:
+        ValueError: The file describes its gray levels in a way that is not read; the message says how.
+    """
+    try:
+        center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError("its window is not a pair of numbers") from None
+    function = text_of(dataset, "VOILUTFunction") or _LINEAR
+    if center is None or width is None or width == 0:
+        if dataset.get("VOILUTSequence"):
+            raise ValueError("its gray levels are given by a VOI look-up table, which is not applied")
+        return None
+    if function not in (_LINEAR, _LINEAR_EXACT):
+        raise ValueError(f"its window has the function {function}, which is not applied")
+    if not math.isfinite(center + width) or width < (1 if function == _LINEAR else 0):
+        raise ValueError(f"its window has the center {center:g} and the width {width:g}")
+    if function == _LINEAR:
+        center, width = center - 0.5, width - 1
+        if width == 0:  # a threshold: everything above is white
+            return center, center + max(1.0, abs(center)) * _STEP
+    return center - width / 2, center + width / 2
+
+
+def _first(value: Any) -> float | None:  # noqa: ANN401 -- pydicom: nothing, one value, or several
+    if value is None or value == "":
+        return None
+    values = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    return float(values[0]) if values.size else None
