@@ -8,7 +8,8 @@ from operator import attrgetter
 from pathlib import Path
 
 from src.data.files import SUFFIXES, is_image, read_header, read_picture
-from src.data.samples import SPLITS, Listing, Sample, order_classes
+from src.data.names import check_classes, is_like_split, name_splits, unify
+from src.data.samples import Listing, Sample, order_classes
 from src.errors import DataError
 
 
@@ -37,22 +38,20 @@ def list_folder(root: Path, modality: str, positive_class: str | None, patterns:
         found = f"modalities there: {', '.join(present)}" if present else "it holds no folders"
         raise DataError(f"{root}: no modality {modality!r}; {found}")
     base = root / modality
-    below = _folders(base)
-    splits: list[str | None] = [split for split in SPLITS if split in below]
-    if splits and (set(below) - set(SPLITS) or not {"train", "val"} <= set(below)):
-        raise DataError(
-            f"{base}: holds {', '.join(below)}; it takes train, val and perhaps test, or one folder per class"
-        )
-    files = _files_by_class(root, base, splits or [None])
-    classes = _classes(sorted({name for _, name in files}), positive_class, base)
-    labels = {name: label for label, name in enumerate(classes)}
+    splits = _splits(base)
+    files = _files_by_class(root, base, list(splits))
+    places = {name: f"folder {base / split / name}" for split, name in files}
+    names = unify(places, "class", str(base))
+    check_classes(places, str(base))
+    classes = _classes(sorted(set(names.values())), positive_class, base)
+    labels = {spelling: classes.index(name) for spelling, name in names.items()}
     samples = (
         Sample(
             file,
             key,
             labels[name],
             read_name(file, patterns.patient, "patient_regex"),
-            split,
+            splits[split],
             read_name(file, patterns.image_id, "image_id_regex"),
         )
         for (split, name), found in files.items()
@@ -79,15 +78,33 @@ def _folders(path: Path) -> list[str]:
         raise
 
 
+def _splits(base: Path) -> dict[str, str | None]:
+    """Map the folders of splits to the splits; the folder itself to None where it holds classes.
+
+    Raises:
+        DataError: The folders are others than those of ``train``, ``val`` and perhaps ``test``.
+    """
+    below = _folders(base)
+    named = [name for name in below if is_like_split(name)]
+    if not named:
+        return {"": None}
+    takes = "it takes train, val and perhaps test, or one folder per class"
+    if len(named) < len(below):
+        raise DataError(f"{base}: holds {', '.join(below)}; {takes}")
+    splits = name_splits({name: f"folder {name}" for name in named}, str(base))
+    if not {"train", "val"} <= set(splits.values()):
+        raise DataError(
+            f"{base}: holds {', '.join(below)}; {takes}. Move some patients to a folder for the split that "
+            "is missing, or tell the split of each image in a manifest.csv"
+        )
+    return dict(splits)
+
+
 def _files_by_class(
-    root: Path, base: Path, splits: list[str | None]
-) -> dict[tuple[str | None, str], list[tuple[str, str]]]:
+    root: Path, base: Path, splits: list[str]
+) -> dict[tuple[str, str], list[tuple[str, str]]]:
     """Return the image files of each (split, class) that has any, as (path, key) pairs."""
-    folders = {
-        (split, name): base / (split or "") / name
-        for split in splits
-        for name in _folders(base / (split or ""))
-    }
+    folders = {(split, name): base / split / name for split in splits for name in _folders(base / split)}
     found = {place: list(image_files(folder, root)) for place, folder in folders.items()}
     return {place: files for place, files in found.items() if files}
 

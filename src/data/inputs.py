@@ -13,6 +13,7 @@ from src.data.files import is_image
 from src.data.folders import image_files, listing_of_files
 from src.data.image_array import ImageArray, ImageSource
 from src.data.images import Pixels
+from src.data.names import unify
 from src.data.npz import images_of, labels_of, listing_of_arrays
 from src.data.records import Records, join, records_of
 from src.data.samples import Listing, Sample
@@ -150,12 +151,18 @@ def _list_manifest(path: Path, modality: str, modalities: tuple[str, ...], names
     ]
     # A list of files to look at may well be of another place; what is read is only ever taken for an image.
     place = manifest.placer(path.parent, allow_outside=True)
+    told = manifest.places_of(lines, "label") | dict.fromkeys(names.classes, "a class of the model")
+    spellings = unify(told, "class", str(path))
+    known = {spellings[name]: label for label, name in enumerate(names.classes)}
+    labels = {spelling: known.get(name, UNKNOWN) for spelling, name in spellings.items()}
     return listing_of_files(
-        path.parent, modality, names.classes, (_manifest_sample(line, place, names) for line in lines)
+        path.parent, modality, names.classes, (_manifest_sample(line, place, names, labels) for line in lines)
     )
 
 
-def _manifest_sample(line: manifest.Line, place: Callable[[str], Path], names: _Names) -> Sample:
+def _manifest_sample(
+    line: manifest.Line, place: Callable[[str], Path], names: _Names, labels: Mapping[str, int]
+) -> Sample:
     cells = line.cells
     try:
         file = place(cells["path"])
@@ -164,7 +171,7 @@ def _manifest_sample(line: manifest.Line, place: Callable[[str], Path], names: _
     return Sample(
         str(file),
         cells["path"],
-        names.label(cells.get("label", "")),
+        labels.get(cells.get("label", ""), UNKNOWN),
         cells.get("patient_id") or _group(names.patient_regex, file.name),
         None,
         cells.get("image_id") or _group(names.image_id_regex, file.name),

@@ -1,12 +1,15 @@
 """Finds the images of a modality: the demo, a folder, a manifest, or an ``.npz``, told apart here."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from src.data import manifest
 from src.data.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from src.data.folders import NamePatterns, list_folder
 from src.data.manifest import list_manifest
+from src.data.names import check_patients, unify
 from src.data.npz import list_npz
 from src.data.samples import Listing
 from src.errors import DataError
@@ -30,7 +33,30 @@ def list_modalities(config: DataConfig, cache_dir: Path) -> list[Listing]:
                 f"{listing.root}: {listings[0].modality} has the classes {', '.join(listings[0].classes)}, "
                 f"and {listing.modality} has {', '.join(listing.classes)}; they must be the same"
             )
-    return listings
+    return _with_one_spelling(listings)
+
+
+def _with_one_spelling(listings: Sequence[Listing]) -> list[Listing]:
+    """The listings with each patient in one spelling, so that none of them is on two sides of a split.
+
+    Raises:
+        DataError: Two spellings may be the same patient, or a name stands for an unknown one.
+    """
+    places = {s.patient: s.key for listing in listings for s in listing.samples if s.patient is not None}
+    where = str(listings[0].root)
+    check_patients(places, where)
+    changes = {name: plain for name, plain in unify(places, "patient", where).items() if name != plain}
+    if not changes:
+        return list(listings)
+    return [
+        replace(
+            listing,
+            samples=tuple(
+                s._replace(patient=changes[s.patient]) if s.patient in changes else s for s in listing.samples
+            ),
+        )
+        for listing in listings
+    ]
 
 
 def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:

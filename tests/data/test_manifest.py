@@ -135,7 +135,11 @@ def change(column: str, value: str) -> dict[str, str]:
         (change("path", "link.png"), "lies outside"),
         (change("path", ""), "line 4: path is empty"),
         (change("label", " "), "line 4: label is empty"),
-        (change("split", "validation"), "line 4: split is 'validation'; it takes train, val, test"),
+        (
+            change("split", "validation"),
+            r"'validation' \(line 4\) and 'val' \(line 18\) may both be val",
+        ),
+        (change("split", "fold_1"), "line 4: the split 'fold_1' is unknown.*data.folds"),
         (change("split", ""), r"line 4: split is empty, as in 1 of 24 lines"),
         (change("patient_id", ""), r"line 4: patient_id is empty, as in 1 of 24 lines"),
         (change("path", "files/A00.png"), "line 4: the same file as in line 2"),
