@@ -154,7 +154,13 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
         splits=_make_splits(records, patients),
         fingerprint=_fingerprint(records, patients, classes),
         split_fingerprint=sha256_of_lines(map("{} {}".format, records.splits, records.contents)),
-        warnings=(*bad_notes, *window_notes(entries, config.window), *joined.notes, *checked.notes),
+        warnings=(
+            *(note for listing in listings for note in listing.notes),
+            *bad_notes,
+            *window_notes(entries, config.window),
+            *joined.notes,
+            *checked.notes,
+        ),
         counts={
             "bad_images": sum(len(images.bad) for images in decoded),
             "unpaired_images": joined.unpaired,

@@ -2,15 +2,17 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from src.data.files import SUFFIXES, is_image, read_header, read_picture
+from src.data.files import SUFFIXES, read_header, read_picture
 from src.data.names import check_classes, is_like_split, name_splits, unify
 from src.data.samples import Listing, Sample, order_classes
+from src.data.walk import Exclude, LeftOut, image_files, is_image_name, unlisted
 from src.errors import DataError
+from src.utils.config import DataConfig
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,13 @@ class NamePatterns:
     image_id: re.Pattern[str] | None = None
 
 
-def list_folder(root: Path, modality: str, positive_class: str | None, patterns: NamePatterns) -> Listing:
+def list_folder(root: Path, modality: str, config: DataConfig, patterns: NamePatterns) -> Listing:
     """Lists one modality of a folder.
 
     Args:
         root: The folder.
         modality: Its subfolder.
-        positive_class: The class to put last, None for the last by name.
+        config: The data section.
         patterns: What is read from the names of files.
 
     Raises:
@@ -39,11 +41,13 @@ def list_folder(root: Path, modality: str, positive_class: str | None, patterns:
         raise DataError(f"{root}: no modality {modality!r}; {found}")
     base = root / modality
     splits = _splits(base)
-    files = _files_by_class(root, base, list(splits))
+    left_out = LeftOut()
+    files = _files_by_class(root, base, list(splits), Exclude(config.exclude), left_out)
+    left_out.check(str(base))
     places = {name: f"folder {base / split / name}" for split, name in files}
     names = unify(places, "class", str(base))
     check_classes(places, str(base))
-    classes = _classes(sorted(set(names.values())), positive_class, base)
+    classes = _classes(sorted(set(names.values())), config.positive_class, base, left_out)
     labels = {spelling: classes.index(name) for spelling, name in names.items()}
     samples = (
         Sample(
@@ -57,15 +61,19 @@ def list_folder(root: Path, modality: str, positive_class: str | None, patterns:
         for (split, name), found in files.items()
         for file, key in found
     )
-    return listing_of_files(root, modality, classes, samples)
+    return listing_of_files(root, modality, classes, samples, left_out.notes(str(base)))
 
 
 def listing_of_files(
-    root: Path, modality: str, classes: tuple[str, ...], samples: Iterable[Sample]
+    root: Path,
+    modality: str,
+    classes: tuple[str, ...],
+    samples: Iterable[Sample],
+    notes: tuple[str, ...] = (),
 ) -> Listing:
     """A listing of image files, in an order that does not depend on the disk."""
     in_order = tuple(sorted(samples, key=attrgetter("key")))
-    return Listing(root, modality, classes, in_order, read_header, read_picture)
+    return Listing(root, modality, classes, in_order, read_header, read_picture, notes=notes)
 
 
 def _folders(path: Path) -> list[str]:
@@ -74,8 +82,7 @@ def _folders(path: Path) -> list[str]:
             entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")
         )
     except OSError as error:
-        _refuse(error)
-        raise
+        raise unlisted(error) from None
 
 
 def _splits(base: Path) -> dict[str, str | None]:
@@ -101,38 +108,51 @@ def _splits(base: Path) -> dict[str, str | None]:
 
 
 def _files_by_class(
-    root: Path, base: Path, splits: list[str]
+    root: Path, base: Path, splits: list[str], exclude: Exclude, left_out: LeftOut
 ) -> dict[tuple[str, str], list[tuple[str, str]]]:
     """Return the image files of each (split, class) that has any, as (path, key) pairs."""
-    folders = {(split, name): base / split / name for split in splits for name in _folders(base / split)}
-    found = {place: list(image_files(folder, root)) for place, folder in folders.items()}
-    return {place: files for place, files in found.items() if files}
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for split in splits:
+        for name in _class_folders(base / split, exclude, left_out):
+            folder = base / split / name
+            files = list(image_files(folder, root, exclude, left_out, name))
+            if files:
+                found[split, name] = files
+            else:
+                left_out.empty.append(f"{split}/{name}" if split else name)
+    return found
 
 
-def image_files(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
-    """Yield the path of each image file below a folder and its path relative to ``root``; skip hidden ones.
+def _class_folders(folder: Path, exclude: Exclude, left_out: LeftOut) -> list[str]:
+    """Return the folders of classes; count what lies beside them.
 
     Raises:
-        DataError: A folder cannot be listed.
+        DataError: They hold folders of splits.
     """
-    for parent, folders, names in os.walk(folder, onerror=_refuse):
-        # Hidden folders hold copies, such as those of notebooks.
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        # Joined as strings: a Path object per file would take longer than reading the folder.
-        inside = Path(parent, "_")
-        start, place = str(inside)[:-1], inside.relative_to(root).as_posix()[:-1]
-        for name in names:
-            if not name.startswith(".") and is_image(start + name):
-                yield start + name, place + name
+    try:
+        names = [(entry.name, entry.is_dir()) for entry in os.scandir(folder)]
+    except OSError as error:
+        raise unlisted(error) from None
+    found = []
+    for name, is_folder in sorted(names):
+        pattern = exclude.plain(name)
+        if pattern and is_folder:
+            left_out.excluded[pattern, "folder"] += 1
+        elif is_folder:
+            found.append(name)
+        elif not pattern and is_image_name(name):
+            left_out.stray += 1
+    for name in found:
+        below = _folders(folder / name)
+        if below and all(map(is_like_split, below)):
+            raise DataError(
+                f"{folder / name}: holds {', '.join(below)}, the splits of one class; put them above the "
+                "classes: train/CLASS, val/CLASS, test/CLASS"
+            )
+    return found
 
 
-def _refuse(error: OSError) -> None:
-    raise DataError(
-        f"{error.filename}: cannot be listed: {error.strerror}", public="a folder cannot be listed"
-    )
-
-
-def _classes(names: list[str], positive: str | None, base: Path) -> tuple[str, ...]:
+def _classes(names: list[str], positive: str | None, base: Path, left_out: LeftOut) -> tuple[str, ...]:
     if not all(name.isprintable() for name in names):  # bytes that are no UTF-8 are not
         raise DataError(f"{base}: the name of a class is not text: {', '.join(map(repr, names))}")
     if len(names) < 2:
@@ -141,8 +161,10 @@ def _classes(names: list[str], positive: str | None, base: Path) -> tuple[str, .
             if names
             else f"no images ({', '.join(sorted(SUFFIXES))})"
         )
+        why = "".join(f". {note}" for note in left_out.notes(str(base)))
         raise DataError(
-            f"{base}: {found}; a classifier needs a folder of images for each of two classes or more"
+            f"{base}: {found}; a classifier needs a folder of images for each of two classes or more: "
+            f"{base.name}/CLASS/*{why}"
         )
     return order_classes(names, positive)
 

@@ -65,7 +65,7 @@ def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
     )
     if config.root_dir == DEMO_NAME:
         patterns = NamePatterns(patterns.patient or re.compile(DEMO_PATIENT_REGEX), patterns.image_id)
-        return list_folder(make_demo(cache_dir), modality, config.positive_class, patterns)
+        return list_folder(make_demo(cache_dir), modality, config, patterns)
     root = Path(config.root_dir).expanduser()
     # Whatever else lies there under such a name is refused by its kind where it is opened.
     if root.suffix.lower() == ".csv" and root.exists() and not root.is_dir():
@@ -73,7 +73,7 @@ def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
     if (root / manifest.NAME).exists():
         return list_manifest(root / manifest.NAME, modality, config, patterns)
     if root.is_dir():
-        return list_folder(root, modality, config.positive_class, patterns)
+        return list_folder(root, modality, config, patterns)
     if not root.exists():
         raise DataError(
             f"{root}: no such folder or file; --data takes demo, a folder "

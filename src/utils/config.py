@@ -11,7 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from src.errors import ConfigError
 from src.utils.config_errors import explain
-from src.utils.config_fields import Compile, DeviceCache, Modalities, RunName, Threshold, Window
+from src.utils.config_fields import (
+    EXCLUDE,
+    Compile,
+    DeviceCache,
+    Modalities,
+    Patterns,
+    RunName,
+    Threshold,
+    Window,
+)
+from src.utils.config_history import modernized
 from src.utils.dotted import flatten, merge_dotted
 from src.utils.yaml_files import read_yaml
 
@@ -45,6 +55,9 @@ class DataConfig(_Section):
         "demo",
         min_length=1,
         description="demo, a folder of images or with a manifest.csv, or a MedMNIST .npz",
+    )
+    exclude: Patterns = Field(
+        EXCLUDE, description="names of files and folders to leave out; {stem}: beside an image of that name"
     )
     allow_outside_root: bool = Field(False, description="let a manifest name files outside its folder")
     modalities: Modalities = Field(
@@ -283,19 +296,3 @@ class Config(_Section):
     def modality(self) -> str:
         """The modality as one tag; several are joined by ``+`` in the configured order."""
         return "+".join(self.data.modalities)
-
-
-def modernized(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """``values`` with ``model.pretrained: true | false`` of older files as ``model.weights``.
-
-    Raises:
-        ConfigError: ``model.pretrained`` is neither, or stands beside ``model.weights``.
-    """
-    model = values.get("model")
-    if not (isinstance(model, Mapping) and "pretrained" in model):
-        return dict(values)
-    pretrained = model["pretrained"]
-    if not isinstance(pretrained, bool) or "weights" in model:
-        raise ConfigError(f"{source}: model.pretrained is true or false, and excludes model.weights")
-    rest = {key: value for key, value in model.items() if key != "pretrained"}
-    return {**values, "model": {**rest, "weights": "imagenet" if pretrained else "none"}}

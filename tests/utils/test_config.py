@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from src.errors import ConfigError
-from src.utils.config import Config, modernized
+from src.utils.config import Config
+from src.utils.config_history import modernized
 from src.utils.dotted import merge_dotted, parse_overrides, split_overrides
 from tests.conftest import ROOT
 
