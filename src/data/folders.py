@@ -10,7 +10,7 @@ from pathlib import Path
 from src.data.files import SUFFIXES, read_header, read_picture
 from src.data.names import check_classes, is_like_split, name_splits, unify
 from src.data.samples import Listing, Sample, order_classes
-from src.data.walk import Exclude, LeftOut, image_files, is_image_name, unlisted
+from src.data.walk import Exclude, LeftOut, entries_of, image_files, is_image_name, unlisted
 from src.errors import DataError
 from src.utils.config import DataConfig
 
@@ -129,19 +129,9 @@ def _class_folders(folder: Path, exclude: Exclude, left_out: LeftOut) -> list[st
     Raises:
         DataError: They hold folders of splits.
     """
-    try:
-        names = [(entry.name, entry.is_dir()) for entry in os.scandir(folder)]
-    except OSError as error:
-        raise unlisted(error) from None
-    found = []
-    for name, is_folder in sorted(names):
-        pattern = exclude.plain(name)
-        if pattern and is_folder:
-            left_out.excluded[pattern, "folder"] += 1
-        elif is_folder:
-            found.append(name)
-        elif not pattern and is_image_name(name):
-            left_out.stray += 1
+    folders, links, names = entries_of(f"{folder}/", exclude, left_out)
+    left_out.stray += sum(map(is_image_name, names))
+    found = sorted(folders + links)
     for name in found:
         below = _folders(folder / name)
         if below and all(map(is_like_split, below)):

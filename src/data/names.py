@@ -2,13 +2,15 @@
 
 import re
 import unicodedata
-from collections import defaultdict
 from collections.abc import Mapping
 
 from src.data.samples import SPLITS
 from src.errors import DataError
 
+_END = "\0"
 _NUMBER = re.compile(r"\d+(\.0+)?")
+_ZERO_DECIMALS = re.compile(rf"(?<={_END})(\d+)\.0+(?={_END})")
+_SPACES = re.compile("  +")
 _ROUNDED = re.compile(r"\d(\.\d+)?E\+\d+", re.IGNORECASE)
 _LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 _SEPARATORS = re.compile(r"[\s_-]+")
@@ -50,22 +52,26 @@ def unify(places: Mapping[str, str], what: str, where: str) -> dict[str, str]:
     Raises:
         DataError: Two spellings may be the same name: they differ in case, leading zeros or separators.
     """
-    are_numbers = all(map(_NUMBER.fullmatch, places))
-    spellings: dict[str, list[str]] = defaultdict(list)
-    for name in places:
-        spellings[_plain(name, are_numbers=are_numbers)].append(name)
+    if not places:
+        return {}
+    names = list(places)
+    plains = _plain(names)
+    firsts: dict[str, str] = {}
+    several = {
+        plain for name, plain in zip(names, plains, strict=True) if firsts.setdefault(plain, name) != name
+    }
     alike: dict[str, str] = {}
-    for plain in spellings:
-        other = alike.setdefault(_look(plain), plain)
-        if other != plain:
-            one, two = spellings[other][0], spellings[plain][0]
+    for plain, look in zip(firsts, _looks(list(firsts)), strict=True):
+        other = alike.setdefault(look, plain)
+        if other != plain and _may_be_same(other, plain):
+            one, two = firsts[other], firsts[plain]
             told = f"{where}: two spellings that may be the same {what}"
             remedy = "write it in one way everywhere, or give each a name of its own"
             raise DataError(
                 f"{told}: {one!r} ({places[one]}) and {two!r} ({places[two]}); {remedy}",
                 public=f"{told}; {remedy}",
             )
-    return {name: plain if len(names) > 1 else name for plain, names in spellings.items() for name in names}
+    return {name: plain if plain in several else name for name, plain in zip(names, plains, strict=True)}
 
 
 def check_classes(places: Mapping[str, str], where: str) -> None:
@@ -157,16 +163,30 @@ def _word(name: str) -> str:
     return _EXTRAS.sub("", word)
 
 
-def _plain(name: str, *, are_numbers: bool) -> str:
-    plain = name if name.isascii() else unicodedata.normalize("NFC", name)
-    plain = plain.strip()
-    return plain.partition(".")[0] if are_numbers else plain
+def _plain(names: list[str]) -> list[str]:
+    """The spelling of each name that is certainly the same."""
+    plain = [(name if name.isascii() else unicodedata.normalize("NFC", name)).strip() for name in names]
+    are_numbers = all(map(_NUMBER.fullmatch, plain))
+    return [name.partition(".")[0] for name in plain] if are_numbers else plain
 
 
-def _look(name: str) -> str:
-    """What two spellings of a name have in common."""
-    look = name if name.isascii() else unicodedata.normalize("NFKC", name)
-    if _NUMBER.fullmatch(look):
-        return look.partition(".")[0].lstrip("0") or "0"
-    look = _SEPARATORS.sub(" ", look.casefold())
-    return _LEADING_ZEROS.sub("", look) if "0" in look else look
+def _looks(names: list[str]) -> list[str]:
+    """What each name has in common with one that may be the same.
+
+    The names are searched as one text: a million calls would take seconds.
+    """
+    text = _fold(_END.join(names))
+    if ".0" in text:
+        text = _ZERO_DECIMALS.sub(r"\1", f"{_END}{text}{_END}")[1:-1]
+    return _LEADING_ZEROS.sub("", text).split(_END)
+
+
+def _fold(text: str) -> str:
+    folded = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    folded = folded.casefold().replace("_", " ").replace("-", " ")
+    return _SPACES.sub(" ", folded) if "  " in folded else folded
+
+
+def _may_be_same(one: str, other: str) -> bool:
+    """Whether leading zeros differ in number and not in place, as in ids of one length."""
+    return len(one) != len(other) or _fold(one) == _fold(other)

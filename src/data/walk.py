@@ -40,14 +40,19 @@ class Exclude:
             translate(pattern).replace(re.escape(_STEM), "(.+)", 1) for pattern in self._beside
         )
 
-    def plain(self, name: str) -> str | None:
-        """The pattern that matches a name, whatever is beside it."""
-        found = self._is_plain.match(name)
-        return self._plain[found.lastindex - 1] if found and found.lastindex else None
+    def plain(self, names: Iterable[str]) -> dict[str, str]:
+        """The pattern by name, of those that are matched whatever is beside them."""
+        match = self._is_plain.match
+        return {
+            name: self._plain[found.lastindex - 1]
+            for name in names
+            if (found := match(name)) and found.lastindex
+        }
 
     def beside(self, names: Sequence[str]) -> dict[str, str]:
         """The pattern by name, of those that belong to another of the names."""
-        matches = [(name, found) for name in names if (found := self._is_beside.match(name))]
+        match = self._is_beside.match
+        matches = [(name, found) for name in names if (found := match(name))]
         if not matches:
             return {}
         stems = {name.rpartition(".")[0] for name in names}
@@ -81,6 +86,11 @@ class LeftOut:
     links: int = 0
     empty: list[str] = field(default_factory=list)
     stray: int = 0
+
+    def leave(self, name: str, pattern: str, *, is_folder: bool) -> None:
+        """Count a folder, or a file if it is an image, that a pattern leaves out."""
+        if is_folder or is_image_name(name):
+            self.excluded[pattern, "folder" if is_folder else "image"] += 1
 
     def check(self, where: str) -> None:
         """Refuse a class that loses more than a tenth of its files.
@@ -164,14 +174,14 @@ def image_files(
         waiting = [(path, key)]
         while waiting:
             path, key = waiting.pop()
-            folders, links, names = _entries(path, exclude, left_out)
+            folders, links, names = entries_of(path, exclude, left_out)
             waiting += [(f"{path}{below}/", f"{key}{below}/") for below in sorted(folders)]
             linked += [(f"{path}{below}/", f"{key}{below}/") for below in sorted(links, reverse=True)]
             for file in _images(path, names, exclude, left_out, name):
                 yield path + file, key + file
 
 
-def _entries(path: str, exclude: Exclude, left_out: LeftOut) -> tuple[list[str], list[str], list[str]]:
+def entries_of(path: str, exclude: Exclude, left_out: LeftOut) -> tuple[list[str], list[str], list[str]]:
     """Return the folders, links to folders, and files of a folder that are not excluded by their names."""
     folders: list[str] = []
     links: list[str] = []
@@ -179,15 +189,16 @@ def _entries(path: str, exclude: Exclude, left_out: LeftOut) -> tuple[list[str],
     try:
         with os.scandir(path) as entries:
             for entry in entries:
-                is_folder = entry.is_dir()
-                pattern = exclude.plain(entry.name)
-                if pattern is None:
-                    kind = names if not is_folder else links if entry.is_symlink() else folders
-                    kind.append(entry.name)
-                elif is_folder or is_image_name(entry.name):
-                    left_out.excluded[pattern, "folder" if is_folder else "image"] += 1
+                kind = names if not entry.is_dir() else links if entry.is_symlink() else folders
+                kind.append(entry.name)
     except OSError as error:
         raise unlisted(error) from None
+    for kind in (folders, links, names):
+        excluded = exclude.plain(kind)
+        for name, pattern in excluded.items():
+            left_out.leave(name, pattern, is_folder=kind is not names)
+        if excluded:
+            kind[:] = [name for name in kind if name not in excluded]
     return folders, links, names
 
 
@@ -196,7 +207,7 @@ def _images(path: str, names: list[str], exclude: Exclude, left_out: LeftOut, na
     taken = 0
     for file in names:
         if file in beside:
-            left_out.excluded[beside[file], "image"] += 1
+            left_out.leave(file, beside[file], is_folder=False)
         elif is_image_name(file) or (not _is_other(file) and is_image(path + file)):
             taken += 1
             yield file
