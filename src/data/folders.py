@@ -38,7 +38,10 @@ def list_folder(root: Path, modality: str, config: DataConfig, patterns: NamePat
     present = _folders(root)
     if modality not in present:
         found = f"modalities there: {', '.join(present)}" if present else "it holds no folders"
-        raise DataError(f"{root}: no modality {modality!r}; {found}")
+        raise DataError(
+            f"{root}: no modality {modality!r}; {found}; choose one with --modality, or put the folders of "
+            f"classes or splits into {root / modality}"
+        )
     base = root / modality
     splits = _splits(base)
     left_out = LeftOut()

@@ -155,6 +155,8 @@ def placer(root: Path, *, allow_outside: bool) -> Callable[[str], Path]:
     def place(cell: str) -> Path:
         if "\0" in cell:
             raise ValueError("holds a NUL")
+        if "\\" in cell and not (root / cell).exists():
+            raise ValueError("holds backslashes, as Windows writes them; separate folders by /")
         if allow_outside:
             return root / Path(cell).expanduser()
         if Path(cell).is_absolute():

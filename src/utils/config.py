@@ -10,9 +10,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from src.errors import ConfigError
-from src.utils.config_errors import explain
+from src.utils.config_errors import check_text, explain
 from src.utils.config_fields import (
     EXCLUDE,
+    ClassName,
     Compile,
     DeviceCache,
     Modalities,
@@ -81,7 +82,7 @@ class DataConfig(_Section):
         None,
         description="group 1 found in a file's name is what joins modalities; null: the whole name",
     )
-    positive_class: str | None = Field(
+    positive_class: ClassName | None = Field(
         None, description="the class that sensitivity is about (of two); null: the last by name"
     )
     val_fraction: float = Field(0.15, gt=0, lt=1, description="share of patients, where the split is ours")
@@ -239,6 +240,7 @@ class Config(_Section):
             ConfigError: A key is unknown, a type wrong or a value out of range; each with its dotted path.
         """
         settings = {key: value for key, value in modernized(values, source).items() if key not in RECORD_KEYS}
+        check_text(flatten(settings), source)
         try:
             # JSON mode is strict about types and yet reads a list as a tuple.
             return cls.model_validate_json(json.dumps(settings, default=str))

@@ -80,6 +80,14 @@ def _of_names(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return patterns
 
 
+def _class_name(value: object) -> object:
+    """YAML reads a bare ``0`` as a number and ``true`` as a truth value."""
+    if isinstance(value, bool | float):
+        raise ValueError(f"YAML reads this as {value!r}; quote the name: --set 'data.positive_class=\"...\"'")
+    return str(value) if isinstance(value, int) else value
+
+
+ClassName = Annotated[str, BeforeValidator(_class_name)]
 Patterns = Annotated[tuple[str, ...], AfterValidator(_of_names)]
 Name = Annotated[str, AfterValidator(_plain_name)]
 RunName = Annotated[Name, AfterValidator(_free_name)]

@@ -133,6 +133,7 @@ def change(column: str, value: str) -> dict[str, str]:
         (change("path", "../other.png"), "line 4: the path '../other.png' lies outside.*allow_outside_root"),
         (change("path", "a/../../x.png"), "lies outside"),
         (change("path", "link.png"), "lies outside"),
+        (change("path", "files\\A01.png"), "line 4: the path .* holds backslashes.*separate folders by /"),
         (change("path", ""), "line 4: path is empty"),
         (change("label", " "), "line 4: label is empty"),
         (
