@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -330,3 +331,11 @@ def test_labels_of_any_integers(folder: Path) -> None:
     )
     dataset = load(folder / "d.npz", folder / "c", on_leak="allow")
     assert dataset.classes == ("0", "5", "7")
+
+
+def test_an_image_under_two_labels_is_told(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    assert load(root, folder / "c").warnings == ()
+    shutil.copy(root / "A/train/neg/p000_0.png", root / "A/train/pos/copy.png")
+    (note,) = load(root, folder / "c").warnings
+    assert note.startswith("the same pixels under several labels: 1 image; a network cannot learn both")
