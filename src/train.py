@@ -126,7 +126,8 @@ def _named_run(args: argparse.Namespace, held: ExitStack) -> "Interrupted | None
     """The run that ``--resume`` names by its id."""
     from src.experiment.resume import resume_by_id
     from src.tracking.store import open_store
-    from src.utils.config import RECORD_KEYS, modernized
+    from src.utils.config import RECORD_KEYS
+    from src.utils.config_history import modernized
     from src.utils.dotted import flatten
     from src.utils.yaml_files import read_yaml
 

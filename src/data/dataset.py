@@ -13,7 +13,7 @@ from src.data.cache import DecodedImages, decode_listings
 from src.data.entries import join_entries
 from src.data.image_array import ImageArray, ImageSource
 from src.data.images import Range
-from src.data.leaks import check_leaks
+from src.data.leaks import check_leaks, find_contradictions
 from src.data.records import Records, join, texts
 from src.data.samples import SPLITS
 from src.data.sources import list_modalities
@@ -147,6 +147,7 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
     checked = check_leaks(_split(joined.records, classes, config), config.on_leak)
     records = _sorted(checked.records)
     patients = _patient_indices(records)
+    notes = [*joined.notes, *checked.notes, *find_contradictions(records)]
     dataset = Dataset(
         root=root,
         classes=classes,
@@ -156,11 +157,11 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
         fingerprint=_fingerprint(records, patients, classes),
         split_fingerprint=sha256_of_lines(map("{} {}".format, records.splits, records.contents)),
         warnings=(
+            *(note for listing in listings for note in listing.notes),
             *bad_notes,
             *window_notes(entries, config.window),
             *blank_notes,
-            *joined.notes,
-            *checked.notes,
+            *notes,
         ),
         counts={
             "bad_images": sum(len(images.bad) for images in decoded),

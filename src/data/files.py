@@ -9,7 +9,7 @@ from src.data.samples import Sample
 
 SUFFIXES = raster.SUFFIXES | dicom.SUFFIXES
 
-_ENDINGS = tuple(SUFFIXES)
+ENDINGS = tuple(SUFFIXES)
 
 
 def is_image(path: str) -> bool:
@@ -17,7 +17,7 @@ def is_image(path: str) -> bool:
 
     Scanners and archives name DICOM files without an ending, or by numbers (``1.2.840.113619``).
     """
-    if path.lower().endswith(_ENDINGS):  # the common case, without a Path object
+    if path.lower().endswith(ENDINGS):  # the common case, without a Path object
         return True
     suffix = Path(path).suffix
     return (suffix[1:].isdigit() or not suffix) and dicom.is_dicom(Path(path))

@@ -2,14 +2,17 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from src.data.files import SUFFIXES, is_image, read_header, read_picture
-from src.data.samples import SPLITS, Listing, Sample, order_classes
+from src.data.files import SUFFIXES, read_header, read_picture
+from src.data.names import check_classes, is_like_split, name_splits, unify
+from src.data.samples import Listing, Sample, order_classes
+from src.data.walk import Exclude, LeftOut, entries_of, image_files, is_image_name, unlisted
 from src.errors import DataError
+from src.utils.config import DataConfig
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,13 @@ class NamePatterns:
     image_id: re.Pattern[str] | None = None
 
 
-def list_folder(root: Path, modality: str, positive_class: str | None, patterns: NamePatterns) -> Listing:
+def list_folder(root: Path, modality: str, config: DataConfig, patterns: NamePatterns) -> Listing:
     """Lists one modality of a folder.
 
     Args:
         root: The folder.
         modality: Its subfolder.
-        positive_class: The class to put last, None for the last by name.
+        config: The data section.
         patterns: What is read from the names of files.
 
     Raises:
@@ -35,38 +38,45 @@ def list_folder(root: Path, modality: str, positive_class: str | None, patterns:
     present = _folders(root)
     if modality not in present:
         found = f"modalities there: {', '.join(present)}" if present else "it holds no folders"
-        raise DataError(f"{root}: no modality {modality!r}; {found}")
-    base = root / modality
-    below = _folders(base)
-    splits: list[str | None] = [split for split in SPLITS if split in below]
-    if splits and (set(below) - set(SPLITS) or not {"train", "val"} <= set(below)):
         raise DataError(
-            f"{base}: holds {', '.join(below)}; it takes train, val and perhaps test, or one folder per class"
+            f"{root}: no modality {modality!r}; {found}; choose one with --modality, or put the folders of "
+            f"classes or splits into {root / modality}"
         )
-    files = _files_by_class(root, base, splits or [None])
-    classes = _classes(sorted({name for _, name in files}), positive_class, base)
-    labels = {name: label for label, name in enumerate(classes)}
+    base = root / modality
+    splits = _splits(base)
+    left_out = LeftOut()
+    files = _files_by_class(root, base, list(splits), Exclude(config.exclude), left_out)
+    left_out.check(str(base))
+    places = {name: f"folder {base / split / name}" for split, name in files}
+    names = unify(places, "class", str(base))
+    check_classes(places, str(base))
+    classes = _classes(sorted(set(names.values())), config.positive_class, base, left_out)
+    labels = {spelling: classes.index(name) for spelling, name in names.items()}
     samples = (
         Sample(
             file,
             key,
             labels[name],
             read_name(file, patterns.patient, "patient_regex"),
-            split,
+            splits[split],
             read_name(file, patterns.image_id, "image_id_regex"),
         )
         for (split, name), found in files.items()
         for file, key in found
     )
-    return listing_of_files(root, modality, classes, samples)
+    return listing_of_files(root, modality, classes, samples, left_out.notes(str(base)))
 
 
 def listing_of_files(
-    root: Path, modality: str, classes: tuple[str, ...], samples: Iterable[Sample]
+    root: Path,
+    modality: str,
+    classes: tuple[str, ...],
+    samples: Iterable[Sample],
+    notes: tuple[str, ...] = (),
 ) -> Listing:
     """A listing of image files, in an order that does not depend on the disk."""
     in_order = tuple(sorted(samples, key=attrgetter("key")))
-    return Listing(root, modality, classes, in_order, read_header, read_picture)
+    return Listing(root, modality, classes, in_order, read_header, read_picture, notes=notes)
 
 
 def _folders(path: Path) -> list[str]:
@@ -75,47 +85,67 @@ def _folders(path: Path) -> list[str]:
             entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")
         )
     except OSError as error:
-        _refuse(error)
-        raise
+        raise unlisted(error) from None
+
+
+def _splits(base: Path) -> dict[str, str | None]:
+    """Map the folders of splits to the splits; the folder itself to None where it holds classes.
+
+    Raises:
+        DataError: The folders are others than those of ``train``, ``val`` and perhaps ``test``.
+    """
+    below = _folders(base)
+    named = [name for name in below if is_like_split(name)]
+    if not named:
+        return {"": None}
+    takes = "it takes train, val and perhaps test, or one folder per class"
+    if len(named) < len(below):
+        raise DataError(f"{base}: holds {', '.join(below)}; {takes}")
+    splits = name_splits({name: f"folder {name}" for name in named}, str(base))
+    if not {"train", "val"} <= set(splits.values()):
+        raise DataError(
+            f"{base}: holds {', '.join(below)}; {takes}. Move some patients to a folder for the split that "
+            "is missing, or tell the split of each image in a manifest.csv"
+        )
+    return dict(splits)
 
 
 def _files_by_class(
-    root: Path, base: Path, splits: list[str | None]
-) -> dict[tuple[str | None, str], list[tuple[str, str]]]:
+    root: Path, base: Path, splits: list[str], exclude: Exclude, left_out: LeftOut
+) -> dict[tuple[str, str], list[tuple[str, str]]]:
     """Return the image files of each (split, class) that has any, as (path, key) pairs."""
-    folders = {
-        (split, name): base / (split or "") / name
-        for split in splits
-        for name in _folders(base / (split or ""))
-    }
-    found = {place: list(image_files(folder, root)) for place, folder in folders.items()}
-    return {place: files for place, files in found.items() if files}
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for split in splits:
+        for name in _class_folders(base / split, exclude, left_out):
+            folder = base / split / name
+            files = list(image_files(folder, root, exclude, left_out, name))
+            if files:
+                found[split, name] = files
+            else:
+                left_out.empty.append(f"{split}/{name}" if split else name)
+    return found
 
 
-def image_files(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
-    """Yield the path of each image file below a folder and its path relative to ``root``; skip hidden ones.
+def _class_folders(folder: Path, exclude: Exclude, left_out: LeftOut) -> list[str]:
+    """Return the folders of classes; count what lies beside them.
 
     Raises:
-        DataError: A folder cannot be listed.
+        DataError: They hold folders of splits.
     """
-    for parent, folders, names in os.walk(folder, onerror=_refuse):
-        # Hidden folders hold copies, such as those of notebooks.
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        # Joined as strings: a Path object per file would take longer than reading the folder.
-        inside = Path(parent, "_")
-        start, place = str(inside)[:-1], inside.relative_to(root).as_posix()[:-1]
-        for name in names:
-            if not name.startswith(".") and is_image(start + name):
-                yield start + name, place + name
+    folders, links, names = entries_of(f"{folder}/", exclude, left_out)
+    left_out.stray += sum(map(is_image_name, names))
+    found = sorted(folders + links)
+    for name in found:
+        below = _folders(folder / name)
+        if below and all(map(is_like_split, below)):
+            raise DataError(
+                f"{folder / name}: holds {', '.join(below)}, the splits of one class; put them above the "
+                "classes: train/CLASS, val/CLASS, test/CLASS"
+            )
+    return found
 
 
-def _refuse(error: OSError) -> None:
-    raise DataError(
-        f"{error.filename}: cannot be listed: {error.strerror}", public="a folder cannot be listed"
-    )
-
-
-def _classes(names: list[str], positive: str | None, base: Path) -> tuple[str, ...]:
+def _classes(names: list[str], positive: str | None, base: Path, left_out: LeftOut) -> tuple[str, ...]:
     if not all(name.isprintable() for name in names):  # bytes that are no UTF-8 are not
         raise DataError(f"{base}: the name of a class is not text: {', '.join(map(repr, names))}")
     if len(names) < 2:
@@ -124,8 +154,10 @@ def _classes(names: list[str], positive: str | None, base: Path) -> tuple[str, .
             if names
             else f"no images ({', '.join(sorted(SUFFIXES))})"
         )
+        why = "".join(f". {note}" for note in left_out.notes(str(base)))
         raise DataError(
-            f"{base}: {found}; a classifier needs a folder of images for each of two classes or more"
+            f"{base}: {found}; a classifier needs a folder of images for each of two classes or more: "
+            f"{base.name}/CLASS/*{why}"
         )
     return order_classes(names, positive)
 

@@ -10,13 +10,15 @@ from src.data.arrays import Arrays, open_arrays
 from src.data.cache import decode_listings
 from src.data.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from src.data.entries import join_entries
-from src.data.files import is_image
-from src.data.folders import image_files, listing_of_files
+from src.data.files import SUFFIXES, is_image
+from src.data.folders import listing_of_files
 from src.data.image_array import ImageArray, ImageSource
 from src.data.images import Pixels
+from src.data.names import unify
 from src.data.npz import images_of, labels_of, listing_of_arrays
 from src.data.records import Records, join, records_of
 from src.data.samples import Listing, Sample
+from src.data.walk import Exclude, LeftOut, image_files
 from src.data.windows import blank_notes
 from src.errors import DataError
 from src.utils.config import DataConfig
@@ -70,7 +72,11 @@ def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_d
     listings = [_list(path, modality, config, classes, cache_dir) for modality in config.modalities]
     for listing in listings:
         if not listing.samples:
-            raise DataError(f"{listing.root}: no images")
+            why = "".join(f". {note}" for note in listing.notes)
+            raise DataError(
+                f"{listing.root}: no images; an image, a folder with images anywhere below it, a manifest or "
+                f"an .npz is taken, of {', '.join(sorted(SUFFIXES))}{why}"
+            )
     decoded = decode_listings(listings, config, cache_dir)
     if len(decoded) == 1:
         records, notes = records_of(decoded[0]), list[str]()
@@ -79,7 +85,8 @@ def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_d
         records, notes = joined.records, joined.notes
     bad = tuple(message for images in decoded for message in images.bad)
     blank = blank_notes(join_entries([images.entries for images in decoded]), config.window)
-    return Inputs(records, tuple(images.pixels for images in decoded), bad, (*notes, *blank))
+    notes = [*(note for listing in listings for note in listing.notes), *notes, *blank]
+    return Inputs(records, tuple(images.pixels for images in decoded), bad, tuple(notes))
 
 
 def _list(path: str, modality: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path) -> Listing:
@@ -92,7 +99,7 @@ def _list(path: str, modality: str, config: DataConfig, classes: tuple[str, ...]
     if root.suffix.lower() == ".csv" and root.exists() and not root.is_dir():
         return _list_manifest(root, modality, config.modalities, names)
     if root.is_dir():
-        return _list_folder(root, modality, config.modalities, names)
+        return _list_folder(root, modality, config, names)
     if not root.exists():
         raise DataError(
             f"{root}: no such file or folder; an image, a folder, a manifest.csv or an .npz is taken"
@@ -136,14 +143,16 @@ def _group(pattern: str | None, name: str) -> str | None:
     return match[1] if match else None
 
 
-def _list_folder(root: Path, modality: str, modalities: tuple[str, ...], names: _Names) -> Listing:
-    base = root / modality
+def _list_folder(root: Path, modality: str, config: DataConfig, names: _Names) -> Listing:
+    base, modalities = root / modality, config.modalities
     if not base.is_dir():
         if len(modalities) > 1:
             raise DataError(f"{root}: no folder {modality}; the model stacks {', '.join(modalities)}")
         base = root
-    samples = (names.sample(file, key) for file, key in image_files(base, root))
-    return listing_of_files(root, modality, names.classes, samples)
+    left_out = LeftOut()
+    files = image_files(base, root, Exclude(config.exclude), left_out)
+    samples = [names.sample(file, key) for file, key in files]
+    return listing_of_files(root, modality, names.classes, samples, left_out.notes(str(base)))
 
 
 def _list_manifest(path: Path, modality: str, modalities: tuple[str, ...], names: _Names) -> Listing:
@@ -153,12 +162,18 @@ def _list_manifest(path: Path, modality: str, modalities: tuple[str, ...], names
     ]
     # A list of files to look at may well be of another place; what is read is only ever taken for an image.
     place = manifest.placer(path.parent, allow_outside=True)
+    told = manifest.places_of(lines, "label") | dict.fromkeys(names.classes, "a class of the model")
+    spellings = unify(told, "class", str(path))
+    known = {spellings[name]: label for label, name in enumerate(names.classes)}
+    labels = {spelling: known.get(name, UNKNOWN) for spelling, name in spellings.items()}
     return listing_of_files(
-        path.parent, modality, names.classes, (_manifest_sample(line, place, names) for line in lines)
+        path.parent, modality, names.classes, (_manifest_sample(line, place, names, labels) for line in lines)
     )
 
 
-def _manifest_sample(line: manifest.Line, place: Callable[[str], Path], names: _Names) -> Sample:
+def _manifest_sample(
+    line: manifest.Line, place: Callable[[str], Path], names: _Names, labels: Mapping[str, int]
+) -> Sample:
     cells = line.cells
     try:
         file = place(cells["path"])
@@ -167,7 +182,7 @@ def _manifest_sample(line: manifest.Line, place: Callable[[str], Path], names: _
     return Sample(
         str(file),
         cells["path"],
-        names.label(cells.get("label", "")),
+        labels.get(cells.get("label", ""), UNKNOWN),
         cells.get("patient_id") or _group(names.patient_regex, file.name),
         None,
         cells.get("image_id") or _group(names.image_id_regex, file.name),

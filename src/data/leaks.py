@@ -80,6 +80,22 @@ def _leaks_by_file(records: Records) -> Leaks:
     return find_leaks(named.splits, named.file_patients)
 
 
+def find_contradictions(records: Records) -> list[str]:
+    """A sentence if the same image stands there under several labels; it names no image."""
+    labels: dict[str, int] = {}
+    several = {
+        content
+        for content, label in zip(records.contents, records.labels.tolist(), strict=True)
+        if labels.setdefault(content, label) != label
+    }
+    if not several:
+        return []
+    return [
+        f"the same pixels under several labels: {len(several)} image{'s' * (len(several) > 1)}; a network "
+        "cannot learn both, so find out which label is right and remove the other"
+    ]
+
+
 def find_leaks(splits: Iterable[str], keys: Iterable[str | None]) -> Leaks:
     """Return the keys (image hashes or patients) that occur in several splits; None is no key."""
     # A bit per split in one number per key: a set per key would take gigabytes.

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 
 from src.data.folders import NamePatterns, listing_of_files, read_name
-from src.data.samples import SPLITS, Listing, Sample, order_classes
+from src.data.names import check_classes, name_splits, unify
+from src.data.samples import Listing, Sample, order_classes
 from src.errors import DataError
 from src.utils.config import DataConfig
 from src.utils.tables import TableError, read_rows
@@ -51,12 +52,16 @@ def list_manifest(path: Path, modality: str, config: DataConfig, patterns: NameP
             no two classes; the message names the line.
     """
     lines = list(read_lines(path, NEEDED))
-    chosen = [line for line in lines if line.cells["modality"] == modality]
+    modalities = unify(places_of(lines, "modality"), "modality", str(path))
+    chosen = [line for line in lines if modalities[line.cells["modality"]] == modality]
     if not chosen:
         there = ", ".join(sorted({line.cells["modality"] for line in lines})) or "none"
         what = f"{path}: no line of modality {modality!r}"
         raise DataError(f"{what}; modalities there: {there[:200]}", public=what)
-    names = sorted({line.cells["label"] for line in chosen})
+    splits = name_splits(places_of(chosen, "split"), str(path))
+    labels = unify(places_of(chosen, "label"), "class", str(path))
+    names = sorted(set(labels.values()))
+    check_classes(places_of(chosen, "label"), str(path))
     if len(names) < 2:
         raise DataError(f"{path}: {modality} has the label {names[0]!r} only; two or more are needed")
     classes = order_classes(names, config.positive_class)
@@ -64,7 +69,7 @@ def list_manifest(path: Path, modality: str, config: DataConfig, patterns: NameP
     _check_all_or_none(path, chosen, "patient_id")
     place = placer(path.parent, allow_outside=config.allow_outside_root)
     _check_told_once(path, chosen[0].cells, patterns)
-    samples = [_sample(path, line, classes, place, patterns) for line in chosen]
+    samples = [_sample(path, _renamed(line, labels, splits), classes, place, patterns) for line in chosen]
     _check_repeats(path, chosen)
     return listing_of_files(path.parent, modality, classes, samples)
 
@@ -112,14 +117,17 @@ def _line(path: Path, number: int, columns: list[str], cells: list[str], needed:
     for name in needed:
         if not found[name]:
             raise DataError(f"{path}, line {number}: {name} is empty")
-    split = found.get("split", "")
-    if split and split not in SPLITS:
-        takes = f"it takes {', '.join(SPLITS)} or nothing"
-        raise DataError(
-            f"{path}, line {number}: split is {split!r}; {takes}",
-            public=f"{path}, line {number}: a split is unknown; {takes}",
-        )
     return Line(number, found)
+
+
+def places_of(lines: Iterable[Line], column: str) -> dict[str, str]:
+    """Where each value of a column stands first; empty cells are left out."""
+    places: dict[str, str] = {}
+    for line in lines:
+        cell = line.cells.get(column)
+        if cell and cell not in places:
+            places[cell] = f"line {line.number}"
+    return places
 
 
 def _check_all_or_none(path: Path, lines: list[Line], column: str) -> None:
@@ -147,6 +155,8 @@ def placer(root: Path, *, allow_outside: bool) -> Callable[[str], Path]:
     def place(cell: str) -> Path:
         if "\0" in cell:
             raise ValueError("holds a NUL")
+        if "\\" in cell and not (root / cell).exists():
+            raise ValueError("holds backslashes, as Windows writes them; separate folders by /")
         if allow_outside:
             return root / Path(cell).expanduser()
         if Path(cell).is_absolute():
@@ -170,6 +180,12 @@ def _check_told_once(path: Path, cells: Row, patterns: NamePatterns) -> None:
             raise DataError(
                 f"{path}: has a column {column}, so data.{setting} has no say; take one of them out"
             )
+
+
+def _renamed(line: Line, labels: Row, splits: Row) -> Line:
+    """Return the line with its label and split in their one spelling."""
+    label, split = labels[line.cells["label"]], splits.get(line.cells.get("split", ""), "")
+    return Line(line.number, {**line.cells, "label": label, "split": split})
 
 
 def _sample(

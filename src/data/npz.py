@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from src.data.arrays import Arrays, Shape, open_arrays
 from src.data.images import Header, Picture, Pixels, check_pixels
+from src.data.names import is_like_split, name_splits
 from src.data.samples import SPLITS, Listing, Sample, order_classes
 from src.errors import DataError
 from src.utils.limits import NPZ_IMAGES
@@ -22,20 +23,33 @@ def list_npz(path: Path, modality: str, positive_class: str | None) -> Listing:
             and whole-number labels.
     """
     with open_arrays(path) as arrays:
-        splits = [split for split in SPLITS if f"{split}_images" in arrays or split != "test"]
-        images = {split: images_of(arrays, path, f"{split}_images") for split in splits}
-        labels = {split: labels_of(arrays, path, f"{split}_labels", len(images[split])) for split in splits}
+        splits = _splits(arrays, path)
+        images = {name: images_of(arrays, path, f"{name}_images") for name in splits}
+        labels = {name: labels_of(arrays, path, f"{name}_labels", len(images[name])) for name in splits}
     names = [str(label) for label in sorted({int(label) for values in labels.values() for label in values})]
     if len(names) < 2:
         raise DataError(f"{path}: labels are {', '.join(names) or 'none'}; two or more are needed")
     classes = order_classes(names, positive_class)
 
     samples = tuple(
-        Sample(str(path), f"{split}/{row:07d}", classes.index(str(label)), None, split)
-        for split in splits
-        for row, label in enumerate(labels[split])
+        Sample(str(path), f"{name}/{row:07d}", classes.index(str(label)), None, split)
+        for name, split in splits.items()
+        for row, label in enumerate(labels[name])
     )
     return listing_of_arrays(path, modality, classes, samples, images)
+
+
+def _splits(arrays: Arrays, path: Path) -> dict[str, str]:
+    """Map the beginnings of the names of arrays to the splits that they stand for.
+
+    Raises:
+        DataError: A name looks like that of a split, and it is open which.
+    """
+    starts = {name.rpartition("_")[0] for name in arrays if name.lower().endswith(("_images", "_labels"))}
+    named = {name: f"array {name}_images" for name in sorted(starts) if is_like_split(name)}
+    found = name_splits(named, str(path))
+    missing = {split: split for split in SPLITS[:2] if split not in found.values()}  # refused by its name
+    return dict(sorted((found | missing).items(), key=lambda item: SPLITS.index(item[1])))
 
 
 def listing_of_arrays(
@@ -107,6 +121,12 @@ def labels_of(arrays: Arrays, path: Path, name: str, count: int) -> NDArray[np.i
     if not np.issubdtype(dtype, np.integer) or shape not in ((count,), (count, 1)):
         raise DataError(
             f"{path}: {name} has shape {shape} and type {dtype}; one whole number for each of the {count} "
-            "images is needed"
+            "images is needed (of several labels for each image, choose one)"
         )
-    return arrays[name].reshape(-1).astype(np.int64)
+    labels = arrays[name].reshape(-1).astype(np.int64)
+    if (labels < 0).any():
+        raise DataError(
+            f"{path}: {name} holds {labels.min()}, which stands for a missing label; take these images out, "
+            "or number the classes from 0"
+        )
+    return labels

@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and BMP files, by Pillow."""
+"""PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000 and PGM files, by Pillow."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,7 +13,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from src.data.images import BadImage, Header, Picture, check_pixels, open_image
 from src.utils.limits import HINT, IMAGE_PIXELS
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}) | frozenset(
+    {".jpe", ".jfif", ".webp", ".gif", ".jp2", ".j2k", ".pgm", ".ppm"}
+)
 
 # By content, for endings are often wrong. Pillow knows others, of which EPS would run another program.
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "JPEG2000", "WEBP")

@@ -43,6 +43,7 @@ class Listing:
         header: Reads the size and channels of a sample without decoding it.
         read: Decodes a sample.
         in_memory: The images are in this process, not in files that another could read.
+        notes: Sentences for the user, such as what is left out.
     """
 
     root: Path
@@ -52,6 +53,7 @@ class Listing:
     header: Callable[[Sample], Header]
     read: Callable[[Sample], Picture]
     in_memory: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def is_split(self) -> bool:

@@ -1,12 +1,15 @@
 """Finds the images of a modality: the demo, a folder, a manifest, or an ``.npz``, told apart here."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from src.data import manifest
 from src.data.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from src.data.folders import NamePatterns, list_folder
 from src.data.manifest import list_manifest
+from src.data.names import check_patients, unify
 from src.data.npz import list_npz
 from src.data.samples import Listing
 from src.errors import DataError
@@ -30,7 +33,30 @@ def list_modalities(config: DataConfig, cache_dir: Path) -> list[Listing]:
                 f"{listing.root}: {listings[0].modality} has the classes {', '.join(listings[0].classes)}, "
                 f"and {listing.modality} has {', '.join(listing.classes)}; they must be the same"
             )
-    return listings
+    return _with_one_spelling(listings)
+
+
+def _with_one_spelling(listings: Sequence[Listing]) -> list[Listing]:
+    """The listings with each patient in one spelling, so that none of them is on two sides of a split.
+
+    Raises:
+        DataError: Two spellings may be the same patient, or a name stands for an unknown one.
+    """
+    places = {s.patient: s.key for listing in listings for s in listing.samples if s.patient is not None}
+    where = str(listings[0].root)
+    check_patients(places, where)
+    changes = {name: plain for name, plain in unify(places, "patient", where).items() if name != plain}
+    if not changes:
+        return list(listings)
+    return [
+        replace(
+            listing,
+            samples=tuple(
+                s._replace(patient=changes[s.patient]) if s.patient in changes else s for s in listing.samples
+            ),
+        )
+        for listing in listings
+    ]
 
 
 def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
@@ -39,7 +65,7 @@ def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
     )
     if config.root_dir == DEMO_NAME:
         patterns = NamePatterns(patterns.patient or re.compile(DEMO_PATIENT_REGEX), patterns.image_id)
-        return list_folder(make_demo(cache_dir), modality, config.positive_class, patterns)
+        return list_folder(make_demo(cache_dir), modality, config, patterns)
     root = Path(config.root_dir).expanduser()
     # Whatever else lies there under such a name is refused by its kind where it is opened.
     if root.suffix.lower() == ".csv" and root.exists() and not root.is_dir():
@@ -47,7 +73,7 @@ def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
     if (root / manifest.NAME).exists():
         return list_manifest(root / manifest.NAME, modality, config, patterns)
     if root.is_dir():
-        return list_folder(root, modality, config.positive_class, patterns)
+        return list_folder(root, modality, config, patterns)
     if not root.exists():
         raise DataError(
             f"{root}: no such folder or file; --data takes demo, a folder "

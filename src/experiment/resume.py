@@ -24,6 +24,7 @@ from src.utils.dotted import merge_dotted
 MAY_CHANGE = frozenset(
     {
         "data.root_dir",
+        "data.exclude",  # the fingerprint tells whether the images are the same
         "data.cache_dir",
         "data.cache_gb",
         "data.device_cache",

@@ -10,8 +10,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from src.errors import ConfigError
-from src.utils.config_errors import explain
-from src.utils.config_fields import Compile, DeviceCache, Modalities, RunName, Threshold, Window
+from src.utils.config_errors import check_text, explain
+from src.utils.config_fields import (
+    EXCLUDE,
+    ClassName,
+    Compile,
+    DeviceCache,
+    Modalities,
+    Patterns,
+    RunName,
+    Threshold,
+    Window,
+)
+from src.utils.config_history import modernized
 from src.utils.dotted import flatten, merge_dotted
 from src.utils.yaml_files import read_yaml
 
@@ -46,6 +57,9 @@ class DataConfig(_Section):
         min_length=1,
         description="demo, a folder of images or with a manifest.csv, or a MedMNIST .npz",
     )
+    exclude: Patterns = Field(
+        EXCLUDE, description="names of files and folders to leave out; {stem}: beside an image of that name"
+    )
     allow_outside_root: bool = Field(False, description="let a manifest name files outside its folder")
     modalities: Modalities = Field(
         ("A",), min_length=1, description="what to train on, as a list; several are stacked as channels"
@@ -68,7 +82,7 @@ class DataConfig(_Section):
         None,
         description="group 1 found in a file's name is what joins modalities; null: the whole name",
     )
-    positive_class: str | None = Field(
+    positive_class: ClassName | None = Field(
         None, description="the class that sensitivity is about (of two); null: the last by name"
     )
     val_fraction: float = Field(0.15, gt=0, lt=1, description="share of patients, where the split is ours")
@@ -226,6 +240,7 @@ class Config(_Section):
             ConfigError: A key is unknown, a type wrong or a value out of range; each with its dotted path.
         """
         settings = {key: value for key, value in modernized(values, source).items() if key not in RECORD_KEYS}
+        check_text(flatten(settings), source)
         try:
             # JSON mode is strict about types and yet reads a list as a tuple.
             return cls.model_validate_json(json.dumps(settings, default=str))
@@ -283,19 +298,3 @@ class Config(_Section):
     def modality(self) -> str:
         """The modality as one tag; several are joined by ``+`` in the configured order."""
         return "+".join(self.data.modalities)
-
-
-def modernized(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """``values`` with ``model.pretrained: true | false`` of older files as ``model.weights``.
-
-    Raises:
-        ConfigError: ``model.pretrained`` is neither, or stands beside ``model.weights``.
-    """
-    model = values.get("model")
-    if not (isinstance(model, Mapping) and "pretrained" in model):
-        return dict(values)
-    pretrained = model["pretrained"]
-    if not isinstance(pretrained, bool) or "weights" in model:
-        raise ConfigError(f"{source}: model.pretrained is true or false, and excludes model.weights")
-    rest = {key: value for key, value in model.items() if key != "pretrained"}
-    return {**values, "model": {**rest, "weights": "imagenet" if pretrained else "none"}}

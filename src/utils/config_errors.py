@@ -2,9 +2,12 @@
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
+
+from src.errors import ConfigError
 
 _LONG = 200
 
@@ -25,6 +28,25 @@ def explain(config: type[BaseModel], problem: dict[str, Any]) -> str:
         known.pop()
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{'.'.join(known) or 'config'}: {message} (got {_shown(problem['input'])})"
+
+
+def check_text(settings: Mapping[str, Any], source: str) -> None:
+    """Refuse a path or another text that is not UTF-8, which no store and no YAML can hold.
+
+    Args:
+        settings: Values by their dotted keys.
+        source: Where they came from.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for key, value in settings.items():
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            shown = value.encode("utf-8", "backslashreplace").decode()
+            raise ConfigError(
+                f"{source}: {key}: {shown} is not text in UTF-8; rename the file or folder, or give a "
+                "link to it that has a plain name (ln -s)"
+            )
 
 
 def _shown(value: object) -> str:

@@ -58,6 +58,37 @@ def _switch(value: object) -> object:
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
+EXCLUDE = (
+    ".*",
+    "@eaDir",
+    "__MACOSX",
+    "masks",
+    "{stem}_mask.*",
+    "{stem}_mask_*.*",
+    "{stem}_seg.*",
+    "{stem}_segmentation.*",
+)
+"""Hidden files, copies and previews of network drives and archives, and masks beside their images."""
+
+
+def _of_names(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in patterns:
+        if not pattern or "/" in pattern or pattern.count("{stem}") > 1:
+            raise ValueError(
+                f"{pattern!r} must match the name of a file or folder, without /, such as '*_mask.png'"
+            )
+    return patterns
+
+
+def _class_name(value: object) -> object:
+    """YAML reads a bare ``0`` as a number and ``true`` as a truth value."""
+    if isinstance(value, bool | float):
+        raise ValueError(f"YAML reads this as {value!r}; quote the name: --set 'data.positive_class=\"...\"'")
+    return str(value) if isinstance(value, int) else value
+
+
+ClassName = Annotated[str, BeforeValidator(_class_name)]
+Patterns = Annotated[tuple[str, ...], AfterValidator(_of_names)]
 Name = Annotated[str, AfterValidator(_plain_name)]
 RunName = Annotated[Name, AfterValidator(_free_name)]
 Modalities = Annotated[tuple[Name, ...], AfterValidator(_distinct)]

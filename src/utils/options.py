@@ -48,7 +48,8 @@ def config_of(args: argparse.Namespace, changes: Mapping[str, Any]) -> "Config":
     Raises:
         ConfigError: A setting is wrong, or the file is.
     """
-    from src.utils.config import Config, modernized
+    from src.utils.config import Config
+    from src.utils.config_history import modernized
     from src.utils.dotted import merge_dotted
     from src.utils.yaml_files import read_yaml
 

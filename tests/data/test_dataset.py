@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -320,7 +321,7 @@ def test_one_image_of_each_patient_is_joined_whatever_its_name(folder: Path) -> 
 
 def test_labels_of_any_integers(folder: Path) -> None:
     images, _ = make_images(9, 8, 0)
-    labels = np.array([5, -1, 7] * 3)
+    labels = np.array([5, 0, 7] * 3)
     np.savez(
         folder / "d.npz",
         train_images=images,
@@ -329,4 +330,12 @@ def test_labels_of_any_integers(folder: Path) -> None:
         val_labels=labels[::-1],
     )
     dataset = load(folder / "d.npz", folder / "c", on_leak="allow")
-    assert dataset.classes == ("-1", "5", "7")
+    assert dataset.classes == ("0", "5", "7")
+
+
+def test_an_image_under_two_labels_is_told(folder: Path) -> None:
+    root = write_folder(folder / "d", counts={"train": 8, "val": 8})
+    assert load(root, folder / "c").warnings == ()
+    shutil.copy(root / "A/train/neg/p000_0.png", root / "A/train/pos/copy.png")
+    (note,) = load(root, folder / "c").warnings
+    assert note.startswith("the same pixels under several labels: 1 image; a network cannot learn both")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from src.errors import ConfigError
-from src.utils.config import Config, modernized
+from src.utils.config import Config
+from src.utils.config_history import modernized
 from src.utils.dotted import merge_dotted, parse_overrides, split_overrides
 from tests.conftest import ROOT
 
@@ -182,3 +183,16 @@ def test_no_text_gives_anything_but_a_config_error(text: str) -> None:
         parse_overrides([f"a.b={text}"])
     except ConfigError as error:
         assert re.match(r"--set ", str(error))  # noqa: PT017
+
+
+def test_a_class_may_be_named_by_a_number() -> None:
+    assert Config().updated(parse_overrides(["data.positive_class=0"])).data.positive_class == "0"
+    assert Config().updated(parse_overrides(["data.positive_class='007'"])).data.positive_class == "007"
+    for value in ("true", "0.0"):
+        with pytest.raises(ConfigError, match=r"data\.positive_class: YAML reads this as .*; quote the name"):
+            Config().updated(parse_overrides([f"data.positive_class={value}"]))
+
+
+def test_a_path_that_is_not_utf_8_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"data\.root_dir: .*udcff is not text in UTF-8; rename"):
+        Config().updated({"data.root_dir": "caf\udcff"})

@@ -1,0 +1,192 @@
+"""Names that people write in several ways: classes, patients and splits."""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+
+from src.data.samples import SPLITS
+from src.errors import DataError
+
+_END = "\0"
+_NUMBER = re.compile(r"\d+(\.0+)?")
+_ZERO_DECIMALS = re.compile(rf"(?<={_END})(\d+)\.0+(?={_END})")
+_SPACES = re.compile("  +")
+_ROUNDED = re.compile(r"\d(\.\d+)?E\+\d+", re.IGNORECASE)
+_LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
+_SEPARATORS = re.compile(r"[\s_-]+")
+_LISTED = re.compile(r"[|;,/&+]")
+_MISSING = frozenset(
+    {"nan", "na", "n/a", "#n/a", "<na>", "null", "nat", "#value!", "#ref!", "?", "-", "-1", "-1.0"}
+)
+_NOBODY = _MISSING | {"none", "unknown", "anonymous"}
+_SPLITS = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "validate", "dev", "development"),
+    "test": ("test", "testing", "tst"),
+}
+_SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+# What is a part of a split, though not which: `train2` and `eval` as well as `fold_0`.
+_UNCLEAR = re.compile(
+    r"(?:(?:cv|kfold|fold|split|partition)\d+|\d+fold|(?:hold|held)out|eval|evaluation|"
+    rf"(?:{'|'.join(_SPLIT_OF)})\d+)"
+)
+_SPLIT_ADVICE = (
+    f"it takes {', '.join(SPLITS)}; for a cross-validation leave the folds out and set data.folds, "
+    "which deals the images by patient"
+)
+_EXTRAS = re.compile(r"(?<=.)(?:data|dataset|set|split|images?)$")
+
+
+def unify(places: Mapping[str, str], what: str, where: str) -> dict[str, str]:
+    """Map each spelling of a name to the one to use.
+
+    Spellings that are certainly the same name are unified: Unicode forms, blanks around them, and ``7`` and
+    ``7.0`` where all names are such numbers, as spreadsheets write them. A name in one spelling stays as
+    it is.
+
+    Args:
+        places: Where each spelling stands, such as ``line 3``.
+        what: What the names are, such as ``patient``.
+        where: The file or folder, for messages.
+
+    Raises:
+        DataError: Two spellings may be the same name: they differ in case, leading zeros or separators.
+    """
+    if not places:
+        return {}
+    names = list(places)
+    plains = _plain(names)
+    firsts: dict[str, str] = {}
+    several = {
+        plain for name, plain in zip(names, plains, strict=True) if firsts.setdefault(plain, name) != name
+    }
+    alike: dict[str, str] = {}
+    for plain, look in zip(firsts, _looks(list(firsts)), strict=True):
+        other = alike.setdefault(look, plain)
+        if other != plain and _may_be_same(other, plain):
+            one, two = firsts[other], firsts[plain]
+            told = f"{where}: two spellings that may be the same {what}"
+            remedy = "write it in one way everywhere, or give each a name of its own"
+            raise DataError(
+                f"{told}: {one!r} ({places[one]}) and {two!r} ({places[two]}); {remedy}",
+                public=f"{told}; {remedy}",
+            )
+    return {name: plain if plain in several else name for name, plain in zip(names, plains, strict=True)}
+
+
+def check_classes(places: Mapping[str, str], where: str) -> None:
+    """Refuse what stands for a missing label, and several labels in one.
+
+    Raises:
+        DataError: There is such a name.
+    """
+    for name, place in places.items():
+        parts = [part.strip() for part in _LISTED.split(name)]
+        if name.strip().casefold() in _MISSING:
+            problem = (
+                "stands for a missing label; label the images or take them out, or name the class by a word"
+            )
+        elif "|" in name or name[:1] + name[-1:] == "[]" or (len(parts) > 1 and places.keys() >= set(parts)):
+            problem = (
+                "holds several labels, and a classifier takes one for each image; choose one class for each "
+                "image, such as one finding against the rest"
+            )
+        else:
+            continue
+        raise DataError(
+            f"{where}, {place}: the label {name!r} {problem}", public=f"{where}: a label {problem}"
+        )
+
+
+def check_patients(places: Mapping[str, str], where: str) -> None:
+    """Refuse what stands for an unknown patient, and numbers that a spreadsheet has rounded.
+
+    Raises:
+        DataError: There is such a name.
+    """
+    for name, place in places.items():
+        if name.casefold() in _NOBODY:
+            problem = (
+                "stands for an unknown patient, and all such images would count as one patient's; name each "
+                "patient"
+            )
+        elif _ROUNDED.fullmatch(name):
+            problem = (
+                "is a number that a spreadsheet has rounded, which makes one patient of several; export the "
+                "column as text"
+            )
+        else:
+            continue
+        raise DataError(
+            f"{where}, {place}: the patient {name!r} {problem}", public=f"{where}: a patient {problem}"
+        )
+
+
+def split_of(name: str) -> str | None:
+    """The split that a name stands for, in any of its usual spellings; None for another name."""
+    return _SPLIT_OF.get(_word(name))
+
+
+def is_like_split(name: str) -> bool:
+    """Whether a name is that of a split, a fold, or of a part of the data whose use is unclear."""
+    word = _word(name)
+    return word in _SPLIT_OF or _UNCLEAR.fullmatch(word) is not None
+
+
+def name_splits(places: Mapping[str, str], where: str) -> dict[str, str]:
+    """Map the names of splits to ``train``, ``val`` and ``test``.
+
+    Raises:
+        DataError: One is no such name, or two words stand for the same split.
+    """
+    found: dict[str, str] = {}
+    words: dict[str, str] = {}
+    for name, place in places.items():
+        split = split_of(name)
+        if split is None:
+            raise DataError(
+                f"{where}, {place}: the split {name!r} is unknown; {_SPLIT_ADVICE}",
+                public=f"{where}, {place}: a split is unknown; {_SPLIT_ADVICE}",
+            )
+        other = words.setdefault(split, name)
+        if other.casefold() != name.casefold():
+            raise DataError(
+                f"{where}: {other!r} ({places[other]}) and {name!r} ({place}) may both be {split}; name one "
+                f"of them {split}, and the other by what it is, or take it out"
+            )
+        found[name] = split
+    return found
+
+
+def _word(name: str) -> str:
+    word = _SEPARATORS.sub("", unicodedata.normalize("NFKC", name).strip().casefold())
+    return _EXTRAS.sub("", word)
+
+
+def _plain(names: list[str]) -> list[str]:
+    """The spelling of each name that is certainly the same."""
+    plain = [(name if name.isascii() else unicodedata.normalize("NFC", name)).strip() for name in names]
+    are_numbers = all(map(_NUMBER.fullmatch, plain))
+    return [name.partition(".")[0] for name in plain] if are_numbers else plain
+
+
+def _looks(names: list[str]) -> list[str]:
+    """What each name has in common with one that may be the same.
+
+    The names are searched as one text: a million calls would take seconds.
+    """
+    text = _fold(_END.join(names))
+    if ".0" in text:
+        text = _ZERO_DECIMALS.sub(r"\1", f"{_END}{text}{_END}")[1:-1]
+    return _LEADING_ZEROS.sub("", text).split(_END)
+
+
+def _fold(text: str) -> str:
+    folded = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    folded = folded.casefold().replace("_", " ").replace("-", " ")
+    return _SPACES.sub(" ", folded) if "  " in folded else folded
+
+
+def _may_be_same(one: str, other: str) -> bool:
+    """Whether leading zeros differ in number and not in place, as in ids of one length."""
+    return len(one) != len(other) or _fold(one) == _fold(other)
