@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from src.data.images import Header, Picture
 from src.errors import DataError
+from src.utils.tables import is_formula
 
 SPLITS = ("train", "val", "test")
 
@@ -65,8 +66,14 @@ def order_classes(names: list[str], positive: str | None) -> tuple[str, ...]:
     """``names`` with ``positive`` last, or as they are without one.
 
     Raises:
-        DataError: ``positive`` is not one of two names.
+        DataError: ``positive`` is not one of two names, or a name begins as a formula does.
     """
+    if formulas := [name for name in names if is_formula(name)]:
+        raise DataError(
+            f"class {formulas[0]!r}: spreadsheets run text that begins with {formulas[0][0]!r} as a formula, "
+            "and tables of predictions hold class names; rename the class (its folder, or its label in the "
+            "manifest)"
+        )
     if positive is None:
         return tuple(names)
     if positive not in names or len(names) != 2:

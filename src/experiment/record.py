@@ -12,11 +12,14 @@ from src.training.checkpoint import TrainerState
 from src.training.folders import RunFolders
 from src.training.results import Results, write_results
 from src.training.setup import Setup
+from src.utils.config import Config
 from src.utils.io import atomic_write_text, sha256
 from src.utils.runtime import environment
 
-_NEUTRAL = {"data": "device_cache", "training": "compile"}
+_NEUTRAL = ("data.device_cache", "training.compile")
 """Settings that change no result; without them the hash is also that of runs of earlier versions."""
+_LATER = ("model.mean", "model.std")
+"""Settings that earlier versions did not have, and that change nothing while they are null."""
 
 
 def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
@@ -29,12 +32,19 @@ def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
         **({names.ROLE: names.FOLD} if is_fold else candidate),
         names.DATA_FINGERPRINT: dataset.fingerprint,
         names.SPLIT_FINGERPRINT: dataset.split_fingerprint,
-        names.CONFIG_SHA256: sha256(config.to_yaml(without=_NEUTRAL).encode()),
+        names.CONFIG_SHA256: config_hash(config),
         names.SEED: str(config.training.seed),
         names.ENVIRONMENT + "processes": str(setup.network.processes.count),
         **{f"data.{what}": str(count) for what, count in dataset.counts.items()},
         **{names.ENVIRONMENT + what: str(value) for what, value in environment(setup.network.device).items()},
     }
+
+
+def config_hash(config: Config) -> str:
+    """Return the SHA-256 by which runs with the same settings are found."""
+    values = config.flat()
+    unset = [key for key in _LATER if values[key] is None]
+    return sha256(config.to_yaml(without=(*_NEUTRAL, *unset)).encode())
 
 
 def record_start(run: TrackedRun, setup: Setup, dataset: Dataset, folders: RunFolders) -> None:

@@ -18,6 +18,7 @@ from src.models.forward import predict_logits
 from src.training.metrics import decide, softmax
 from src.utils.io import atomic_file, atomic_write_text
 from src.utils.progress import track
+from src.utils.tables import escape_formula
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -73,9 +74,14 @@ def _described(trained: TrainedModel, inputs: Inputs) -> "DataFrame":
 
 
 def write_table(table: "DataFrame", path: Path) -> None:
-    """Writes a ``.csv`` (numbers in full precision) or a ``.parquet``, whole or not at all."""
+    """Write a ``.csv`` (numbers in full precision) or a ``.parquet``, whole or not at all.
+
+    In a ``.csv``, an apostrophe is put before text that a spreadsheet would run as a formula.
+    """
     if path.suffix.lower() == ".csv":
-        atomic_write_text(path, table.to_csv(index=False))
+        words = table.select_dtypes(exclude="number").columns
+        safe = {name: table[name].map(escape_formula, na_action="ignore") for name in words}
+        atomic_write_text(path, table.assign(**safe).to_csv(index=False))
         return
     data = BytesIO()
     table.to_parquet(data, index=False)

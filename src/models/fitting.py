@@ -1,17 +1,16 @@
 """Fitting a state dict that others wrote to a model of ours."""
 
-import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from src.errors import ModelError
+from src.models.matching import COUNTER, WRAPPERS, Match, match_names
 from src.models.surgery import adapt_filters, first_convolution, head_path
 from src.utils.torchvision_import import torchvision
 
-# Older DenseNet files, torchvision's own among them, call the layers norm.1 and conv.1.
-_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 # Classifiers that help the training of GoogLeNet and Inception; ours are built without.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _SHOWN = 3
@@ -30,31 +29,63 @@ def fit_state(
         keep_head: Whether a head that fits is loaded too.
 
     Returns:
-        Sentences that the user should see.
+        Sentences that the user should see; none where every tensor is used under its own name.
 
     Raises:
-        ModelError: If anything but the head or a larger stem does not fit; it names the keys.
+        ModelError: If anything but the head or a larger stem does not fit, or it fits in several ways; it
+            names the keys.
     """
-    values = _renamed(model, state)
+    match = match_names(model, state, source=source)
+    values = _prepared(model, match)
     notes = _fit_stem(model, values, source=source, small_stem=small_stem)
     notes += _fit_head(model, values, source=source, keep_head=keep_head)
     _fit_positions(model, values)
-    faults = _load(model, values, left_out=tuple(path for path, _ in notes))
-    if faults:
+    loaded = _load(model, values, left_out=tuple(path for path, _ in notes))
+    if loaded.faults:
         raise ModelError(
-            f"The weights of {source} do not fit the model: {'; '.join(faults)}. "
-            "Check that model.name and model.stem are those of the file."
+            f"The weights of {source} do not fit the model: {loaded.share}; {'; '.join(loaded.faults)}. "
+            "Check that model.name and model.stem are those of the file (keys are read as torchvision has "
+            f"them, below {'., '.join(WRAPPERS)}., or numbered by an nn.Sequential)."
         )
-    return [note for _, note in notes if note]
+    report = _report(model, state, match, loaded, source) if keep_head else ""
+    return [note for note in (*(note for _, note in notes), report) if note]
 
 
-def _renamed(model: nn.Module, state: Mapping[str, Tensor]) -> "OrderedDict[str, Tensor]":
-    """Returns a copy with today's key names, without what data-parallel training put before them."""
-    values: OrderedDict[str, Tensor] = OrderedDict()
-    for key, value in state.items():
-        new = _OLD_DENSENET.sub(r"\1", key.removeprefix("module."))
-        if not new.startswith(_AUXILIARY):
-            values[new] = value
+@dataclass(frozen=True)
+class _Loaded:
+    """What became of a state dict.
+
+    Attributes:
+        used: The model's names of the tensors that it took.
+        new: Names of those that keep their random values.
+        share: How many of the tensors that were looked for are there, in words.
+        faults: What does not fit, one phrase per kind.
+    """
+
+    used: set[str]
+    new: list[str]
+    share: str
+    faults: list[str]
+
+
+def _report(model: nn.Module, state: Mapping[str, Tensor], match: Match, loaded: _Loaded, source: str) -> str:
+    """Return how many tensors were used and what was left; "" where that is nothing."""
+    used = {match.origins[name] for name in loaded.used}
+    left = [key for key in state if key not in used]
+    if not (left or loaded.new or match.how):
+        return ""
+    parts = [f"{source}: {len(used)} of the file's {len(state)} tensors are used"]
+    parts[0] += f" ({match.how})" if match.how else ""
+    parts += [f"{len(left)} are left ({_listed(left)})"] if left else []
+    if loaded.new:
+        total = len(model.state_dict())
+        parts.append(f"{len(loaded.new)} of the model's {total} start new ({_listed(loaded.new)})")
+    return "; ".join(parts) + "."
+
+
+def _prepared(model: nn.Module, match: Match) -> "OrderedDict[str, Tensor]":
+    """Return the tensors by the model's names, less those of classifiers that only help training."""
+    values = OrderedDict((k, value) for k, value in match.values.items() if not k.startswith(_AUXILIARY))
     # MNASNet refuses a state that does not tell its version; all of torchvision's are current.
     values._metadata = {"": {"version": model._version}}  # type: ignore[attr-defined]
     return values
@@ -106,8 +137,12 @@ def _fit_positions(model: nn.Module, values: "OrderedDict[str, Tensor]") -> None
         )
 
 
-def _load(model: nn.Module, values: dict[str, Tensor], left_out: tuple[str, ...]) -> list[str]:
-    """Loads what fits; returns what does not, one phrase per kind."""
+def _load(model: nn.Module, values: dict[str, Tensor], left_out: tuple[str, ...]) -> _Loaded:
+    """Load what fits.
+
+    Everything that the model has must be there. What else is there is left where it belongs to no part of the
+    model, such as a projection head; within a part it is a sign of another model.
+    """
     own = {key: value.shape for key, value in model.state_dict().items()}
     shaped = {k: v.shape for k, v in values.items() if k in own and v.shape != own[k]}
     for key in shaped:
@@ -116,11 +151,22 @@ def _load(model: nn.Module, values: dict[str, Tensor], left_out: tuple[str, ...]
         # Asked afterwards, not before: some modules rename the keys of old files while they load.
         result = model.load_state_dict(values, strict=False)
     except (RuntimeError, ValueError) as error:
-        return [str(error)]
-    missing = [k for k in result.missing_keys if k not in shaped and not any(_below(k, p) for p in left_out)]
+        return _Loaded(set(), [], "none of its tensors was loaded", [str(error)])
+    new = [key for key in result.missing_keys if key not in shaped]
+    missing = [key for key in new if not any(_below(key, path) for path in left_out)]
     sizes = [f"{k} {tuple(shape)} for {tuple(own[k])}" for k, shape in shaped.items()]
-    kinds = {"missing": missing, "unexpected": result.unexpected_keys, "of another shape": sizes}
-    return [f"{len(keys)} {kind} ({_listed(keys)})" for kind, keys in kinds.items() if keys]
+    parts = {name for name, _ in model.named_children()}
+    is_foreign = any(key.partition(".")[0] in parts for key in result.unexpected_keys)
+    unexpected = result.unexpected_keys if missing or sizes or is_foreign else []
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": sizes}
+    wanted = sum(not (key.endswith(COUNTER) or any(_below(key, path) for path in left_out)) for key in own)
+    found = wanted - sum(not key.endswith(COUNTER) for key in (*missing, *shaped))
+    return _Loaded(
+        used=set(values) - set(result.unexpected_keys),
+        new=new,
+        share=f"{found} of the model's {wanted} tensors are there ({found / wanted:.0%})",
+        faults=[f"{len(keys)} {kind} ({_listed(keys)})" for kind, keys in kinds.items() if keys],
+    )
 
 
 def _below(key: str, path: str) -> bool:

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from src.errors import ModelError
 from src.models.fetch import imagenet_state
 from src.models.fitting import fit_state
+from src.models.safetensors import read_safetensors
 from src.models.spec import InputSpec
 from src.models.surgery import first_convolution
 from src.utils.io import open_regular
@@ -21,6 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Trained on pixels in [-1, 1]; torchvision rescales ImageNet-normalised images for the first two.
 _CENTRED = ("googlenet", "inception_v3", "efficientnet_v2_l")
+_START = 512  # bytes that show what a file is
 _STATE_KEYS = ("model_state_dict", "state_dict", "model")
 
 
@@ -86,8 +88,8 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], InputSpec | None]:
     """Reads a state dict, or the one that a checkpoint holds; never executes anything in the file.
 
     Args:
-        path: A file of ``torch.save``: a state dict, or a dict that holds one as
-            ``model_state_dict``, ``state_dict`` or ``model``, and may describe its ``input``.
+        path: A ``.safetensors`` file, or one of ``torch.save``: a state dict, or a dict that holds one
+            as ``model_state_dict``, ``state_dict`` or ``model``, and may describe its ``input``.
 
     Returns:
         The state dict and the input that it was trained on, None where the file does not tell.
@@ -119,9 +121,36 @@ def _load_file(path: Path) -> object:
             f"The weights file {path} {what}; model.weights takes auto, imagenet, none, or the path of a "
             f"state dict file.{hint}"
         ) from None
+    with file:
+        if what := _not_weights(file.read(_START)):
+            raise ModelError(f"The weights file {path} is {what}.")
+        file.seek(0)
+        load = _load_safetensors if path.suffix.lower() == ".safetensors" else _load_torch
+        return load(file, path)
+
+
+def _not_weights(start: bytes) -> str:
+    """Return what a download left in the place of weights, and what to do; "" where it may be weights."""
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "a Git LFS pointer, not the weights; run git lfs pull in its repository, or download the file"
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
+        return "an HTML or XML page, not the weights (a login, an error, a preview); download the file itself"
+    return ""
+
+
+def _load_safetensors(file: BinaryIO, path: Path) -> object:
     try:
-        with file:
-            return torch.load(file, map_location="cpu", weights_only=True)
+        return read_safetensors(file)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"The weights file {path} cannot be read as safetensors: {error}. Download or save it again."
+        ) from None
+
+
+def _load_torch(file: BinaryIO, path: Path) -> object:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file raises errors of a dozen kinds
         raise ModelError(
             f"The weights file {path} is not a file of torch.save with plain tensors, and nothing in it "

@@ -10,6 +10,7 @@ from rich.table import Table
 from src.search.study import REASON, RUN, Search
 from src.training.plot_style import legend_below, new_figure
 from src.utils.io import atomic_file, atomic_write_text
+from src.utils.tables import escape_formula
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +54,8 @@ def _trials_table(search: Search) -> str:
     for trial in trials:
         found: list[Any] = [trial.number, _status(trial), trial.value, trial.last_step]
         found += [trial.user_attrs.get(name, "") for name in (RUN, REASON)]
-        writer.writerow(found + [trial.params.get(key, "") for key in keys])
+        found += [trial.params.get(key, "") for key in keys]
+        writer.writerow([escape_formula(cell) if isinstance(cell, str) else cell for cell in found])
     return text.getvalue()
 
 

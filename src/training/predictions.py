@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from src.errors import DataError
 from src.utils.io import atomic_write_text
-from src.utils.tables import TableError, read_rows
+from src.utils.tables import TableError, escape_formula, read_rows, unescape_formula
 
-_FIXED = ["sample", "patient", "label"]
+_FIXED = ["sample", "patient", "label", "label_index"]
+_FIXED_BEFORE = ["sample", "patient", "label"]  # of earlier versions, with the index as the label
 _PREFIX = "p_"
 _REMEDY = "name a predictions/*.csv of a run."
 
@@ -46,7 +47,9 @@ def write_predictions(
     probabilities: NDArray[np.float64],
     classes: Sequence[str],
 ) -> None:
-    """Write a CSV table with the columns ``sample, patient, label, p_{class}...`` in one step.
+    """Write a CSV table with the columns ``sample, patient, label, label_index, p_{class}...`` in one step.
+
+    ``label`` is the name of the class, as in the tables of ``src.predict``.
 
     Args:
         path: The file to make or to replace.
@@ -66,14 +69,17 @@ def write_predictions(
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*_FIXED, *(_PREFIX + name for name in classes)])
+    names = [escape_formula(name) for name in classes]
     for sample, patient, label, row in zip(samples, patients, labels, probabilities, strict=True):
         shown = "" if patient is None else int(patient)
-        table.writerow([sample, shown, int(label), *(repr(float(p)) for p in row)])
+        table.writerow([sample, shown, names[label], int(label), *(repr(float(p)) for p in row)])
     atomic_write_text(path, text.getvalue())
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a table that `write_predictions` wrote.
+    """Read a table that `write_predictions` wrote, of this version or an earlier one.
+
+    Earlier versions have no column ``label_index`` and hold the index in ``label``.
 
     Raises:
         DataError: The file is missing or is not such a table; the message names the line.
@@ -82,8 +88,10 @@ def read_predictions(path: Path) -> Predictions:
         rows = [cells for _, cells in read_rows(path)]
     except TableError as error:
         raise DataError(f"{path}: no predictions can be read here ({error}); {_REMEDY}") from error
-    classes = _classes(path, rows[0] if rows else [])
-    parsed = [_row(path, line, row, len(classes)) for line, row in enumerate(rows[1:], start=2)]
+    header = rows[0] if rows else []
+    fixed = _FIXED if header[: len(_FIXED)] == _FIXED else _FIXED_BEFORE
+    classes = _classes(path, header, fixed)
+    parsed = [_row(path, line, row, classes, len(fixed)) for line, row in enumerate(rows[1:], start=2)]
     samples, patients, labels, probabilities = zip(*parsed, strict=True) if parsed else ((), (), (), ())
     return Predictions(
         samples=tuple(samples),
@@ -94,12 +102,12 @@ def read_predictions(path: Path) -> Predictions:
     )
 
 
-def _classes(path: Path, header: list[str]) -> tuple[str, ...]:
-    """Return the class names that a header names."""
-    columns = header[len(_FIXED) :]
+def _classes(path: Path, header: list[str], fixed: list[str]) -> tuple[str, ...]:
+    """Return the class names that a header names after its fixed columns."""
+    columns = header[len(fixed) :]
     classes = tuple(column.removeprefix(_PREFIX) for column in columns)
     named = all(column.startswith(_PREFIX) for column in columns)
-    if header[: len(_FIXED)] != _FIXED or not named or len(set(classes)) != len(classes) or len(classes) < 2:
+    if header[: len(fixed)] != fixed or not named or len(set(classes)) != len(classes) or len(classes) < 2:
         raise DataError(
             f"{path}: its first line is {','.join(header)[:200]!r} and a table of predictions starts with "
             f"'{','.join(_FIXED)}' and one {_PREFIX}CLASS for each of two classes or more; {_REMEDY}"
@@ -107,13 +115,18 @@ def _classes(path: Path, header: list[str]) -> tuple[str, ...]:
     return classes
 
 
-def _row(path: Path, line: int, cells: list[str], classes: int) -> tuple[str, int | None, int, list[float]]:
-    """Return the sample, patient, label and probabilities of one line."""
+def _row(
+    path: Path, line: int, cells: list[str], classes: tuple[str, ...], fixed: int
+) -> tuple[str, int | None, int, list[float]]:
+    """Return the sample, patient, class index and probabilities of one line."""
     try:
-        sample, patient, label, *probabilities = cells
-        index = int(label)
-        if len(probabilities) != classes or not 0 <= index < classes:
-            raise ValueError(f"label {label} and {len(probabilities)} probabilities for {classes} classes")
+        sample, patient, *name, label = cells[:fixed]
+        index, probabilities = int(label), cells[fixed:]
+        if len(probabilities) != len(classes) or not 0 <= index < len(classes):
+            count = len(probabilities)
+            raise ValueError(f"label {label} and {count} probabilities for {len(classes)} classes")
+        if name and unescape_formula(name[0]) != classes[index]:
+            raise ValueError(f"label {name[0]!r} with the label_index {index}, which is {classes[index]!r}")
         return sample, int(patient) if patient else None, index, [float(p) for p in probabilities]
     except ValueError as error:
         raise DataError(f"{path}, row {line}: not a row of predictions ({error}); {_REMEDY}") from error

@@ -59,6 +59,7 @@ def set_up(
             than two classes.
     """
     _check_threshold(config, dataset)
+    _check_statistics(config, dataset)
     device = pick_device(config.training.device, processes.local_rank if processes.are_several else None)
     fit_threads(sharing=processes.local_count)
     keep_freed_memory()
@@ -82,7 +83,7 @@ def set_up(
             "training.precision": "float32" if autocast is None else str(autocast).removeprefix("torch."),
         }
     )
-    spec = spec or _input_spec(built, dataset)
+    spec = spec or _input_spec(built, dataset, config)
     model = built.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if processes.are_several and config.training.sync_batchnorm:
         model = synchronized(model, device)
@@ -96,12 +97,27 @@ def set_up(
     )
 
 
-def _input_spec(built: BuiltModel, dataset: Dataset) -> InputSpec:
-    """What the weights were trained on; the training split's own statistics where there are none."""
+def _input_spec(built: BuiltModel, dataset: Dataset, config: Config) -> InputSpec:
+    """Return the input to train on.
+
+    Its statistics are those of the settings, else those that the weights were trained with, else those of the
+    training split.
+    """
+    if config.model.mean is not None and config.model.std is not None:
+        return InputSpec(dataset.channels, dataset.size, config.model.mean, config.model.std)
     mean, std = (
         dataset.channel_statistics if built.mean is None or built.std is None else (built.mean, built.std)
     )
     return InputSpec(dataset.channels, dataset.size, mean, std)
+
+
+def _check_statistics(config: Config, dataset: Dataset) -> None:
+    mean = config.model.mean
+    if mean is not None and len(mean) != dataset.channels:
+        raise ConfigError(
+            f"model.mean and model.std: {len(mean)} value(s), and the images have {dataset.channels} "
+            "channel(s) over all modalities; give one value per channel"
+        )
 
 
 def _check_threshold(config: Config, dataset: Dataset) -> None:

@@ -1,9 +1,8 @@
 """The settings of a run: frozen, documented, and refused at load when they are wrong."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -16,9 +15,11 @@ from src.utils.config_fields import (
     ClassName,
     Compile,
     DeviceCache,
+    Means,
     Modalities,
     Patterns,
     RunName,
+    Stds,
     Threshold,
     Window,
 )
@@ -130,6 +131,14 @@ class ModelConfig(_Section):
     stem: Literal["auto", "imagenet", "small"] = Field(
         "auto", description="small: 3x3 first convolution without max-pool, for images up to 40 px"
     )
+    mean: Means | None = Field(None, description="per channel, of pixels in [0, 1]; null: the weights' own")
+    std: Stds | None = Field(None, description="goes with mean")
+
+    @model_validator(mode="after")
+    def _check_statistics(self) -> Self:
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("mean and std are set together, with one value per channel each")
+        return self
 
 
 class TrainingConfig(_Section):
@@ -269,10 +278,11 @@ class Config(_Section):
         values: dict[str, Any] = self.model_dump(mode="json")
         return values
 
-    def to_yaml(self, *, without: Mapping[str, str] = MappingProxyType({})) -> str:
-        """The config as YAML text that `from_file` reads back to an equal config, less a key of a section."""
+    def to_yaml(self, *, without: Sequence[str] = ()) -> str:
+        """The config as YAML text that `from_file` reads back to an equal config, less some dotted keys."""
         values = self.to_dict()
-        for section, key in without.items():
+        for name in without:
+            section, _, key = name.partition(".")
             del values[section][key]
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 

@@ -93,6 +93,8 @@ Name = Annotated[str, AfterValidator(_plain_name)]
 RunName = Annotated[Name, AfterValidator(_free_name)]
 Modalities = Annotated[tuple[Name, ...], AfterValidator(_distinct)]
 Window = Annotated[tuple[float, float], AfterValidator(_ascending)]
+Means = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
+Stds = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
 Threshold = Annotated[float | str, AfterValidator(_threshold)]
 DeviceCache = Annotated[
     Literal["auto", "off"] | Annotated[float, Field(gt=0, lt=1)], BeforeValidator(_switch)

@@ -73,5 +73,6 @@ DICOM_HEADER = Limit(64_000_000, "bytes of a DICOM file besides its pixels")
 DICOM_PARTS = Limit(50_000, "elements and sequence items of a DICOM file")
 
 ARRAY_BYTES = Limit(64_000_000_000, "bytes of one array of an .npz")
+SAFETENSORS_HEADER = Limit(10_000_000, "bytes of the header of a .safetensors file")
 NPZ_IMAGES = Limit(10_000_000, "images of one array of an .npz")
 NPZ_DIRECTORY = Limit(1_000_000, "bytes of the list of an .npz's arrays")

@@ -1,14 +1,34 @@
-"""CSV files, read in bounded memory."""
+"""CSV files, read in bounded memory, and text in them that spreadsheets must not run as a formula."""
 
 import csv
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from src.utils.io import open_regular
 from src.utils.limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_LINE, TABLE_ROWS
+
+# A number may begin with a sign: no spreadsheet runs it, and readers need it as it is.
+_FORMULA = re.compile(r"(?![+-]?\d+(?:\.\d+)?\Z)[=+\-@\t\r]", re.ASCII)
+_ESCAPED = re.compile(r"'+[=+\-@\t\r]")
+
+
+def is_formula(text: str) -> bool:
+    """Return whether spreadsheets may run a cell with this text as a formula."""
+    return _FORMULA.match(text) is not None
+
+
+def escape_formula(text: str) -> str:
+    """Put an apostrophe before text that spreadsheets would run; `unescape_formula` gives the text back."""
+    return f"'{text}" if is_formula(text) or _ESCAPED.match(text) else text
+
+
+def unescape_formula(text: str) -> str:
+    """Return the text that `escape_formula` escaped."""
+    return text[1:] if _ESCAPED.match(text) else text
 
 
 class TableError(ValueError):

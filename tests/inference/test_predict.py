@@ -78,6 +78,19 @@ def test_a_manifest_needs_paths_only(trained: Path) -> None:
     assert set(table["sample"]) <= set(stored().index)
 
 
+def test_file_names_that_are_formulas_are_escaped_in_a_csv_only(trained: Path) -> None:
+    image = next((trained / "d/A/test/pos").glob("*.png"))
+    folder = trained / "sheet"
+    folder.mkdir()
+    names = ["+1.png", "-x.png", "=1+1.png", "@x.png", "plain.png"]
+    for name in names:
+        shutil.copy(image, folder / name)
+    table = predicted(*NAMED, "--input", "sheet")
+    assert sorted(table["image"]) == ["'+1.png", "'-x.png", "'=1+1.png", "'@x.png", "plain.png"]
+    assert predict.main([*NAMED, "--input", "sheet", "--output", "sheet.parquet"]) == 0
+    assert sorted(pd.read_parquet("sheet.parquet")["image"]) == names
+
+
 def test_one_image_and_a_parquet(trained: Path) -> None:
     image = next((trained / "d/A/test/pos").glob("*.png"))
     assert predict.main([*NAMED, "--input", str(image), "--output", "one.parquet"]) == 0

@@ -2,9 +2,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from src.errors import DataError
 from src.training.predictions import read_predictions, write_predictions
@@ -31,9 +33,9 @@ def test_the_table_has_the_agreed_columns_and_full_precision(tmp_path: Path) -> 
     path = tmp_path / "predictions" / "val.csv"
     write(path)
     assert path.read_bytes().decode() == (
-        "sample,patient,label,p_benign,p_malignant\n"
-        "a1,7,0,0.9,0.1\n"
-        "b2,,1,0.3333333333333333,0.6666666666666666\n"
+        "sample,patient,label,label_index,p_benign,p_malignant\n"
+        "a1,7,benign,0,0.9,0.1\n"
+        "b2,,malignant,1,0.3333333333333333,0.6666666666666666\n"
     )
     assert [p.name for p in path.parent.iterdir()] == ["val.csv"]
 
@@ -65,6 +67,34 @@ def test_round_trip_is_exact(rows: list[tuple[int | None, int, list[float]]]) ->
     np.testing.assert_array_equal(np.signbit(back.probabilities[zeros]), np.signbit(probabilities[zeros]))
 
 
+def test_numeric_class_names_are_not_taken_for_indices(tmp_path: Path) -> None:
+    write(tmp_path / "val.csv", ("1", "0"))  # data.positive_class=0
+    table = pd.read_csv(tmp_path / "val.csv")
+    assert list(table["label"]) == [1, 0]
+    assert list(table["label_index"]) == [0, 1]
+    assert roc_auc_score(table["label"], table["p_1"]) == 1.0
+    np.testing.assert_array_equal(read_predictions(tmp_path / "val.csv").labels, [0, 1])
+
+
+def test_a_table_of_an_earlier_version_reads_as_it_did(tmp_path: Path) -> None:
+    write(tmp_path / "new.csv", ("1", "0"))
+    (tmp_path / "old.csv").write_text(
+        "sample,patient,label,p_1,p_0\na1,7,0,0.9,0.1\nb2,,1,0.3333333333333333,0.6666666666666666\n"
+    )
+    new, old = read_predictions(tmp_path / "new.csv"), read_predictions(tmp_path / "old.csv")
+    assert (new.samples, new.patients, new.classes) == (old.samples, old.patients, old.classes)
+    np.testing.assert_array_equal(new.labels, old.labels)
+    np.testing.assert_array_equal(new.probabilities, old.probabilities)
+
+
+def test_class_names_of_earlier_runs_that_begin_as_formulas_survive(tmp_path: Path) -> None:
+    classes = ("=1+1", "-1")
+    write(tmp_path / "val.csv", classes)
+    assert "a1,7,'=1+1,0" in (tmp_path / "val.csv").read_text()
+    assert "b2,,-1,1" in (tmp_path / "val.csv").read_text()  # a number, which readers need as it is
+    assert read_predictions(tmp_path / "val.csv").classes == classes
+
+
 def test_class_names_with_commas_quotes_and_other_scripts_survive(tmp_path: Path) -> None:
     classes = ('cyst, "simple"', "p_肝癌 gut\tartig")
     write(tmp_path / "val.csv", classes)
@@ -78,6 +108,14 @@ def test_class_names_with_commas_quotes_and_other_scripts_survive(tmp_path: Path
         ("a,b,c\n1,2,3\n", "first line is 'a,b,c'"),
         ("sample,label,patient,p_a,p_b\n", "first line"),
         ("sample,patient,label\n", "two classes or more"),
+        ("sample,patient,label,label_index,p_a\n", "two classes or more"),
+        (
+            "sample,patient,label,label_index,p_a,p_b\nx,1,a,1,0.5,0.5\n",
+            "row 2: .*label 'a' with the label_index 1, which is 'b'",
+        ),
+        ("sample,patient,label,label_index,p_a,p_b\nx,1,b,2,0.5,0.5\n", "row 2: .*label 2"),
+        ("sample,patient,label,label_index,p_a,p_b\nx,1,a,0,0.5\n", "row 2: .*1 probabilities"),
+        ("sample,patient,label,label_index,p_a,p_b\nx,1,0\n", "row 2"),
         ("sample,patient,label,p_a\n", "two classes or more"),
         ("sample,patient,label,p_a,b\n", "first line"),
         ("sample,patient,label,p_a,p_a\n", "first line"),
