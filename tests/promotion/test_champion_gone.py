@@ -111,6 +111,6 @@ def test_check_and_doctor_see_what_predict_sees(
 @pytest.mark.usefixtures("champion")
 def test_a_champion_that_names_no_run(sqlite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with closing(sqlite3.connect(sqlite)) as connection, connection:
-        connection.execute("UPDATE model_versions SET run_id = '' WHERE version = 2")
+        connection.execute("UPDATE model_versions SET run_id = NULL WHERE version = 2")
     assert promote.main(["--check"]) == 1
-    assert "it was registered by hand and names no run" in capsys.readouterr().out
+    assert "version 2 was promoted, and the registry has no champion" in capsys.readouterr().out
