@@ -169,7 +169,7 @@ def _decoder(listing: Listing, entries: Entries, shown: Shown) -> Callable[[int]
 
 
 def _pack_name(entries: Entries, shown: Shown) -> str:
-    kind = f"{FORMAT} {shown.size} {shown.channels} with checksums"
+    kind = f"{FORMAT} {shown.size} {shown.channels}"
     return sha256_of_lines(chain([kind], entries.seen_through(shown.window)))
 
 

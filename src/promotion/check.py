@@ -106,7 +106,8 @@ def _against_registry(group: Group, state: State) -> list[str]:
         problems.append(f"{group.record_path} is hand-made, the champion is version {champion.number}")
     elif (record.version, record.run_id) != (champion.number, champion.run_id):
         problems.append(
-            f"{group.record_path} names version {record.version}, the champion is {champion.number}"
+            f"{group.record_path} names version {record.version} of run {record.run_id}, "
+            f"the champion is version {champion.number} of {_run_of(champion)}"
         )
     elif record.sha256 != champion.tags.get(RECORD_SHA256):
         problems.append(f"{group.record_path} was changed after it was written")
@@ -115,3 +116,7 @@ def _against_registry(group: Group, state: State) -> list[str]:
     elif state.registered.aliases.get(PREVIOUS) != existing(state.registered, entry.previous_version):
         problems.append(f"the alias previous does not point to version {entry.previous_version}")
     return problems
+
+
+def _run_of(version: Version) -> str:
+    return "no run" if version.run_id is None else f"run {version.run_id}"

@@ -11,8 +11,8 @@ import numpy as np
 
 from src.errors import ClaimError
 from src.tracking.archive import checked_copy
+from src.tracking.model_files import local_model_folder
 from src.tracking.names import DELIVERY, LOGGED_MODEL
-from src.tracking.places import model_place
 from src.tracking.store import local_folder, pages, reason, resolve_uri, store_errors
 from src.utils.io import TEMP_PREFIX, atomic_write_text
 from src.utils.silence import silenced
@@ -236,9 +236,6 @@ def _check_flavors(source: str, flavors: Mapping[str, Any]) -> None:
 def _fetch(source: str, folder: Path) -> Path:
     import mlflow
 
-    client = mlflow.MlflowClient()
-    logged = client.get_logged_model(source.removeprefix("models:/"))
-    experiment = client.get_experiment(logged.experiment_id)
-    origin = (experiment.experiment_id, experiment.artifact_location or "")
-    local = model_place(logged.model_id, logged.artifact_location, *origin)
+    logged = mlflow.MlflowClient().get_logged_model(source.removeprefix("models:/"))
+    local = local_model_folder(logged)
     return local or Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder)))

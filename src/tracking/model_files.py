@@ -1,7 +1,14 @@
 """Whether a logged model can be loaded, as far as can be said without loading it."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from src.errors import ClaimError
-from src.tracking.store import local_folder, store_errors
+from src.tracking.places import model_place
+from src.tracking.store import store_errors
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
 
 NEEDED = ("MLmodel", "data/model.pt2")
 """Files without which `src.tracking.logged_model.load_model` refuses a model of this project."""
@@ -14,7 +21,7 @@ def check_model_files(source: str) -> None:
         source: Where it is, such as ``models:/m-...``.
 
     Raises:
-        ClaimError: It is deleted, or a file is missing.
+        ClaimError: It is deleted, a file is missing, or the store names a folder that is not its own.
         TrackingError: The store failed.
     """
     import mlflow
@@ -27,7 +34,7 @@ def check_model_files(source: str) -> None:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise ClaimError(f"the logged model {source} is deleted or gone") from None
-        folder = local_folder(logged.artifact_location)
+        folder = local_model_folder(logged)
         if folder is not None:
             missing = [name for name in NEEDED if not (folder / name).is_file()]
         else:
@@ -42,3 +49,16 @@ def check_model_files(source: str) -> None:
         raise ClaimError(
             f"the logged model {source} lacks {', '.join(missing)} at {where}; put its files back"
         )
+
+
+def local_model_folder(logged: "LoggedModel") -> Path | None:
+    """Return the folder of a logged model's files on this machine; see `model_place`."""
+    import mlflow
+
+    experiment = mlflow.MlflowClient().get_experiment(logged.experiment_id)
+    return model_place(
+        logged.model_id,
+        logged.artifact_location,
+        experiment.experiment_id,
+        experiment.artifact_location or "",
+    )

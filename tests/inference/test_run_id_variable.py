@@ -102,8 +102,8 @@ def test_commands_that_record_nothing_ignore_it(
     status = main(arguments)
     state = rows if command == "doctor" else contents
     before = state(trained)
-    seconds_each = command == "export"
-    for run_id in ("", run_ids["FINISHED"]) if seconds_each else ("", *run_ids.values()):
+    is_slow = command == "export"
+    for run_id in ("", run_ids["FINISHED"]) if is_slow else ("", *run_ids.values()):
         monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
         assert main(arguments) == status
         assert state(trained) == before

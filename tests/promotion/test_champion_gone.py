@@ -108,9 +108,12 @@ def test_check_and_doctor_see_what_predict_sees(
     assert store.main(["doctor"]) == 0
 
 
-@pytest.mark.usefixtures("champion")
-def test_a_champion_that_names_no_run(sqlite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_champion_that_names_no_run(
+    champion: Made, sqlite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with closing(sqlite3.connect(sqlite)) as connection, connection:
         connection.execute("UPDATE model_versions SET run_id = NULL WHERE version = 2")
     assert promote.main(["--check"]) == 1
-    assert "version 2 was promoted, and the registry has no champion" in capsys.readouterr().out
+    captured = capsys.readouterr().out
+    assert "version 2, the champion, cannot be used: it was registered by hand and names no run" in captured
+    assert f"names version 2 of run {champion.run_id}, the champion is version 2 of no run" in captured
