@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.forked import ForkedProcess
 from tests.images import write_npz
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +49,24 @@ def npz(folder: Path) -> Path:
     return write_npz(folder / "small.npz")
 
 
+Process = subprocess.Popen[str] | ForkedProcess
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def start_python(folder: Path, *args: str, group: bool = False, **env: str) -> Process:
+    """Start ``python ARGS`` in a folder; a module of ours is forked where nothing of the start matters."""
+    environment = clean_environment(folder / "torch") | env
+    if args[0] == "-m" and args[1].startswith("src.") and "PYTHONPATH" not in env:
+        return ForkedProcess(args[1], args[2:], folder, environment, new_session=group)
+    return subprocess.Popen(
+        [sys.executable, *args],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=group,
+    )
 
 
 @pytest.fixture
@@ -56,14 +74,11 @@ def run_python(folder: Path) -> Run:
     """Runs ``python ARGS`` as a process of its own in the test's folder."""
 
     def run(*args: str, **env: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, *args],
-            cwd=folder,
-            env=clean_environment(folder / "torch") | env,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        process = start_python(folder, *args, group=False, **env)
+        try:
+            output = process.communicate(timeout=240)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, process.wait(), *output)
 
     return run

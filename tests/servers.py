@@ -8,8 +8,6 @@ import shutil
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -20,6 +18,7 @@ from pathlib import Path
 
 from src.tracking.store import open_store
 from tests.conftest import clean_environment
+from tests.forked import ForkedProcess
 
 
 def make_store(folder: Path) -> Path:
@@ -47,23 +46,19 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: ForkedProcess | None = None
 
     def start(self) -> None:
         """Starts it, and waits until it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.store}"]
-        command += ["--artifacts-destination", f"{self.folder}/served"]
-        with (self.folder / "server.log").open("a") as log:
-            self.process = subprocess.Popen(
-                command,
-                # Its job runners, seven processes, serve nothing that is tested here.
-                env=clean_environment(self.folder / "torch")
-                | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        options = ["server", "--port", str(self.port), "--workers", "1"]
+        options += ["--backend-store-uri", f"sqlite:///{self.store}"]
+        options += ["--artifacts-destination", f"{self.folder}/served"]
+        # Its job runners, seven processes, serve nothing that is tested here.
+        environment = clean_environment(self.folder / "torch") | {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"
+        }
+        log = self.folder / "server.log"
+        self.process = ForkedProcess("mlflow", options, self.folder, environment, log=log, new_session=True)
         for _ in range(600):
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"{self.uri}/health", timeout=5)

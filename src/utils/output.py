@@ -58,9 +58,6 @@ def _stream(descriptor: int, old: TextIO | None) -> TextIO:
     if old is not None:
         old.flush()
     buffered = io.BufferedWriter(_Stream(descriptor, "wb", closefd=False))
-    return io.TextIOWrapper(
-        buffered,
-        encoding=None if old is None else old.encoding,
-        errors="backslashreplace",
-        line_buffering=descriptor == 2 or os.isatty(descriptor),
-    )
+    encoding = None if old is None else old.encoding
+    # Line by line in a pipe and a file as well: a job's log shows what the job does now.
+    return io.TextIOWrapper(buffered, encoding, errors="backslashreplace", line_buffering=True)

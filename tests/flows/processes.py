@@ -1,21 +1,19 @@
 """Commands as real processes."""
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import mlflow
 from mlflow.entities import Run as MlflowRun
 
-from tests.conftest import clean_environment
+from tests.conftest import Process, start_python
 
 # The smallest model: these tests are about processes, not about what is learnt.
 TINY = ["--data", "small.npz", "--model", "shufflenet_v2_x0_5", "--epochs", "1"]
 TINY += ["--set", "training.batch_size=8", "--set", "model.weights=none"]
 STORES = {"sqlite": "", "file": "./mlruns"}
-STARTED: list["subprocess.Popen[str]"] = []
+STARTED: list[Process] = []
 """What `start` has started for the test that runs."""
 
 
@@ -37,22 +35,13 @@ def runs(folder: Path, store: str = "") -> list[MlflowRun]:
     return list(client_of(folder, store).search_runs(["0"]))
 
 
-def start(folder: Path, *args: str, group: bool = False, **env: str) -> "subprocess.Popen[str]":
-    environment = clean_environment(folder / "torch") | env
-    process = subprocess.Popen(
-        [sys.executable, *args],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=group,
-    )
+def start(folder: Path, *args: str, group: bool = False, **env: str) -> Process:
+    process = start_python(folder, *args, group=group, **env)
     STARTED.append(process)
     return process
 
 
-def wait_for_epoch(folder: Path, process: "subprocess.Popen[str]") -> None:
+def wait_for_epoch(folder: Path, process: Process) -> None:
     deadline = time.monotonic() + 120
     while not list(folder.glob("outputs/*/checkpoints/latest.pth")):
         assert process.poll() is None, process.communicate()

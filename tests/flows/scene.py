@@ -21,7 +21,7 @@ import pytest
 from src import store as care
 from src import train
 from src.training.checkpoint import CheckpointStore, load_checkpoint
-from tests.conftest import clean_environment
+from tests.conftest import Process, clean_environment
 from tests.flows.processes import TINY, only_run, start
 from tests.images import write_npz
 from tests.servers import Server, make_store, place_store
@@ -55,7 +55,7 @@ class Scene:
     env: dict[str, str] = field(default_factory=dict)
     repairs: list[Callable[[], object]] = field(default_factory=list)
     server: Server | None = None
-    _process: "subprocess.Popen[str] | None" = None
+    _process: Process | None = None
 
     def use_store(self, path: Path) -> None:
         place_store(empty_store(), path, f"{self.folder}/mlruns/0")
@@ -76,7 +76,7 @@ class Scene:
         self.stack.callback(self._process.kill)
 
     @property
-    def process(self) -> "subprocess.Popen[str]":
+    def process(self) -> Process:
         assert self._process is not None
         return self._process
 
@@ -250,7 +250,7 @@ def measure(case: Case, scene: Scene) -> Row:
     resumed = scene.resume()
     return Row(
         status=run.info.status,
-        exit_code=scene.process.returncode,
+        exit_code=scene.process.wait(),
         seconds=seconds,
         message=message_of(errors, scene.folder),
         has_traceback="Traceback" in errors,

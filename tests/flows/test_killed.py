@@ -1,7 +1,6 @@
 """A training that is killed by SIGKILL beside one that lives, and what ``src.store doctor`` makes of both."""
 
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from src.store import main
 from src.tracking.heartbeat import Beat
 from src.tracking.names import HEARTBEAT
 from src.tracking.store import open_store
+from tests.conftest import Process
 from tests.flows.processes import TINY, only_run, start, wait_for_epoch
 from tests.images import write_npz
 from tests.servers import Server, make_store
@@ -46,7 +46,7 @@ def status(run_id: str) -> str:
     return str(mlflow.MlflowClient().get_run(run_id).info.status)
 
 
-def start_both(folder: Path, uri: str) -> dict[str, "subprocess.Popen[str]"]:
+def start_both(folder: Path, uri: str) -> dict[str, Process]:
     """Two trainings, past their first epoch, by their runs' ids."""
     env: dict[str, Any] = {"MLFLOW_TRACKING_URI": uri, "MLPROJECT_HEARTBEAT_SECONDS": "0.5"}
     both = {p.pid: p for p in (start(folder, "-m", "src.train", *LONG, **env) for _ in range(2))}

@@ -1,8 +1,7 @@
 """What only real processes show: two at once, and a kill before there is a run."""
 
+import functools
 import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from tests.conftest import Run, clean_environment
 from tests.flows.processes import STORES, TINY, only_run, runs, start
+from tests.forked import ForkedProcess
 
 
 @pytest.mark.slow
@@ -49,19 +49,14 @@ def test_killed_while_the_store_is_made(folder: Path, run_python: Run) -> None:
 def test_a_disk_that_takes_no_checkpoint_fails_the_run(folder: Path) -> None:
     """A file-size limit stands in for a full disk: the store fits below it, a checkpoint does not."""
     limit = 2_000_000
-    process = subprocess.run(
-        [sys.executable, "-m", "src.train", *TINY],
-        cwd=folder,
-        env=clean_environment(folder / "torch"),
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
+    limit_files = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+    environment = clean_environment(folder / "torch")
+    process = ForkedProcess("src.train", TINY, folder, environment, prepare=limit_files)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "File too large" in process.stderr
-    assert "latest.pth" in process.stderr
-    assert "Traceback" not in process.stderr
+    assert "File too large" in error
+    assert "latest.pth" in error
+    assert "Traceback" not in error
     run = only_run(folder)
     assert run.info.status == "FAILED"
     assert "File too large" in run.data.tags["error"]

@@ -1,7 +1,6 @@
 """Searches by real processes: trials are runs, whatever ends a worker or the whole."""
 
 import csv
-import subprocess
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from src.sweep import main
 from src.tracking.store import open_store
 from src.tracking.sweep_run import sweep_run
 from src.utils.config import Config
+from tests.conftest import Process
 from tests.flows.processes import client_of, runs, start
 
 SEARCH = ["-m", "src.sweep", "--model", "shufflenet_v2_x0_5", "--data", "small.npz", "--space", "space.yaml"]
@@ -82,7 +82,7 @@ def test_trials_are_runs_and_one_that_fails_stops_nothing(
     assert len(runs(folder)) == len(nested) + 1
 
 
-def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+def workers_of(process: Process) -> list[psutil.Process]:
     return [child for child in psutil.Process(process.pid).children() if "--worker" in child.cmdline()]
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from src import promote
 from src import store as care
 from src.promotion.history import read_history
 from src.training.history import COLUMNS
+from tests.conftest import Process
 from tests.flows.processes import STORES, TINY, runs, start
 from tests.images import write_npz
 
@@ -62,9 +62,9 @@ def options(number: int) -> list[str]:
     return ["-m", "src.train", *TINY, *chosen, "--set", f"training.seed={number}"]
 
 
-def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+def finish(process: Process) -> tuple[int, str, str]:
     out, errors = process.communicate(timeout=60 * COUNT)
-    return process.returncode, out, errors
+    return process.wait(), out, errors
 
 
 @pytest.mark.slow

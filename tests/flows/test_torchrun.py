@@ -3,13 +3,12 @@
 import csv
 import os
 import socket
-import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import Run
+from tests.conftest import Process, Run
 from tests.flows.processes import TINY, only_run, runs, start, wait_for_epoch
 
 LAUNCH = ["-m", "torch.distributed.run"]
@@ -18,7 +17,7 @@ TRAIN = ["-m", "src.train", *TINY, "--set", "training.schedule=none", "--set", "
 LONG = [*TRAIN, "--set", "training.epochs=5000", "--set", "experiment.name=long"]
 
 
-def workers(launcher: "subprocess.Popen[str]") -> list[psutil.Process]:
+def workers(launcher: Process) -> list[psutil.Process]:
     """By their rank."""
     children = psutil.Process(launcher.pid).children()
     return sorted(children, key=lambda child: int(child.environ()["RANK"]))

@@ -2,7 +2,6 @@
 
 import csv
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from src import promote, store, train
 from src.training.checkpoint import PREVIOUS
 from src.training.history import COLUMNS
 from src.training.predictions import read_predictions
+from tests.conftest import Process
 from tests.flows.processes import TINY, start, wait_for_epoch
 from tests.servers import Server
 
@@ -26,17 +26,15 @@ NAMED = [*TINY, "--set", "experiment.name=mine", "--set", "data.on_leak=allow"]
 
 
 @pytest.fixture(autouse=True)
-def no_process_is_left() -> Iterator[list["subprocess.Popen[str]"]]:
-    started: list[subprocess.Popen[str]] = []
+def no_process_is_left() -> Iterator[list[Process]]:
+    started: list[Process] = []
     yield started
     for process in started:
         process.kill()
         process.communicate()
 
 
-def start_training(
-    folder: Path, server: Server, started: list["subprocess.Popen[str]"], epochs: int, **env: str
-) -> "subprocess.Popen[str]":
+def start_training(folder: Path, server: Server, started: list[Process], epochs: int, **env: str) -> Process:
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLPROJECT_SERVER_PATIENCE": "1"} | env
     options = [*NAMED, "--set", f"training.epochs={epochs}"]
     process = start(folder, "-m", "src.train", *options, group=False, **env)
@@ -105,7 +103,7 @@ def test_over_http_from_training_to_a_champion(folder: Path, capsys: pytest.Capt
 
 
 def test_a_server_that_never_returns_ends_no_training(
-    folder: Path, server: Server, no_process_is_left: list["subprocess.Popen[str]"]
+    folder: Path, server: Server, no_process_is_left: list[Process]
 ) -> None:
     process = start_training(folder, server, no_process_is_left, 5)
     server.kill()
@@ -128,7 +126,7 @@ def test_a_server_that_never_returns_ends_no_training(
 def test_killed_over_http_then_delivered(
     folder: Path,
     server: Server,
-    no_process_is_left: list["subprocess.Popen[str]"],
+    no_process_is_left: list[Process],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     process = start_training(folder, server, no_process_is_left, 5000)
@@ -154,7 +152,7 @@ def test_killed_over_http_then_delivered(
 
 @pytest.mark.slow
 def test_a_server_that_comes_back_while_training_goes_on(
-    folder: Path, server: Server, no_process_is_left: list["subprocess.Popen[str]"]
+    folder: Path, server: Server, no_process_is_left: list[Process]
 ) -> None:
     switch = {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true", "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}
     process = start_training(folder, server, no_process_is_left, 100, **switch)
