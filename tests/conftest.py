@@ -11,6 +11,7 @@ import torch
 
 from tests.forked import ForkedProcess
 from tests.images import write_npz
+from tests.stores import place_store
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,6 +42,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.setenv(key, value)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def sqlite(folder: Path) -> Path:
+    """MLflow's default store in the test's folder, where a first command would make it."""
+    return place_store(folder / "mlflow.db")
 
 
 @pytest.fixture

@@ -4,10 +4,8 @@ import contextlib
 import http.client
 import os
 import random
-import shutil
 import signal
 import socket
-import sqlite3
 import threading
 import time
 import urllib.request
@@ -16,32 +14,17 @@ from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from src.tracking.store import open_store
 from tests.conftest import clean_environment
 from tests.forked import ForkedProcess
-
-
-def make_store(folder: Path) -> Path:
-    """MLflow's SQLite file as it makes it; the migrations take seconds, a copy nothing."""
-    with contextlib.chdir(folder):
-        open_store()
-    return folder / "mlflow.db"
-
-
-def place_store(empty_store: Path, path: Path, artifacts: str) -> Path:
-    """Puts a new store at ``path``, whose default experiment keeps its artifacts at ``artifacts``."""
-    shutil.copy(empty_store, path)
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE experiments SET artifact_location = ?", (artifacts,))
-    return path
+from tests.stores import place_store
 
 
 class Server:
     """A server with a store and artifacts of its own in ``folder``; always on the same port."""
 
-    def __init__(self, folder: Path, empty_store: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.store = place_store(empty_store, folder / "mlflow.db", "mlflow-artifacts:/0")
+        self.store = place_store(folder / "mlflow.db", "mlflow-artifacts:/0")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]

@@ -1,7 +1,6 @@
 """A training that something happens to in its midst, and what is left of it."""
 
 import contextlib
-import functools
 import io
 import os
 import re
@@ -24,14 +23,10 @@ from src.training.checkpoint import CheckpointStore, load_checkpoint
 from tests.conftest import Process, clean_environment
 from tests.flows.processes import TINY, only_run, start
 from tests.images import write_npz
-from tests.servers import Server, make_store, place_store
+from tests.servers import Server
+from tests.stores import place_store
 
 OPTIONS = [*TINY, "--epochs", "6", "--set", "training.checkpoint_every_minutes=1e-9"]
-
-
-@functools.cache
-def empty_store() -> Path:
-    return make_store(Path(tempfile.mkdtemp(prefix="store-")))
 
 
 @dataclass
@@ -58,12 +53,12 @@ class Scene:
     _process: Process | None = None
 
     def use_store(self, path: Path) -> None:
-        place_store(empty_store(), path, f"{self.folder}/mlruns/0")
+        place_store(path, f"{self.folder}/mlruns/0")
         self.uri = f"sqlite:///{path}"
 
     def use_server(self) -> None:
         folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="server-")))
-        self.server = Server(folder, empty_store())
+        self.server = Server(folder)
         self.stack.callback(self.server.kill)
         self.server.start()
         self.uri = self.server.uri

@@ -23,7 +23,7 @@ from tests.hostile_stores import (
     set_param,
     snapshot,
 )
-from tests.servers import make_store, place_store
+from tests.stores import place_store
 
 HOSTILE = [
     "{outside}",
@@ -86,18 +86,13 @@ COMMANDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("empty"))
-
-
 @pytest.fixture
-def here(folder: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The project, with a store in it; what is beside it is outside."""
     here = folder / "project"
     here.mkdir()
     monkeypatch.chdir(here)
-    place_store(empty_store, here / "mlflow.db", f"{here}/mlruns/0")
+    place_store(here / "mlflow.db")
     return here
 
 

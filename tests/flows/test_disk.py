@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from src import train
+from tests.stores import place_store
 
 TRAIN = ["--data", "small.npz", "--model", "shufflenet_v2_x0_5", "--set", "training.batch_size=16"]
 TRAIN += ["--set", "model.weights=none"]
@@ -31,7 +32,9 @@ def test_thirty_epochs_take_no_more_than_three(
         place.mkdir()
         (place / "small.npz").symlink_to(npz)
         monkeypatch.chdir(place)
-        if kind == "file":
+        if kind == "sqlite":
+            place_store(place / "mlflow.db")
+        else:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", str(place / "mlruns"))
         assert train.main([*TRAIN, "--epochs", str(epochs)]) == 0
         found = large_files(place)

@@ -16,7 +16,7 @@ from src.tracking.store import open_store
 from tests.conftest import Process
 from tests.flows.processes import TINY, only_run, start, wait_for_epoch
 from tests.images import write_npz
-from tests.servers import Server, make_store
+from tests.servers import Server
 
 LONG = [*TINY, "--set", "training.epochs=5000", "--set", "training.schedule=none"]
 
@@ -28,7 +28,7 @@ def uri(
     """The store; its schema is there already."""
     server = None
     if request.param == "server":
-        server = Server(tmp_path_factory.mktemp("server"), make_store(tmp_path_factory.mktemp("store")))
+        server = Server(tmp_path_factory.mktemp("server"))
         server.start()
     uris = {"sqlite": f"sqlite:///{folder}/mlflow.db", "file": str(folder / "mlruns")}
     yield server.uri if server else uris[request.param]

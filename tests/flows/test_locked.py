@@ -18,7 +18,7 @@ from src.tracking.store import open_store
 from src.training.history import COLUMNS
 from tests.flows.processes import TINY, only_run, start, wait_for_epoch
 from tests.images import write_npz
-from tests.servers import make_store
+from tests.stores import place_store
 
 NAMED = [*TINY, "--set", "experiment.name=mine", "--epochs", "4"]
 TABLE = Path("outputs/logs/mine/training_history.csv")
@@ -43,7 +43,7 @@ def lock_after_an_epoch(seconds: float) -> None:
 def test_a_lock_is_waited_for(
     folder: Path, npz: Path, seconds: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_store(folder)
+    place_store(folder / "mlflow.db")
     thread = threading.Thread(target=lock_after_an_epoch, args=(seconds,), daemon=True)
     thread.start()
     started = time.monotonic()
@@ -62,7 +62,7 @@ def test_a_lock_is_waited_for(
 
 def test_a_signal_ends_the_wait(folder: Path) -> None:
     write_npz(folder / "small.npz")
-    make_store(folder)
+    place_store(folder / "mlflow.db")
     process = start(folder, "-m", "src.train", *NAMED, "--epochs", "5000")
     wait_for_epoch(folder, process)
     with lock(folder / "mlflow.db"):
@@ -82,7 +82,7 @@ def test_a_signal_ends_the_wait(folder: Path) -> None:
 def test_patience_has_an_end(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = make_store(folder)
+    path = place_store(folder / "mlflow.db")
     monkeypatch.setattr(locked, "PATIENCE", 4.0)
     with lock(path):
         started = time.monotonic()

@@ -78,7 +78,7 @@ WAYS: dict[str, tuple[Callable[[Path], tuple[int, str]], str]] = {
 }
 
 
-@pytest.mark.usefixtures("npz")
+@pytest.mark.usefixtures("npz", "sqlite")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_training_whose_output_goes_nowhere_finishes(folder: Path, way: str) -> None:
     train, said = WAYS[way]

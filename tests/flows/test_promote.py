@@ -22,6 +22,7 @@ def uri(folder: Path) -> str:
     return f"sqlite:///{folder}/mlflow.db"
 
 
+@pytest.mark.usefixtures("sqlite")
 def test_the_record_trains_to_the_same_auc_in_a_run_of_its_own(
     folder: Path, npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -42,6 +43,7 @@ def test_the_record_trains_to_the_same_auc_in_a_run_of_its_own(
     assert promote.main(["--check"]) == 0
 
 
+@pytest.mark.usefixtures("sqlite")
 def test_a_training_whose_promotion_fails_is_finished_and_says_so(
     folder: Path, npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,8 +100,9 @@ def train(*options: str) -> int:
 
 
 @pytest.fixture
-def finished(folder: Path, npz: Path) -> str:
+def finished(folder: Path, npz: Path, sqlite: Path) -> str:
     assert npz.exists()
+    assert sqlite.exists()
     assert train() == 0
     return str(only_run(folder).info.run_id)
 
@@ -158,7 +159,7 @@ def promoted() -> tuple[int, str]:
     return int(version.version), version.source.removeprefix("models:/")
 
 
-@pytest.mark.usefixtures("npz")
+@pytest.mark.usefixtures("npz", "sqlite")
 def test_auto_takes_the_one_that_fits_or_starts_anew(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,7 +178,7 @@ def test_auto_takes_the_one_that_fits_or_starts_anew(
     assert "2 unfinished runs fit" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("npz")
+@pytest.mark.usefixtures("npz", "sqlite")
 def test_a_run_that_is_trained_right_now_is_refused(folder: Path, run_python: Run) -> None:
     process = start(folder, "-m", "src.train", *TINY, "--set", "training.epochs=5000")
     try:

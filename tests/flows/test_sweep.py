@@ -42,7 +42,7 @@ def table(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-@pytest.mark.usefixtures("npz")
+@pytest.mark.usefixtures("npz", "sqlite")
 def test_trials_are_runs_and_one_that_fails_stops_nothing(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,7 +112,7 @@ def check_whole(folder: Path, count: int, epochs: int) -> None:
         assert [point.step for point in history] == list(range(1, epochs + 1))
 
 
-@pytest.mark.usefixtures("npz")
+@pytest.mark.usefixtures("npz", "sqlite")
 def test_a_killed_workers_trial_goes_on_in_another(folder: Path) -> None:
     write_space(folder)
     search = start(folder, *SEARCH, "--trials", "3", "--epochs", "25", "--workers", "2")
@@ -124,7 +124,7 @@ def test_a_killed_workers_trial_goes_on_in_another(folder: Path) -> None:
     check_whole(folder, 3, 25)
 
 
-@pytest.mark.usefixtures("npz")
+@pytest.mark.usefixtures("npz", "sqlite")
 def test_a_training_that_is_killed_fails_its_trial_alone(folder: Path) -> None:
     write_space(folder)
     search = start(folder, *SEARCH, "--trials", "2", "--epochs", "25")
@@ -140,7 +140,7 @@ def test_a_training_that_is_killed_fails_its_trial_alone(folder: Path) -> None:
     assert [row["state"] for row in table(folder)] == ["failed", "finished"]
 
 
-@pytest.mark.usefixtures("npz")
+@pytest.mark.usefixtures("npz", "sqlite")
 def test_commands_that_start_together_share_one_run(folder: Path) -> None:
     write_space(folder)
     command = [*SEARCH, "--trials", "2", "--epochs", "1", "--seeds", "1", "--top", "1"]
@@ -157,7 +157,7 @@ def test_commands_that_start_together_share_one_run(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("npz")
+@pytest.mark.usefixtures("npz", "sqlite")
 def test_a_search_that_was_killed_goes_on_by_the_same_command(folder: Path) -> None:
     write_space(folder)
     command = [*SEARCH, "--trials", "2", "--epochs", "25", "--workers", "2"]
@@ -174,7 +174,7 @@ def test_a_search_that_was_killed_goes_on_by_the_same_command(folder: Path) -> N
     check_whole(folder, 2, 25)
 
 
-@pytest.mark.usefixtures("npz")
+@pytest.mark.usefixtures("npz", "sqlite")
 def test_a_pruned_trial_is_saved_and_killed(folder: Path) -> None:
     write_space(folder)
     open_store()

@@ -43,9 +43,12 @@ def as_plain_pickle(path: Path) -> None:
 
 
 @pytest.fixture
-def stopped(folder: Path, npz: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, CheckpointStore]:
+def stopped(
+    folder: Path, npz: Path, sqlite: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, CheckpointStore]:
     """A run that could go on, and its checkpoints."""
     assert npz.exists()
+    assert sqlite.exists()
     assert main([*TINY, "--epochs", "2"]) == 0
     run = only_run(folder)
     mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").set_terminated(run.info.run_id, "KILLED")

@@ -8,6 +8,7 @@ import pytest
 from src import promote, train
 from tests.conftest import clean_environment
 from tests.images import write_folder
+from tests.stores import place_store
 
 MODEL = "shufflenet_v2_x0_5"
 NAMED = ["--model", MODEL, "--modality", "A"]
@@ -26,6 +27,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setenv(key, value)
         write_folder(folder / "d", counts={"train": 24, "val": 16, "test": 16}, size=32)
         name_by_patient(folder / "d")
+        place_store(folder / "mlflow.db")
         assert train.main(TRAIN) == 0
         assert promote.main(NAMED) == 0
     return folder

@@ -8,25 +8,13 @@ import pytest
 
 from src.promotion.history import Entry
 from tests.images import write_npz
-from tests.servers import Server, make_store, place_store
+from tests.servers import Server
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty SQLite store, to be copied."""
-    return make_store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture
-def sqlite(folder: Path, empty_store: Path) -> Path:
-    """MLflow's default store in the test's folder."""
-    return place_store(empty_store, folder / "mlflow.db", f"{folder}/mlruns/0")
-
-
-@pytest.fixture(scope="session")
-def running_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[str]:
+def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """``mlflow server`` on loopback, with artifacts of its own."""
-    server = Server(tmp_path_factory.mktemp("server"), empty_store)
+    server = Server(tmp_path_factory.mktemp("server"))
     try:
         server.start()
         yield server.uri

@@ -36,6 +36,7 @@ def page(path: str = "report.html") -> Links:
     return found
 
 
+@pytest.mark.usefixtures("sqlite")
 def test_runs_champion_curves_and_history(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert npz.exists()
     for rate in ("1e-3", "1e-4"):

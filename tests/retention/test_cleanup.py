@@ -11,6 +11,7 @@ import pytest
 from src import cleanup, predict, promote, train
 from src.training.folders import RunFolders
 from tests.conftest import Run
+from tests.stores import place_store
 
 MODEL = "shufflenet_v2_x0_5"
 TRAIN = ["--model", MODEL, "--data", "small.npz", "--epochs", "1", "--set", "training.batch_size=16"]
@@ -42,6 +43,8 @@ def runs(
     assert npz.exists()
     if getattr(request, "param", "sqlite") == "file":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", str(folder / "files"))
+    else:
+        place_store(folder / "mlflow.db")
     found = {
         name: train_named(name, rate) for name, rate in (("one", "1e-3"), ("two", "1e-4"), ("three", "1e-5"))
     }

@@ -23,19 +23,8 @@ from tests.hostile_stores import (
     set_param,
     snapshot,
 )
-from tests.servers import make_store, place_store
 
 ALL = ["--keep-days", "0", "--keep-best", "0"]
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("empty"))
-
-
-@pytest.fixture
-def store(folder: Path, empty_store: Path) -> Path:
-    return place_store(empty_store, folder / "mlflow.db", f"{folder}/mlruns/0")
 
 
 class Scene:
@@ -56,8 +45,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene(folder: Path, store: Path) -> Scene:
-    assert store.exists()
+def scene(folder: Path, sqlite: Path) -> Scene:
+    assert sqlite.exists()
     return Scene(folder)
 
 
@@ -216,10 +205,10 @@ def test_the_plan_is_checked_again_before_anything_goes(
 
 
 def test_two_runs_of_one_name_do_not_share_a_fate(
-    folder: Path, store: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, sqlite: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The name was used again once the folders of the first run were gone; the second is the champion."""
-    assert store.exists()
+    assert sqlite.exists()
     first = make_run("same", 0.5)
     shutil.rmtree(OUTPUT)
     second = make_run("same", 0.9)
@@ -238,7 +227,7 @@ def test_two_runs_of_one_name_do_not_share_a_fate(
     assert [run.info.run_id for run in mlflow.MlflowClient().search_runs(["0"])] == [second]
 
 
-@pytest.mark.usefixtures("store")
+@pytest.mark.usefixtures("sqlite")
 @pytest.mark.parametrize("has_checkpoint", [True, False])
 def test_folders_of_an_earlier_release(has_checkpoint: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """They have no record: a checkpoint says whose they are, and without one nothing does."""

@@ -6,13 +6,12 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.servers import Server, make_store
+from tests.servers import Server
 
 
 @pytest.fixture(scope="module")
 def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    empty = make_store(tmp_path_factory.mktemp("store"))
-    server = Server(tmp_path_factory.mktemp("server"), empty)
+    server = Server(tmp_path_factory.mktemp("server"))
     try:
         server.start()
         yield server

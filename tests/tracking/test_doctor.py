@@ -21,18 +21,6 @@ from src.tracking.run import tracked_run
 from src.tracking.running import mark_killed, running_runs
 from src.tracking.store import open_store
 from src.utils.io import TEMP_PREFIX
-from tests.servers import make_store, place_store
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("empty"))
-
-
-@pytest.fixture
-def sqlite(folder: Path, empty_store: Path) -> Path:
-    """MLflow's default store in the test's folder."""
-    return place_store(empty_store, folder / "mlflow.db", f"{folder}/mlruns/0")
 
 
 @pytest.fixture(params=["sqlite", "file", "server"])

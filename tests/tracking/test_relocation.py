@@ -9,6 +9,7 @@ import pytest
 
 from src import predict, promote, store, train
 from tests.images import write_npz
+from tests.stores import place_store
 
 MODEL = "shufflenet_v2_x0_5"
 TRAIN = ["--model", MODEL, "--data", "small.npz", "--epochs", "1", "--set", "training.batch_size=16"]
@@ -25,6 +26,8 @@ def moved(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.Monk
     write_npz(old / "small.npz")
     if request.param == "file":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", str(old / "mlruns"))
+    else:
+        place_store(old / "mlflow.db")
     assert train.main(TRAIN) == 0
     monkeypatch.chdir(folder)
     shutil.move(old, new)
