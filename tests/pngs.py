@@ -1,4 +1,4 @@
-"""A PNG reader and writer of our own, to compare with: 8 and 16 bits, not interlaced."""
+"""A PNG writer and reader of our own, to compare with; the reader takes 8 and 16 bits, not interlaced."""
 
 import struct
 import zlib
@@ -10,18 +10,44 @@ from numpy.typing import NDArray
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR = {1: 0, 2: 4, 3: 2, 4: 6}
+_PALETTE = 3
+_ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 _SAMPLES = {colour: samples for samples, colour in _COLOUR.items()}
 
 
-def write_png(path: Path, pixels: NDArray[Any], *chunks: tuple[bytes, bytes]) -> Path:
-    """Write pixels ``(H, W)`` or ``(H, W, samples)`` of uint8 or uint16; chunks are put before them."""
+def write_png(
+    path: Path,
+    pixels: NDArray[Any],
+    *chunks: tuple[bytes, bytes],
+    bits: int | None = None,
+    has_palette: bool = False,
+    interlaced: bool = False,
+) -> Path:
+    """Write pixels ``(H, W)`` or ``(H, W, samples)`` of uint8 or uint16; chunks are put before them.
+
+    Args:
+        path: The file.
+        pixels: Samples, or places in a palette.
+        chunks: Kinds and contents.
+        bits: Of each sample; those of the type, or 1, 2 or 4 of gray or of a palette.
+        has_palette: Whether the pixels are places in the palette of a chunk ``PLTE``.
+        interlaced: In seven passes (Adam7).
+    """
     height, width, *samples = pixels.shape
-    bits, colour = pixels.dtype.itemsize * 8, _COLOUR[samples[0] if samples else 1]
-    rows = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    bits = bits or pixels.dtype.itemsize * 8
+    colour = _PALETTE if has_palette else _COLOUR[samples[0] if samples else 1]
+    passes = [pixels[y::down, x::right] for y, x, down, right in _ADAM7] if interlaced else [pixels]
+    rows = b"".join(b"\0" + _packed(row, bits) for part in passes for row in part if row.size)
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
     whole = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     path.write_bytes(_SIGNATURE + b"".join(_chunk(*chunk) for chunk in whole))
     return path
+
+
+def _packed(row: NDArray[Any], bits: int) -> bytes:
+    if bits >= 8:
+        return row.astype(row.dtype.newbyteorder(">")).tobytes()
+    return np.packbits(np.unpackbits(row[:, None], axis=1)[:, -bits:]).tobytes()
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -4,6 +4,9 @@
 start opens no image. Of each modality, ``packs`` holds one array, named by the hashes of what is in it.
 """
 
+import errno
+import glob
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -135,7 +138,20 @@ def _resolve_shown(entries: Entries, config: DataConfig) -> Shown:
 
 def _unreadable(what: str, entries: Entries) -> DataError:
     (first,) = entries.pick([0])
-    return DataError(f"{what} can be read; the first: {first.error}", public=f"{what} can be read")
+    return DataError(
+        f"{what} can be read; the first: {first.error}{_remedy(first.error)}", public=f"{what} can be read"
+    )
+
+
+def _remedy(error: str) -> str:
+    """What to do about a file that is not there; "" for another error."""
+    path, _, reason = error.rpartition(": ")
+    if reason != os.strerror(errno.ENOENT):
+        return ""
+    others = sorted(Path(path).parent.glob(f"{glob.escape(Path(path).name)}.*"))
+    if others:
+        return f"; {others[0].name} is there: name the files in the manifest with their endings"
+    return "; the paths in a manifest start at its folder"
 
 
 def _decoded(listing: Listing, entries: Entries, cache: _Cache, shown: Shown) -> DecodedImages:

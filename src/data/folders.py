@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from src.data.files import SUFFIXES, read_header, read_picture
-from src.data.names import check_classes, is_like_split, name_splits, unify
+from src.data.names import check_classes, check_no_masks, is_like_split, name_splits, unify
 from src.data.samples import Listing, Sample, order_classes
 from src.data.walk import Exclude, LeftOut, entries_of, image_files, is_image_name, unlisted
 from src.errors import DataError
@@ -35,21 +35,17 @@ def list_folder(root: Path, modality: str, config: DataConfig, patterns: NamePat
     Raises:
         DataError: The layout is another, or there are no two classes with images.
     """
-    present = _folders(root)
-    if modality not in present:
-        found = f"modalities there: {', '.join(present)}" if present else "it holds no folders"
-        raise DataError(
-            f"{root}: no modality {modality!r}; {found}; choose one with --modality, or put the folders of "
-            f"classes or splits into {root / modality}"
-        )
+    exclude, left_out = Exclude(config.exclude), LeftOut()
+    if modality not in _folders(root):
+        raise _no_modality(root, modality, exclude)
     base = root / modality
-    splits = _splits(base)
-    left_out = LeftOut()
-    files = _files_by_class(root, base, list(splits), Exclude(config.exclude), left_out)
+    splits = _splits(base, exclude, left_out)
+    files = _files_by_class(root, base, list(splits), exclude, left_out)
     left_out.check(str(base))
     places = {name: f"folder {base / split / name}" for split, name in files}
     names = unify(places, "class", str(base))
     check_classes(places, str(base))
+    check_no_masks(places, str(base))
     classes = _classes(sorted(set(names.values())), config.positive_class, base, left_out)
     labels = {spelling: classes.index(name) for spelling, name in names.items()}
     samples = (
@@ -79,34 +75,62 @@ def listing_of_files(
     return Listing(root, modality, classes, in_order, read_header, read_picture, notes=notes)
 
 
-def _folders(path: Path) -> list[str]:
+def _no_modality(root: Path, modality: str, exclude: Exclude) -> DataError:
+    present = _folders(root, exclude)
+    if any(is_like_split(name) and _folders(root / name, exclude) for name in present):
+        whole = root if root.name else root.resolve()
+        return DataError(
+            f"{root}: holds {', '.join(present)}, where folders of modalities belong; if these are the "
+            f"splits of one modality, start with --data {whole.parent} --modality {whole.name}"
+        )
+    found = f"modalities there: {', '.join(present)}" if present else "it holds no folders"
+    tables = sorted(root.glob("*.csv"))[:1]
+    return DataError(
+        f"{root}: no modality {modality!r}; {found}; choose one with --modality, or put the folders of "
+        f"classes or splits into {root / modality}"
+        + "".join(
+            f", or list the images in a manifest, if {table.name} is one: --data {table}" for table in tables
+        )
+    )
+
+
+def _folders(path: Path, exclude: Exclude | None = None) -> list[str]:
     try:
-        return sorted(
+        found = sorted(
             entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")
         )
     except OSError as error:
         raise unlisted(error) from None
+    left_out = exclude.plain(found) if exclude else {}
+    return [name for name in found if name not in left_out]
 
 
-def _splits(base: Path) -> dict[str, str | None]:
+def _splits(base: Path, exclude: Exclude, left_out: LeftOut) -> dict[str, str | None]:
     """Map the folders of splits to the splits; the folder itself to None where it holds classes.
+
+    Count what lies beside the splits.
 
     Raises:
         DataError: The folders are others than those of ``train``, ``val`` and perhaps ``test``.
     """
-    below = _folders(base)
+    below = _folders(base, exclude)
     named = [name for name in below if is_like_split(name)]
     if not named:
         return {"": None}
     takes = "it takes train, val and perhaps test, or one folder per class"
     if len(named) < len(below):
-        raise DataError(f"{base}: holds {', '.join(below)}; {takes}")
+        others = ", ".join(name for name in below if name not in named)
+        raise DataError(
+            f"{base}: holds {', '.join(below)}; {takes}. Move {others} away, or leave it out "
+            "with data.exclude"
+        )
     splits = name_splits({name: f"folder {name}" for name in named}, str(base))
     if not {"train", "val"} <= set(splits.values()):
         raise DataError(
             f"{base}: holds {', '.join(below)}; {takes}. Move some patients to a folder for the split that "
             "is missing, or tell the split of each image in a manifest.csv"
         )
+    left_out.stray += sum(map(is_image_name, entries_of(f"{base}/", exclude, left_out)[2]))
     return dict(splits)
 
 
@@ -152,7 +176,7 @@ def _classes(names: list[str], positive: str | None, base: Path, left_out: LeftO
         found = (
             f"images of the class {names[0]!r} only"
             if names
-            else f"no images ({', '.join(sorted(SUFFIXES))})"
+            else f"no images in folders of classes ({', '.join(sorted(SUFFIXES))})"
         )
         why = "".join(f". {note}" for note in left_out.notes(str(base)))
         raise DataError(

@@ -103,6 +103,8 @@ def _check_columns(path: Path, columns: list[str], needed: Sequence[str]) -> Non
         what = f"{path}: no column {', '.join(missing)}"
         others = [name for name in NEEDED + _OPTIONAL if name not in needed]
         must = f"must name {', '.join(needed)} (perhaps {', '.join(others)}), separated by commas"
+        if "label" in missing and len(missing) < len(needed):
+            must += "; if each class has a column, write the class of each image into one column label"
         there = ", ".join(columns)[:200] or "nothing"
         # A file without a header starts with a patient.
         raise DataError(

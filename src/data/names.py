@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from src.data.samples import SPLITS
 from src.errors import DataError
@@ -33,6 +33,11 @@ _UNCLEAR = re.compile(
 _SPLIT_ADVICE = (
     f"it takes {', '.join(SPLITS)}; for a cross-validation leave the folds out and set data.folds, "
     "which deals the images by patient"
+)
+_IMAGES = frozenset({"image", "images", "img", "imgs", "original", "originals"})
+_MASKS = frozenset(
+    {"mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations"}
+    | {"groundtruth", "groundtruths", "gt", "contour", "contours"}
 )
 _EXTRAS = re.compile(r"(?<=.)(?:data|dataset|set|split|images?)$")
 
@@ -95,6 +100,21 @@ def check_classes(places: Mapping[str, str], where: str) -> None:
             continue
         raise DataError(
             f"{where}, {place}: the label {name!r} {problem}", public=f"{where}: a label {problem}"
+        )
+
+
+def check_no_masks(names: Iterable[str], where: str) -> None:
+    """Refuse the folders of a segmentation data set, whose images and masks would become two classes.
+
+    Raises:
+        DataError: These are their names.
+    """
+    words = {_SEPARATORS.sub("", name.casefold()): name for name in names}
+    images, masks = ([words[word] for word in sorted(words.keys() & of)] for of in (_IMAGES, _MASKS))
+    if images and masks:
+        raise DataError(
+            f"{where}: the folders {images[0]} and {masks[0]} look like images and their masks, not like two "
+            "classes; put the images into a folder for each class, or rename the folders"
         )
 
 

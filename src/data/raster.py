@@ -41,7 +41,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise BadImage(f"{path}: not an image that can be read (is it a text file, or empty?)") from None
+        raise BadImage(
+            f"{path}: not an image that can be read (is it a text file, empty, or of a rare kind of "
+            "pixels?); if other programs show it, convert it to PNG"
+        ) from None
     except Image.DecompressionBombError as error:
         raise BadImage(f"{path}: refused as too large: {error} {HINT}", lasting=False) from None
     except OSError as error:

@@ -40,9 +40,12 @@ def split_by_group(
     for number, (name, members) in enumerate(sorted(_groups_by_class(groups, classes).items())):
         counts = {side: max(1, round(share * len(members))) for side, share in sides.items()}
         if sum(counts.values()) >= len(members):
+            may_be_patients = len(set(classes)) > 2
             raise DataError(
                 f"class {name} has {len(members)} patients, too few for train, {' and '.join(sides)}: "
                 f"{len(sides) + 1} at least; add patients, or set data.test_fraction=0"
+                + "; if this is a folder of a patient, put it into a folder of its class"
+                * may_be_patients
             )
         members.sort()
         shuffled = np.random.default_rng([seed, number]).permutation(len(members)).tolist()

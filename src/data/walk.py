@@ -16,7 +16,8 @@ _STEM = "{stem}"
 # What no one takes for an image; it is not reported.
 _OTHER_NAMES = frozenset({"dicomdir", "readme", "license", "thumbs.db", "desktop.ini", "ehthumbs.db"})
 _OTHER_ENDINGS = re.compile(
-    r"\.(txt|[ct]sv|xml|json|ya?ml|md|pdf|html?|xlsx?|docx?|rtf|log|ini|db|py|ipynb|sh|md5|sha256|lnk|url)"
+    r"\.(txt|[ct]sv|xml|json|ya?ml|md|pdf|html?|xlsx?|docx?|rtf|log|ini|db|py|ipynb|sh|md5|sha256|lnk|url|"
+    r"inf|exe|dll|jar|ico|bat|css|js)"
 )
 # Named in a message; another ending may be part of a patient's name.
 _SHOWN_ENDINGS = re.compile(

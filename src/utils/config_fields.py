@@ -67,6 +67,7 @@ EXCLUDE = (
     "{stem}_mask_*.*",
     "{stem}_seg.*",
     "{stem}_segmentation.*",
+    "{stem}_superpixels.*",
 )
 """Hidden files, copies and previews of network drives and archives, and masks beside their images."""
 

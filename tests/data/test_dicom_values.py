@@ -56,7 +56,7 @@ def write(
         else:
             setattr(dataset, keyword, value)
     if syntax == "RLE":
-        dataset.compress(RLELossless, generate_instance_uid=False)
+        dataset.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
     dataset.save_as("x.dcm", enforce_file_format=True)
     return Path("x.dcm")
 
