@@ -75,7 +75,7 @@ def _count(args: argparse.Namespace) -> int:
 def _warn(trained: "TrainedModel", cases: "Cases") -> None:
     from src.tracking.names import DATA_FINGERPRINT
 
-    for note in cases.notes:
+    for note in (*cases.notes, *trained.notes(cases.corrected)):
         warn(note)
     if cases.split == "train":
         warn("the model was trained on these images: this says how well it remembers")

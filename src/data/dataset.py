@@ -10,12 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from src.data.cache import DecodedImages, decode_listings
+from src.data.corrected import describe_corrected
 from src.data.entries import join_entries
 from src.data.image_array import ImageArray, ImageSource
 from src.data.images import Range
 from src.data.leaks import check_leaks, find_contradictions
 from src.data.records import Records, join, texts
 from src.data.samples import SPLITS
+from src.data.shortcuts import find_captures, find_shortcuts
 from src.data.sources import list_modalities
 from src.data.split import split_by_fold, split_by_group
 from src.data.windows import check_window, one_window, window_notes
@@ -62,6 +64,7 @@ class Dataset:
         warnings: Sentences to show and to record.
         counts: ``bad_images`` that were skipped, ``unpaired_images`` that lack a modality,
             ``leaked_images`` that were dropped from train, and ``allowed_leaks``.
+        corrected: Kinds and numbers of files that earlier versions read wrongly, "" without.
     """
 
     root: Path
@@ -73,6 +76,7 @@ class Dataset:
     split_fingerprint: str
     warnings: tuple[str, ...]
     counts: dict[str, int]
+    corrected: str = ""
 
     @property
     def channels(self) -> int:
@@ -147,7 +151,13 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
     checked = check_leaks(_split(joined.records, classes, config), config.on_leak)
     records = _sorted(checked.records)
     patients = _patient_indices(records)
-    notes = [*joined.notes, *checked.notes, *find_contradictions(records)]
+    notes = [
+        *joined.notes,
+        *checked.notes,
+        *find_contradictions(records),
+        *find_shortcuts(decoded),
+        *find_captures(decoded, config.channels),
+    ]
     dataset = Dataset(
         root=root,
         classes=classes,
@@ -168,6 +178,7 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
             "unpaired_images": joined.unpaired,
             **checked.counts,
         },
+        corrected=describe_corrected(entries, config.window),
     )
     _check_classes(dataset, checked.notes)
     return dataset

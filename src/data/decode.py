@@ -7,6 +7,7 @@ from pathlib import Path
 from src.data.entries import Entry
 from src.data.image_array import Place
 from src.data.images import BadImage, Header, Picture, Pixels, Range, resize, to_8_bits
+from src.data.names import hash_look, hash_patient
 from src.data.samples import Sample
 from src.errors import DataError
 from src.utils.cli import warn
@@ -42,8 +43,17 @@ def _look_at(read: Callable[[Sample], Header], sample: Sample, entry: Entry) -> 
     except BadImage as bad:
         return entry.with_error(bad)
     # Hashed, for the index need not know who the patient is, only whose images belong together.
-    patient = sha256(f"patient {header.patient}".encode()) if header.patient else ""
-    return replace(entry, height=header.height, width=header.width, channels=header.channels, patient=patient)
+    patient, alike = (hash_patient(name), hash_look(name)) if (name := header.patient) else ("", "")
+    return replace(
+        entry,
+        height=header.height,
+        width=header.width,
+        channels=header.channels,
+        patient=patient,
+        format=header.format,
+        bits=header.bits,
+        alike=alike,
+    )
 
 
 def decode_all(
@@ -101,6 +111,8 @@ def _described(entry: Entry, picture: Picture) -> Entry:
         observed=(float(picture.values.min()), float(picture.values.max())),
         full=picture.full,
         own=picture.own,
+        levels=picture.levels_name,
+        corrected=picture.corrected,
     )
 
 

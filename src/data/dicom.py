@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.dicom_file import DicomFile, check_palette, check_pixel_data
+from src.data.dicom_file import BARE_BYTES, DicomFile, check_palette, check_pixel_data, is_bare
 from src.data.dicom_gray import check_high_bit, gray_picture, text_of, used_bits
 from src.data.images import BadImage, Header, Picture, check_limit, check_pixels, open_image
+from src.data.names import plain_patient
 from src.utils.io import open_regular
 from src.utils.limits import IMAGE_VALUES
 
@@ -66,11 +67,11 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file says of itself that it is DICOM, whatever its name; False where it cannot be read."""
+    """Whether a file is DICOM by its content, whatever its name; False where it cannot be read."""
     try:
         with open_regular(path) as file:
-            file.seek(_MAGIC_AT)
-            return file.read(len(_MAGIC)) == _MAGIC
+            start = file.read(BARE_BYTES)
+            return start[_MAGIC_AT:].startswith(_MAGIC) or is_bare(start)
     except OSError:
         return False
 
@@ -119,7 +120,8 @@ def _header(path: Path, dataset: "Dataset") -> Header:
         raise BadImage(f"{path}: pixels of {bits} bits are not read; convert it to 16 bits")
     if not is_gray and int(dataset.get("BitsAllocated") or 8) > 8 and not _is_palette(dataset):
         raise BadImage(f"{path}: colour of more than 8 bits is not read; convert it to 8 bits")
-    return Header(height, width, 1 if is_gray else 3, str(dataset.get("PatientID") or "").strip())
+    patient = plain_patient(str(dataset.get("PatientID") or ""))
+    return Header(height, width, 1 if is_gray else 3, patient, "DICOM", bits)
 
 
 def _check_photometric(path: Path, dataset: "Dataset") -> None:
@@ -164,7 +166,7 @@ def read_picture(path: Path) -> Picture:
         content = DicomFile(path, file)
         dataset = content.read_header(_PICTURE_TAGS)
         header, pixel_bytes = _header(path, dataset), _pixel_bytes(dataset)
-        content.add_pixels(dataset, pixel_bytes)
+        of_frame = content.add_pixels(dataset, pixel_bytes)
         if "PixelData" not in dataset:
             raise BadImage(f"{path}: holds no pixels")
         check_pixel_data(path, dataset, pixel_bytes)
@@ -173,8 +175,12 @@ def read_picture(path: Path) -> Picture:
             content.first_item(dataset, keyword)  # within limits, before pydicom parses all of it
         stored = _stored_pixels(path, dataset)
         if header.channels == 1:
-            return gray_picture(path, dataset, stored)
-        return Picture(_palette_colours(path, dataset, stored) if _is_palette(dataset) else stored)
+            return gray_picture(path, dataset, stored, of_frame)
+        if not _is_palette(dataset):
+            return Picture(stored)
+        is_swapped = not dataset.file_meta.TransferSyntaxUID.is_little_endian
+        corrected = ("big-endian DICOM with a palette",) * is_swapped
+        return Picture(_palette_colours(path, dataset, stored), corrected=corrected)
 
 
 def _stored_pixels(path: Path, dataset: "Dataset") -> NDArray[Any]:

@@ -1,8 +1,10 @@
 """The elements of a DICOM file, by pydicom, in bounded time and memory: whatever the file says of itself."""
 
 import io
+import re
 import struct
 import zlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -30,6 +32,13 @@ _PART = 8  # bytes of a tag with its length, by which each element and each item
 _J2K_SIZE = b"\xff\x4f\xff\x51"  # the markers SOC and SIZ
 _JPEG_START, _JPEG_FRAMES = b"\xff\xd8", frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _PALETTE = 2**16
+
+
+BARE_BYTES = 1024
+# The first element is of group 2 or 8, and a SOP class of the standard is named soon, in either encoding.
+_BARE = re.compile(
+    rb"(?=[\x02\x08]\0.\0).*?(?:\x02\0\x02\0|\x08\0\x16\0)(?:UI..|..\0\0)1\.2\.840\.10008\.", re.DOTALL
+)
 
 
 class _DeflatedError(Exception):
@@ -90,8 +99,12 @@ class DicomFile:
         from pydicom.filereader import _read_file_meta_info, read_dataset, read_partial, read_preamble
 
         tags, source = _tags(keywords), self._source
+        has_no_preamble = is_bare(self._file.read(BARE_BYTES))
+        source.seek(0)
         try:
-            return read_partial(source, _at_frames, specific_tags=tags)  # type: ignore[arg-type]
+            found = read_partial(source, _at_frames, specific_tags=tags, force=has_no_preamble)  # type: ignore[arg-type]
+            _complete_syntax(found)
+            return found
         except _DeflatedError:
             source.seek(0)
         except OSError:
@@ -106,12 +119,15 @@ class DicomFile:
         dataset.file_meta = meta
         return dataset
 
-    def add_pixels(self, dataset: "Dataset", pixel_bytes: int) -> None:
+    def add_pixels(self, dataset: "Dataset", pixel_bytes: int) -> frozenset[str]:
         """Read the pixels and the functional groups, and add them to what `read_header` returned.
 
         Args:
             dataset: What it returned.
             pixel_bytes: How much the pixels take once they are decoded.
+
+        Returns:
+            Which elements are from functional groups.
 
         Raises:
             BadImage: The file takes more than that and a header.
@@ -129,7 +145,7 @@ class DicomFile:
         implicit, little = dataset.original_encoding
         rest = read_dataset(source, bool(implicit), bool(little), specific_tags=_tags(_PIXELS))  # type: ignore[arg-type]
         dataset.update(rest)
-        self._add_functional_groups(dataset)
+        return frozenset(self._add_functional_groups(dataset))
 
     def first_item(self, dataset: "Dataset", keyword: str) -> "Dataset | None":
         """Return the first item of a sequence, None if there is none.
@@ -156,7 +172,7 @@ class DicomFile:
         sequence = dataset[keyword].value
         return sequence[0] if sequence else None
 
-    def _add_functional_groups(self, dataset: "Dataset") -> None:
+    def _add_functional_groups(self, dataset: "Dataset") -> Iterator[str]:
         """Copy slope, intercept and window of the only frame of an enhanced object to the top level.
 
         Source: DICOM PS3.3, C.7.6.16: a functional group is either shared or given per frame.
@@ -170,6 +186,7 @@ class DicomFile:
                 dataset.pop(tag, None)
                 if tag in found[-1]:
                     dataset[tag] = found[-1].get_item(tag)
+                    yield tag
 
     def _inflated(self, most: int) -> bytes:
         """Inflate the first bytes of what pydicom would inflate as a whole, however much that is."""
@@ -178,6 +195,21 @@ class DicomFile:
         while len(found) < most and (some := inflater.unconsumed_tail or self._file.read(_SOME)):
             found += inflater.decompress(some, min(_SOME, most - len(found)))
         return bytes(found)
+
+
+def is_bare(start: bytes) -> bool:
+    """Return whether a file starts with the elements of a DICOM object, without the preamble of Part 10."""
+    return _BARE.match(start) is not None
+
+
+def _complete_syntax(dataset: "Dataset") -> None:
+    """Name the transfer syntax of a file that names none: it is one of those without compression."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
 
 
 @cache
@@ -206,6 +238,8 @@ def check_pixel_data(path: Path, dataset: "Dataset", pixel_bytes: int) -> None:
 
     data: bytes = dataset.PixelData
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        if dataset["PixelData"].is_undefined_length:
+            raise BadImage(f"{path}: its pixels are compressed and no transfer syntax says how; convert it")
         return
     if len(data) > _RATIO * pixel_bytes + _SOME:
         raise BadImage(

@@ -2,13 +2,14 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from src.data.dicom_file import has_embedded_overlay
-from src.data.images import BadImage, Picture, Range
+from src.data.images import OWN_LEVELS, BadImage, Picture, Range
+from src.utils.io import sha256
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Mask = NDArray[np.bool_]
 
 _RESCALE = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
-_LINEAR, _LINEAR_EXACT = "LINEAR", "LINEAR_EXACT"
+_LINEAR, _LINEAR_EXACT, _SIGMOID = "LINEAR", "LINEAR_EXACT", "SIGMOID"
 _STEP = 2.0**-23
 
 
@@ -39,30 +40,62 @@ def check_high_bit(path: Path, dataset: "Dataset") -> None:
         )
 
 
-def gray_picture(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> Picture:
+class Levels(NamedTuple):
+    """Gray levels that a file asks for by other means than a linear window, and what names the means."""
+
+    pixels: NDArray[np.uint8]
+    name: str
+
+
+def gray_picture(
+    path: Path, dataset: "Dataset", stored: NDArray[Any], of_frame: frozenset[str] = frozenset()
+) -> Picture:
     """Return the values of a gray image in its own units.
 
     Args:
         path: Of the file, for messages.
         dataset: Its elements.
         stored: Pixels as decoded, with all bits that are allocated.
+        of_frame: Which elements are from functional groups.
 
     Raises:
         BadImage: The pixels exceed BitsStored, or the rescaling gives no usable values.
     """
     padding = _padding(path, dataset, stored)
     used = used_bits(path, dataset, stored, padding)
-    _complete_rescale(path, dataset)
+    is_completed = _complete_rescale(path, dataset)
     values, full = _rescaled(path, dataset, used)
     inverted = _is_inverted(path, dataset)
-    own, no_window = None, ""
+    own, levels, no_window = None, None, ""
     try:
         own = own_window(dataset)
+        levels = own_levels(dataset, values)
     except ValueError as error:
         no_window = f"{path}: {error}; set data.window=[low, high]"
+    is_blackened = False
     if padding is not None and padding.any():
-        _blacken(values, padding, full, own, inverted=inverted)
-    return Picture(values, full=full, own=own, inverted=inverted, no_window=no_window)
+        is_blackened = _blacken(values, padding, full, own, inverted=inverted)
+        if levels is not None:
+            levels.pixels[padding] = 255 if inverted else 0
+    is_threshold = own is not None and own[1] - own[0] <= 2 * max(1.0, abs(own[0])) * _STEP
+    corrected = {
+        "DICOM with an intercept or a slope alone": is_completed,
+        "DICOM with rescaling in functional groups": not of_frame.isdisjoint(_RESCALE),
+        "DICOM with padding": is_blackened,
+        "DICOM with PresentationLUTShape INVERSE": inverted
+        and dataset.PhotometricInterpretation != "MONOCHROME1",
+        OWN_LEVELS: levels is not None or is_threshold or "WindowCenter" in of_frame,
+    }
+    return Picture(
+        values,
+        full=full,
+        own=own,
+        inverted=inverted,
+        no_window=no_window,
+        levels=None if levels is None else levels.pixels,
+        levels_name="" if levels is None else levels.name,
+        corrected=tuple(what for what, is_there in corrected.items() if is_there),
+    )
 
 
 def _padding(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> Mask | None:
@@ -101,8 +134,12 @@ def used_bits(path: Path, dataset: "Dataset", stored: NDArray[Any], padding: Mas
     return used if padding is None else np.where(padding, stored, used)
 
 
-def _complete_rescale(path: Path, dataset: "Dataset") -> None:
-    """Fill in the slope or the intercept if the other one is given; pydicom rescales only with both."""
+def _complete_rescale(path: Path, dataset: "Dataset") -> bool:
+    """Fill in the slope or the intercept if the other one is given; pydicom rescales only with both.
+
+    Returns:
+        Whether that changes the values.
+    """
     given = {keyword: _number(path, dataset, keyword) for keyword in _RESCALE}
     has_one = any(value is not None for value in given.values())
     for keyword, default in _RESCALE.items():
@@ -110,6 +147,9 @@ def _complete_rescale(path: Path, dataset: "Dataset") -> None:
             dataset.pop(keyword, None)
             if has_one:
                 setattr(dataset, keyword, default)
+    return None in given.values() and any(
+        given[key] not in (None, default) for key, default in _RESCALE.items()
+    )
 
 
 def _number(path: Path, dataset: "Dataset", keyword: str) -> float | None:
@@ -163,47 +203,107 @@ def _is_inverted(path: Path, dataset: "Dataset") -> bool:
 
 def _blacken(
     values: NDArray[np.float32], padding: Mask, full: Range, own: Range | None, *, inverted: bool
-) -> None:
+) -> bool:
     """Set the padding to the darkest value that is possible, unless it is dark already.
 
     It is dark if the file's own window shows it black or, without a window, if no pixel is darker. Such
     padding, as of -2000 in a CT, keeps its value, and the image its hash.
+
+    Returns:
+        Whether it was not.
     """
     sign, dark = (-1, full[1]) if inverted else (1, full[0])
     if own is not None:
         black = sign * own[1 if inverted else 0]
     else:
         black = -math.inf if padding.all() else float((sign * values[~padding]).min())
-    if float((sign * values[padding]).max()) > black:
+    is_bright = float((sign * values[padding]).max()) > black
+    if is_bright:
         values[padding] = dark
+    return is_bright
 
 
 def own_window(dataset: "Dataset") -> Range | None:
-    """Return the first window of a file as (low, high), None if it has none or one of width 0.
+    """Return the first window of a file as (low, high), None if it has no linear one or one of width 0.
 
     Source: DICOM PS3.3, C.11.2.1.2 (functions LINEAR and LINEAR_EXACT).
 
     Raises:
         ValueError: The file describes its gray levels in a way that is not read; the message says how.
     """
-    try:
-        center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
-    except (ValueError, TypeError, OverflowError):
-        raise ValueError("its window is not a pair of numbers") from None
-    function = text_of(dataset, "VOILUTFunction") or _LINEAR
-    if center is None or width is None or width == 0:
-        if dataset.get("VOILUTSequence"):
-            raise ValueError("its gray levels are given by a VOI look-up table, which is not applied")
+    window = _window(dataset)
+    if window is None or window[0] == _SIGMOID:
         return None
-    if function not in (_LINEAR, _LINEAR_EXACT):
-        raise ValueError(f"its window has the function {function}, which is not applied")
-    if not math.isfinite(center + width) or width < (1 if function == _LINEAR else 0):
-        raise ValueError(f"its window has the center {center:g} and the width {width:g}")
+    function, center, width = window
     if function == _LINEAR:
         center, width = center - 0.5, width - 1
         if width == 0:  # a threshold: everything above is white
             return center, center + max(1.0, abs(center)) * _STEP
     return center - width / 2, center + width / 2
+
+
+def _window(dataset: "Dataset") -> tuple[str, float, float] | None:
+    """Return function, center and width of the first window of a file, None if it has none or one of width 0.
+
+    Raises:
+        ValueError: It is malformed.
+    """
+    try:
+        center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError("its window is not a pair of numbers") from None
+    if center is None or width is None or width == 0:
+        return None
+    function = text_of(dataset, "VOILUTFunction") or _LINEAR
+    if function not in (_LINEAR, _LINEAR_EXACT, _SIGMOID):
+        raise ValueError(f"its window has the function {function}, which is not applied")
+    if not math.isfinite(center + width) or width < (1 if function == _LINEAR else 0):
+        raise ValueError(f"its window has the center {center:g} and the width {width:g}")
+    return function, center, width
+
+
+def own_levels(dataset: "Dataset", values: NDArray[np.float32]) -> Levels | None:
+    """Return the gray levels of a SIGMOID window or, in a file without a window, of a VOI look-up table.
+
+    Source: DICOM PS3.3, C.11.2.1.1 and C.11.2.1.3.1, by pydicom.
+
+    Raises:
+        ValueError: They cannot be applied; the message says why.
+    """
+    window = _window(dataset)
+    if window is None:
+        return _by_table(dataset, values) if dataset.get("VOILUTSequence") else None
+    function, center, width = window
+    return _by_sigmoid(values, center, width) if function == _SIGMOID else None
+
+
+def _by_sigmoid(values: NDArray[np.float32], center: float, width: float) -> Levels:
+    from pydicom import Dataset
+    from pydicom.pixels.processing import apply_windowing
+
+    window = Dataset()
+    window.WindowCenter, window.WindowWidth, window.VOILUTFunction = center, width, _SIGMOID
+    window.PhotometricInterpretation, window.PixelRepresentation = "MONOCHROME2", 0
+    window.BitsStored = 8  # so that it returns 0 to 255
+    with np.errstate(over="ignore"):
+        levels = apply_windowing(values, window)
+    return Levels(np.rint(levels).astype(np.uint8), f"{_SIGMOID} {center!r} {width!r}")
+
+
+def _by_table(dataset: "Dataset", values: NDArray[np.float32]) -> Levels:
+    from pydicom.pixels.processing import apply_voi
+
+    try:
+        count, first, bits = map(int, dataset.VOILUTSequence[0].LUTDescriptor)
+        count = count or 2**16
+        if bits == 8 and count > 2**8:
+            raise ValueError(f"{count} entries of 8 bits are not read")
+        table = apply_voi(np.arange(first, first + count), dataset)
+    except Exception as error:  # pydicom raises a dozen kinds on malformed tables
+        raise ValueError(f"its VOI look-up table cannot be applied: {error}") from None
+    levels = np.rint(np.minimum(table.astype(np.float64) * 255 / (2**bits - 1), 255)).astype(np.uint8)
+    places = np.clip(np.floor(values), first, first + count - 1).astype(np.int64) - first
+    return Levels(levels[places], f"VOI look-up table {sha256(f'{first}'.encode() + levels.tobytes())[:16]}")
 
 
 def _first(value: Any) -> float | None:  # noqa: ANN401 -- pydicom: nothing, one value, or several

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from src.data.images import BadImage, Range, applied_window
 
-FORMAT = 4
+FORMAT = 5
 """Part of every name in the cache: raise it when decoding, hashing or resizing changes."""
 
 _UNKNOWN = -1
@@ -50,6 +50,11 @@ class Entry:
         full: What the values could be, None for plain 8 bits.
         own: The window that the file asks for.
         error: Why it cannot be read.
+        format: Of the file, such as ``PNG``.
+        bits: Of each sample.
+        alike: Hash of what the patient's name has in common with other spellings of it.
+        levels: What names the gray levels that the file asks for by other means than a window.
+        corrected: In what earlier versions read the file wrongly.
     """
 
     size: int
@@ -64,6 +69,11 @@ class Entry:
     full: Range | None = None
     own: Range | None = None
     error: str = ""
+    format: str = ""
+    bits: int = 0
+    alike: str = ""
+    levels: str = ""
+    corrected: tuple[str, ...] = ()
 
     def with_error(self, bad: BadImage) -> "Entry":
         """What is known of a file that cannot be read."""
@@ -72,7 +82,7 @@ class Entry:
 
     def seen_through(self, window: Range | None) -> str:
         """What names the pixels as they are seen; "" for an image that cannot be."""
-        return _name_pixels(self.sha, applied_window(self.own, self.full, window))
+        return _name_pixels(self.sha, how_seen(self, window))
 
 
 class Shared(NamedTuple):
@@ -82,6 +92,11 @@ class Shared(NamedTuple):
     full: Range | None = None
     own: Range | None = None
     error: str = ""
+    format: str = ""
+    bits: int = 0
+    alike: str = ""
+    levels: str = ""
+    corrected: tuple[str, ...] = ()
 
 
 @dataclass
@@ -110,7 +125,7 @@ class Entries:
         return len(self.rows)
 
     def __setitem__(self, position: int, entry: Entry) -> None:
-        shared = Shared(entry.patient, entry.full, entry.own, entry.error)
+        shared = Shared(*(getattr(entry, name) for name in Shared._fields))
         self.rows[position] = (
             entry.size,
             entry.mtime_ns & _WRAP,
@@ -128,12 +143,12 @@ class Entries:
         shared = list(self.numbers)
         for position in positions:
             row = self.rows[position]
-            patient, full, own, error = shared[row["shared"]]
+            patient, *others = shared[row["shared"]]
             low, high = row["observed"].tolist()
             observed = None if math.isnan(low) else (low, high)
             size, mtime_ns, ctime_ns, height, width, channels, sha, *_ = row.item()
             known = (size, mtime_ns, ctime_ns, height, width, channels, patient, sha.decode())
-            yield Entry(*known, observed, full, own, error)
+            yield Entry(*known, observed, *others)
 
     def take(self, positions: NDArray[np.int64] | NDArray[np.bool_]) -> "Entries":
         """Return the entries at some positions, or where a mask is set."""
@@ -166,7 +181,7 @@ class Entries:
 
     def seen_through(self, window: Range | None) -> Iterator[str]:
         """Yield what identifies the pixels of each image through a window; "" for an unreadable image."""
-        applied = [applied_window(shared.own, shared.full, window) for shared in self.numbers]
+        applied = [how_seen(shared, window) for shared in self.numbers]
         for sha, number in zip(self.shas, self.rows["shared"].tolist(), strict=True):
             yield _name_pixels(sha, applied[number])
 
@@ -206,5 +221,12 @@ def look_at_files(paths: Sequence[str], numbers: dict[Shared, int]) -> Entries:
     return found
 
 
-def _name_pixels(sha: str, window: Range | None) -> str:
+def how_seen(known: Entry | Shared, window: Range | None) -> Range | str | None:
+    """Return the window that an image is seen through, or what names its file's own `Picture.levels`."""
+    if window is None and known.levels:
+        return known.levels
+    return applied_window(known.own, known.full, window)
+
+
+def _name_pixels(sha: str, window: Range | str | None) -> str:
     return sha and f"{sha} {window}"

@@ -22,6 +22,10 @@ Range = tuple[float, float]
 """Low and high, both included."""
 
 
+OWN_LEVELS = "DICOM with a look-up table, SIGMOID, a threshold or functional groups for its gray levels"
+"""What earlier versions read wrongly only without ``data.window``; see `Picture.corrected`."""
+
+
 class BadImage(DataError):  # noqa: N818 -- reads as what it is
     """One image cannot be used; the message names its file.
 
@@ -35,12 +39,23 @@ class BadImage(DataError):  # noqa: N818 -- reads as what it is
 
 
 class Header(NamedTuple):
-    """Native height and width in pixels, channels (1 or 3), and the file's own patient, "" without."""
+    """What a file says of its image.
+
+    Attributes:
+        height: In pixels.
+        width: In pixels.
+        channels: 1 or 3.
+        patient: The patient that the file itself names, "" without.
+        format: Such as ``PNG``, "" for an image that is in no file of its own.
+        bits: Of each sample.
+    """
 
     height: int
     width: int
     channels: int
     patient: str = ""
+    format: str = ""
+    bits: int = 8
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,10 @@ class Picture:
         inverted: Whether low values are bright (DICOM's MONOCHROME1).
         no_window: Why the file's own gray levels cannot be shown, so that a window has to be configured; ""
             if they can.
+        levels: The gray levels that the file itself asks for by other means than a window, before they are
+            inverted; None without.
+        levels_name: What tells these means from others, "" without.
+        corrected: In what earlier versions read the file wrongly.
     """
 
     values: NDArray[Any]
@@ -61,6 +80,9 @@ class Picture:
     own: Range | None = None
     inverted: bool = False
     no_window: str = ""
+    levels: Pixels | None = None
+    levels_name: str = ""
+    corrected: tuple[str, ...] = ()
 
     @property
     def content(self) -> bytes:
@@ -86,6 +108,8 @@ def to_8_bits(picture: Picture, configured: Range | None) -> Pixels:
     """
     if configured is None and picture.no_window:
         raise BadImage(picture.no_window, lasting=False)  # another run may configure one
+    if configured is None and picture.levels is not None:
+        return 255 - picture.levels if picture.inverted else picture.levels
     window = applied_window(picture.own, picture.full, configured)
     if window is None:
         pixels: Pixels = picture.values

@@ -8,6 +8,7 @@ from pathlib import Path
 from src.data import manifest
 from src.data.arrays import Arrays, open_arrays
 from src.data.cache import decode_listings
+from src.data.corrected import describe_corrected
 from src.data.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from src.data.entries import join_entries
 from src.data.files import SUFFIXES, is_image
@@ -37,12 +38,14 @@ class Inputs:
         packs: The decoded images of each modality.
         bad: One message per image that could not be read.
         notes: Sentences to show.
+        corrected: Kinds and numbers of files that earlier versions read wrongly, "" without.
     """
 
     records: Records
     packs: tuple[ImageArray, ...]
     bad: tuple[str, ...]
     notes: tuple[str, ...]
+    corrected: str
 
     def __len__(self) -> int:
         return len(self.records)
@@ -84,9 +87,15 @@ def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_d
         joined = join(decoded)
         records, notes = joined.records, joined.notes
     bad = tuple(message for images in decoded for message in images.bad)
-    blank = blank_notes(join_entries([images.entries for images in decoded]), config.window)
-    notes = [*(note for listing in listings for note in listing.notes), *notes, *blank]
-    return Inputs(records, tuple(images.pixels for images in decoded), bad, tuple(notes))
+    entries = join_entries([images.entries for images in decoded])
+    told = (note for listing in listings for note in listing.notes)
+    return Inputs(
+        records,
+        tuple(images.pixels for images in decoded),
+        bad,
+        (*told, *notes, *blank_notes(entries, config.window)),
+        describe_corrected(entries, config.window),
+    )
 
 
 def _list(path: str, modality: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path) -> Listing:

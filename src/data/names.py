@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from src.data.samples import SPLITS
 from src.errors import DataError
+from src.utils.io import sha256
 
 _END = "\0"
 _NUMBER = re.compile(r"\d+(\.0+)?")
@@ -77,6 +78,22 @@ def unify(places: Mapping[str, str], what: str, where: str) -> dict[str, str]:
                 public=f"{told}; {remedy}",
             )
     return {name: plain if plain in several else name for name, plain in zip(names, plains, strict=True)}
+
+
+def hash_patient(name: str) -> str:
+    """Return what stands for a patient that a file names."""
+    return sha256(f"patient {name}".encode())
+
+
+def hash_look(name: str) -> str:
+    """Return what stands for all spellings that may be the same as a name."""
+    return sha256(f"alike {_looks(_plain([name]))[0]}".encode())
+
+
+def plain_patient(name: str) -> str:
+    """Return the patient that a file names, "" if it stands for an unknown one."""
+    plain = unicodedata.normalize("NFC", name).strip()
+    return "" if plain.casefold() in _NOBODY else plain
 
 
 def check_classes(places: Mapping[str, str], where: str) -> None:

@@ -20,11 +20,14 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}) | froze
 # By content, for endings are often wrong. Pillow knows others, of which EPS would run another program.
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "JPEG2000", "WEBP")
 
+_SHOWN_FORMATS = {"MPO": "JPEG", "DIB": "BMP"}
+
 _16_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _GRAY_MODES = frozenset({"1", "L", "LA"}) | _16_BITS
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _FULL_16_BITS = (0.0, 65535.0)
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_ORIENTATION = 274  # of EXIF
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 
 # An image of more pixels is refused below; Pillow's own warning would only repeat it.
@@ -75,7 +78,13 @@ def _header(path: Path, image: Image.Image) -> Header:
             f"{path}: pixels of kind {image.mode!r} are not read; convert it to unsigned 8 or 16 bits"
         )
     _check_samples(path, image)
-    return Header(image.height, image.width, 1 if image.mode in _GRAY_MODES else 3)
+    return Header(
+        image.height,
+        image.width,
+        1 if image.mode in _GRAY_MODES else 3,
+        format=_SHOWN_FORMATS.get(image.format or "", image.format or ""),
+        bits=16 if image.mode in _16_BITS else 8,
+    )
 
 
 def read_picture(path: Path) -> Picture:
@@ -91,10 +100,34 @@ def read_picture(path: Path) -> Picture:
     with _opened(path) as image:
         header = _header(path, image)
         is_white_zero = _tiff_tag(image, _PHOTOMETRIC) == (_WHITE_IS_ZERO,)
+        corrected = _corrected(image)
         upright = ImageOps.exif_transpose(image)
         if image.mode in _16_BITS:
-            return Picture(_deep_values(upright), full=_FULL_16_BITS, inverted=is_white_zero)
-        return Picture(np.asarray(_on_black(path, upright, "L" if header.channels == 1 else "RGB")))
+            values = _deep_values(upright)
+            return Picture(values, full=_FULL_16_BITS, inverted=is_white_zero, corrected=corrected)
+        shown = _on_black(path, upright, "L" if header.channels == 1 else "RGB")
+        return Picture(np.asarray(shown), corrected=corrected)
+
+
+def _corrected(image: Image.Image) -> tuple[str, ...]:
+    """Return what earlier versions read wrongly in an image."""
+    is_deep = image.mode in _16_BITS
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    is_plain_tiff = isinstance(image, TiffImageFile) and image.info.get("compression") == "raw"
+    is_transparent = image.has_transparency_data and (is_deep or _alpha(image).getextrema()[0] != 255)
+    found = {
+        "16-bit image with an orientation": is_deep and orientation in range(2, 9),
+        "uncompressed TIFF with an orientation of 5 to 8": not is_deep
+        and is_plain_tiff
+        and orientation in range(5, 9),
+        "16-bit TIFF with WhiteIsZero": is_deep and _tiff_tag(image, _PHOTOMETRIC) == (_WHITE_IS_ZERO,),
+        "image with transparent pixels": is_transparent,
+    }
+    return tuple(what for what, is_there in found.items() if is_there)
+
+
+def _alpha(image: Image.Image) -> Image.Image:
+    return image.convert("RGBA").getchannel("A")
 
 
 def _check_samples(path: Path, image: Image.Image) -> None:
@@ -147,7 +180,7 @@ def _on_black(path: Path, image: Image.Image, mode: str) -> Image.Image:
     """
     if not image.has_transparency_data:
         return image.convert(mode)
-    alpha = image.convert("RGBA").getchannel("A")
+    alpha = _alpha(image)
     if alpha.getextrema()[1] == 0:
         raise BadImage(f"{path}: all pixels are transparent; remove the transparency")
     black = Image.new(mode, image.size)

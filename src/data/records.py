@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.data.cache import DecodedImages
+from src.data.file_patients import unify_file_patients
 from src.errors import DataError
 from src.utils.io import sha256
 
@@ -100,7 +101,7 @@ def join(decoded: Sequence[DecodedImages]) -> Joined:
         DataError: Two images of a modality have the same place, partners differ in label or split, or
             no image has its partners.
     """
-    records, notes = _with_patients([records_of(images) for images in decoded])
+    records, notes = _with_patients(decoded)
     if len(records) == 1:
         return Joined(records[0], 0, notes)
     names = [images.listing.modality for images in decoded]
@@ -139,12 +140,14 @@ def records_of(images: DecodedImages) -> Records:
     )
 
 
-def _with_patients(records: list[Records]) -> tuple[list[Records], list[str]]:
+def _with_patients(decoded: Sequence[DecodedImages]) -> tuple[list[Records], list[str]]:
     """Where nothing else tells the patient, the files themselves may (DICOM's PatientID).
 
     Raises:
-        DataError: Some files tell and others do not, so that a patient could be on two sides.
+        DataError: Some files tell and others do not, or tell it in two spellings, so that a patient could be
+            on two sides.
     """
+    records = [records_of(images) for images in decoded]
     unknown = [
         by_file
         for of_one in records
@@ -166,6 +169,11 @@ def _with_patients(records: list[Records]) -> tuple[list[Records], list[str]]:
             "could be on two sides of the split; tell the patients by data.patient_regex or a manifest's "
             "patient_id (data.patient_regex='(.+)' makes each file a patient of its own)"
         )
+    if spellings := unify_file_patients(decoded):
+        records = [
+            replace(of_one, file_patients=texts([spellings.get(name, name) for name in of_one.file_patients]))
+            for of_one in records
+        ]
     named = [np.where(of_one.patients == None, of_one.file_patients, of_one.patients) for of_one in records]  # noqa: E711
     return [replace(of_one, patients=names) for of_one, names in zip(records, named, strict=True)], []
 

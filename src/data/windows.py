@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from src.data.entries import Entries, Shared
+from src.data.entries import Entries, Shared, how_seen
 from src.data.images import Range, applied_window
 from src.errors import DataError
 
@@ -15,9 +15,9 @@ _SHOWN = 3
 
 def one_window(entries: Entries, configured: Range | None) -> Range | None:
     """The window that all images with more than plain 8-bit pixels share, None where they share none."""
-    kinds = {applied_window(shared.own, shared.full, configured) for shared, _ in entries.counted()}
-    applied = kinds - {None}
-    return applied.pop() if len(applied) == 1 else None
+    kinds = {how_seen(shared, configured) for shared, _ in entries.counted()} - {None}
+    applied = kinds.pop() if len(kinds) == 1 else None
+    return None if isinstance(applied, str) else applied
 
 
 def check_window(entries: Entries, configured: Range | None) -> list[str]:
@@ -61,16 +61,18 @@ def window_notes(entries: Entries, configured: Range | None) -> list[str]:
     with_units = [(shared, count) for shared, count in entries.counted() if shared.full is not None]
     if configured is not None:
         return [] if with_units else ["data.window changes nothing: all images have plain 8-bit pixels"]
-    own: Counter[Range] = Counter()
+    own: Counter[Range | str] = Counter()
     for shared, count in with_units:
-        if shared.own is not None:
-            own[shared.own] += count
+        if asked := shared.levels or shared.own:
+            own[asked] += count
     return [*_note_full_range(entries.take(entries.where(_is_wide))), *_note_different(own)]
 
 
 def _is_wide(shared: Shared) -> bool:
     """Return whether the values exceed 8 bits and the file names no window."""
-    return shared.own is None and shared.full is not None and shared.full[1] - shared.full[0] > _8_BIT_SPAN
+    if shared.own is not None or shared.levels or shared.full is None:
+        return False
+    return shared.full[1] - shared.full[0] > _8_BIT_SPAN
 
 
 def _note_full_range(wide: Entries) -> list[str]:
@@ -85,10 +87,13 @@ def _note_full_range(wide: Entries) -> list[str]:
     ]
 
 
-def _note_different(own: Counter[Range]) -> list[str]:
+def _note_different(own: Counter[Range | str]) -> list[str]:
     if len(own) < 2:
         return []
-    shown = ", ".join(f"{_span(window)} in {count}" for window, count in own.most_common(_SHOWN))
+    shown = ", ".join(
+        f"{asked if isinstance(asked, str) else _span(asked)} in {count}"
+        for asked, count in own.most_common(_SHOWN)
+    )
     more = ", ..." if len(own) > _SHOWN else ""
     return [
         f"the files ask for {len(own)} different windows ({shown}{more}), so that the same value is not "

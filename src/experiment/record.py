@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from src.data.dataset import Dataset
+from src.data.entries import FORMAT
 from src.models.serving import ServingModel
 from src.tracking import names
 from src.tracking.run import TrackedRun
@@ -33,6 +34,7 @@ def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
         **({names.ROLE: names.FOLD} if is_fold else candidate),
         names.DATA_FINGERPRINT: dataset.fingerprint,
         names.SPLIT_FINGERPRINT: dataset.split_fingerprint,
+        names.DECODING: str(FORMAT),
         names.CONFIG_SHA256: config_hash(config),
         names.SEED: str(config.training.seed),
         names.ENVIRONMENT + "processes": str(setup.network.processes.count),

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from src.data.dataset import Dataset
+from src.data.entries import FORMAT
 from src.experiment.record import print_summary, record_results, record_start, tags_of
 from src.experiment.resume import Interrupted
 from src.tracking import names
@@ -62,6 +63,7 @@ def train(
             "classes": list(dataset.classes),
             "input": setup.network.spec.to_dict() | {"window": dataset.window},
             "data_fingerprint": dataset.fingerprint,
+            "decoding": FORMAT,
             "smallest_pass": setup.optimization.smallest,
         }
         checkpoint = None if interrupted is None else interrupted.checkpoint

@@ -30,6 +30,7 @@ class Cases:
         data_fingerprint: Names images, labels and patients.
         split_fingerprint: Names which images are on which side.
         notes: Sentences to show.
+        corrected: Kinds and numbers of files that earlier versions read wrongly, "" without.
         bad: One message per image that could not be read.
     """
 
@@ -41,6 +42,7 @@ class Cases:
     data_fingerprint: str
     split_fingerprint: str
     notes: tuple[str, ...]
+    corrected: str
     bad: tuple[str, ...] = ()
 
 
@@ -85,6 +87,7 @@ def _side(trained: TrainedModel, dataset: Dataset, split: str) -> Cases:
         dataset.fingerprint,
         dataset.split_fingerprint,
         dataset.warnings,
+        dataset.corrected,
     )
 
 
@@ -113,5 +116,6 @@ def _all(trained: TrainedModel, inputs: Inputs) -> Cases:
         sha256("\n".join(lines).encode()),
         sha256("\n".join(sorted(samples)).encode()),
         inputs.notes,
+        inputs.corrected,
         inputs.bad,
     )

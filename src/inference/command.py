@@ -43,7 +43,7 @@ def read_inputs(args: argparse.Namespace, trained: TrainedModel) -> Inputs:
         raise ConfigError("--input: an image, a folder, a manifest.csv or an .npz belongs here")
     config = trained.config
     inputs = load_inputs(args.input, config.data, trained.classes, config.cache_dir)
-    for note in inputs.notes:
+    for note in (*inputs.notes, *trained.notes(inputs.corrected)):
         warn(note)
     return inputs
 

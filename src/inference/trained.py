@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.data.corrected import CORRECT_FROM
 from src.errors import ClaimError, UserError
 from src.inference.reference import Reference
 from src.models.build import build_model
 from src.models.spec import InputSpec
 from src.tracking.finished_run import FinishedRun, read_run
 from src.tracking.logged_model import load_model
-from src.tracking.names import CONFIG, registered_name
+from src.tracking.names import CONFIG, DECODING, registered_name
 from src.tracking.registry import Registered, Version, read_registered, registered_names
 from src.tracking.store import open_store
 from src.training.checkpoint import load_checkpoint
@@ -39,6 +40,7 @@ class TrainedModel:
         source: Where the logged model is, ``models:/m-...``; None for a checkpoint.
         run: Its run; None for a checkpoint.
         version: Its registered version, where it was named by that.
+        decoding: The `FORMAT` of decoded images that it was trained with, 0 if none was recorded.
     """
 
     name: str
@@ -49,6 +51,21 @@ class TrainedModel:
     source: str | None = None
     run: FinishedRun | None = None
     version: Version | None = None
+    decoding: int = 0
+
+    def notes(self, corrected: str) -> list[str]:
+        """Return a sentence if the training saw other pixels of some files than are read from them now.
+
+        Args:
+            corrected: Kinds and numbers of files that earlier versions read wrongly.
+        """
+        if not corrected or self.decoding >= CORRECT_FROM:
+            return []
+        return [
+            f"{self.name} was trained by an earlier version, which read some kinds of files wrongly; here: "
+            f"{corrected}. It now gets other pixels of these than it was trained on: train it again, or "
+            "check its results"
+        ]
 
 
 def load_trained(reference: Reference, folder: Path, device: str = "auto") -> TrainedModel:
@@ -123,7 +140,9 @@ def _of_run(
         raise ClaimError(f"{name}: {source} is no model of this project ({error})") from None
     weights = {key.removeprefix(_NETWORK): value for key, value in state.items()}
     network = _rebuild(name, config, classes, spec, weights=weights, device=device)
-    return TrainedModel(name, network, config, classes, threshold, source, run, version)
+    told = run.tags.get(DECODING, "")
+    decoding = int(told) if told.isdecimal() else 0
+    return TrainedModel(name, network, config, classes, threshold, source, run, version, decoding)
 
 
 def _of_checkpoint(path: Path, device: torch.device) -> TrainedModel:
@@ -140,7 +159,8 @@ def _of_checkpoint(path: Path, device: torch.device) -> TrainedModel:
     network = _rebuild(
         str(path), config, classes, spec, weights=checkpoint["model_state_dict"], device=device
     )
-    return TrainedModel(str(path), network, config, classes, threshold)
+    decoding = checkpoint.get("decoding", 0)
+    return TrainedModel(str(path), network, config, classes, threshold, decoding=decoding)
 
 
 def _recorded_threshold(checkpoint: Mapping[str, Any]) -> float:

@@ -199,3 +199,27 @@ def test_a_transparent_color_of_a_palette_is_black() -> None:
     image.save(buffer, "PNG")
     Path("y.png").write_bytes(buffer.getvalue())
     assert np.array_equal(read_picture(Path("y.png")).values, np.asarray(image.convert("RGB")))
+
+
+def test_what_earlier_versions_read_wrongly_is_known() -> None:
+    deep, gray = ramp(np.uint16), ramp(np.uint8)
+    found = {}
+    for orientation in (1, 3, 6):
+        for name, pixels, compression in (
+            ("deep", deep, "raw"),
+            ("raw", gray, "raw"),
+            ("lzw", gray, "tiff_lzw"),
+        ):
+            Image.fromarray(pixels).save("x.tif", exif=exif(orientation), compression=compression)
+            found[name, orientation] = read_picture(Path("x.tif")).corrected
+    assert {what: told for what, told in found.items() if told} == {
+        ("deep", 3): ("16-bit image with an orientation",),
+        ("deep", 6): ("16-bit image with an orientation",),
+        ("raw", 6): ("uncompressed TIFF with an orientation of 5 to 8",),
+    }
+    assert read_picture(tiff(deep, photometric=0)).corrected == ("16-bit TIFF with WhiteIsZero",)
+    for alpha, told in ((255, ()), (254, ("image with transparent pixels",))):
+        image = Image.fromarray(gray).convert("LA")
+        image.putpixel((0, 0), (7, alpha))
+        image.save("x.png")
+        assert read_picture(Path("x.png")).corrected == told

@@ -36,7 +36,8 @@ def test_other_formats_are_read(root: Path, ending: str) -> None:
         file.unlink()
     dataset = load(root)
     assert count(dataset) == 40
-    assert dataset.warnings == ()
+    # WebP and the palette of a GIF are always in color.
+    assert not [note for note in dataset.warnings if "three channels: A/neg/p000_0." not in note]
 
 
 def test_gif_keeps_its_pixels_and_has_one_frame(root: Path) -> None:

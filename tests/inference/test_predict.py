@@ -3,11 +3,15 @@
 import shutil
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
 from src import predict
+from src.data.entries import FORMAT
 from src.training.predictions import read_predictions
 from tests import hostile_files as hostile
 from tests.images import write_folder, write_npz
@@ -155,3 +159,37 @@ def test_a_pipe_as_an_input_is_refused(trained: Path, capsys: pytest.CaptureFixt
     hostile.pipe(trained / "x.npz")
     assert predict.main([*NAMED, "--input", "x.npz"]) == 2
     assert "an .npz that can be read: is a named pipe, not a regular file" in capsys.readouterr().err
+
+
+def test_an_old_model_is_told_of_files_that_it_knows_otherwise(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of an earlier version: neither its run nor its checkpoint says how files were decoded."""
+    folder, run_id = trained / "other", str(champion().run_id)
+    folder.mkdir()
+    gray = Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32))
+    turned = Image.Exif()
+    turned[0x112] = 6
+    for name in "ab":
+        gray.save(folder / f"{name}.tif", exif=turned, compression="raw")
+    gray.save(folder / "c.tif", compression="raw")
+    hidden = gray.convert("LA")
+    hidden.putpixel((0, 0), (200, 0))
+    hidden.save(folder / "d.png")
+    old = torch.load("outputs/first/checkpoints/best_model.pth")
+    assert old.pop("decoding") == FORMAT
+    torch.save(old, "old.pth")
+    of_run = ["--run", run_id]
+    options = {"new": of_run, "old run": of_run, "old checkpoint": ["--checkpoint", "old.pth"]}
+    client = mlflow.MlflowClient()
+    for kind, named in options.items():
+        if kind == "old run":
+            client.delete_tag(run_id, "data.decoding")
+        predicted(*named, "--input", "other")
+        err = " ".join(capsys.readouterr().err.split())
+        told = "here: 2 uncompressed TIFF with an orientation of 5 to 8, 1 image with transparent pixels."
+        assert ("was trained by an earlier version" in err, told in err) == (kind != "new",) * 2
+        if kind != "new":
+            predicted(*named, "--input", "d/A/test")
+            assert "earlier version" not in capsys.readouterr().err
+    client.set_tag(run_id, "data.decoding", str(FORMAT))

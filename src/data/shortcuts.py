@@ -1,0 +1,149 @@
+"""What the kind of a file tells of its class: a network may learn that instead of the images."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from operator import attrgetter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.data.cache import DecodedImages
+from src.data.entries import Entries, Shared
+
+Counts = NDArray[np.int64]
+"""Images by value of a property (rows) and class (columns)."""
+
+_TELLS = 0.5
+"""A property tells the class from this Cramér's V on: 1 if it always does, 0.5 if it separates two classes
+with an AUC of 0.75."""
+_FEWEST = 12
+"""Of fewer images nothing is said."""
+_GROUPS = 10
+_SHOWN_CLASSES, _SHOWN_VALUES, _SHOWN_FILES = 4, 2, 5
+
+
+@dataclass(frozen=True)
+class _Property:
+    """A property of files.
+
+    Attributes:
+        name: What it is.
+        values: The number of each file's value, counted from 0.
+        value_name: Names a value.
+    """
+
+    name: str
+    values: NDArray[np.int64]
+    value_name: Callable[[int], str]
+
+
+def find_shortcuts(decoded: Sequence[DecodedImages]) -> list[str]:
+    """Return a sentence for each modality whose kinds of files tell the class; it names no image.
+
+    Color, bits, format and image size are compared with the class by Cramér's V.
+    """
+    return [
+        f"{images.listing.modality}: the kind of file tells the class, and a network may learn that instead "
+        f"of the images: {'; '.join(told)}. Export all images in the same way, or check that the images "
+        "of each class are from the same sources"
+        for images in decoded
+        if (told := _told(images))
+    ]
+
+
+def find_captures(decoded: Sequence[DecodedImages], channels: str | int) -> list[str]:
+    """Return a sentence for each modality in which a minority in color makes all images RGB.
+
+    Args:
+        decoded: The images of each modality.
+        channels: What ``data.channels`` says.
+    """
+    return [note for images in decoded if channels == "auto" for note in _captures(images)]
+
+
+def _captures(images: DecodedImages) -> Iterator[str]:
+    is_color = images.entries.rows["channels"] > 1
+    found, count = int(is_color.sum()), len(is_color)
+    if not 0 < found < count / 2:
+        return
+    files = [images.samples[i].key for i in islice(np.flatnonzero(is_color).tolist(), _SHOWN_FILES)]
+    more = f" and {found - len(files)} more" if found > len(files) else ""
+    yield (
+        f"{images.listing.modality}: {found} of {count} images {'is' if found == 1 else 'are'} stored in "
+        f"color, so that all get three channels: {', '.join(files)}{more}; leave such images out "
+        "(data.exclude, or their lines of the manifest), or read all as gray with data.channels=1"
+    )
+
+
+def _told(images: DecodedImages) -> list[str]:
+    """Return the properties that tell the class, each with what the files of a class are."""
+    if len(images.entries) < _FEWEST:
+        return []
+    classes = images.listing.classes
+    labels = np.fromiter(map(attrgetter("label"), images.samples), np.int64, len(images.entries))
+    told: dict[str, str] = {}
+    for kind in _properties(images.entries):
+        counts = _cross(kind.values, labels, len(classes))
+        strength = cramers_v(counts)
+        if strength >= _TELLS and kind.name not in told:
+            told[kind.name] = f"{kind.name} (Cramér's V {strength:.2f}; {_shown(counts, kind, classes)})"
+    return list(told.values())
+
+
+def _properties(entries: Entries) -> Iterator[_Property]:
+    is_color = (entries.rows["channels"] > 1).astype(np.int64)
+    yield _Property("color", is_color, ("gray", "color").__getitem__)
+    yield _of_shared("bits", entries, lambda shared: f"of {shared.bits} bits")
+    yield _of_shared("format", entries, lambda shared: shared.format)
+    height, width = (entries.rows[side].astype(np.int64) for side in ("height", "width"))
+    sizes, values = np.unique(height << 32 | width, return_inverse=True)
+    yield _Property("image size", values, lambda i: f"of {sizes[i] & 0xFFFFFFFF} x {sizes[i] >> 32}")
+    if len(sizes) <= _GROUPS:
+        return
+    # Where each image has a size of its own, small ones may be of one class and large ones of another.
+    sides = np.sqrt(height * width)
+    ends = np.unique(np.quantile(sides, np.arange(1, _GROUPS) / _GROUPS))
+    groups = np.digitize(sides, ends)
+    yield _Property(
+        "image size", groups, lambda i: f"of about {np.median(sides[groups == i]):.0f} pixels a side"
+    )
+
+
+def _of_shared(name: str, entries: Entries, value: Callable[[Shared], str]) -> _Property:
+    found = list(map(value, entries.numbers))
+    names = sorted(set(found))
+    numbers = {each: number for number, each in enumerate(names)}
+    values = np.array([numbers[each] for each in found], dtype=np.int64)
+    return _Property(name, values[entries.rows["shared"]], names.__getitem__)
+
+
+def _cross(values: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> Counts:
+    """Count the images of each value (rows) and class (columns)."""
+    rows = int(values.max()) + 1
+    return np.bincount(values * classes + labels, minlength=rows * classes).reshape(rows, classes)
+
+
+def cramers_v(counts: Counts) -> float:
+    """Return how well rows tell columns, from 0 to 1, corrected for many rows with few images each.
+
+    Source: Bergsma, A bias-correction for Cramér's V and Tschuprow's T, 2013.
+    """
+    counts = counts[counts.any(axis=1)][:, counts.any(axis=0)]
+    total, (rows, columns) = int(counts.sum()), counts.shape
+    if total < 2 or min(rows, columns) < 2:
+        return 0.0
+    expected = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / total
+    excess = ((counts - expected) ** 2 / expected).sum() / total - (rows - 1) * (columns - 1) / (total - 1)
+    fewer = min(size - (size - 1) ** 2 / (total - 1) for size in (rows, columns))
+    return float(np.sqrt(excess / (fewer - 1))) if excess > 1e-9 and fewer > 1 else 0.0
+
+
+def _shown(counts: Counts, kind: _Property, classes: Sequence[str]) -> str:
+    """Return the most common values of each class, such as ``neg: 12 gray; pos: 11 color, 1 gray``."""
+    parts = []
+    for name, column in zip(classes[:_SHOWN_CLASSES], counts.T, strict=False):
+        common = np.argsort(-column, kind="stable")[:_SHOWN_VALUES].tolist()
+        values = (f"{column[i]} {kind.value_name(i)}" for i in common if column[i])
+        parts.append(f"{name}: {', '.join(values)}")
+    return "; ".join(parts) + "; ..." * (len(classes) > _SHOWN_CLASSES)
