@@ -193,7 +193,7 @@ def export(root: Path, *patients: str) -> Path:
 
 def test_exports_of_an_archive(folder: Path) -> None:
     export(folder / "d/CT/neg", *"abcd")
-    series = export(folder / "d/CT/pos", *"ABCD")
+    series = export(folder / "d/CT/pos", *"efgh")
     (folder / "d/CT/pos/AUTORUN.INF").write_text("[autorun]")
     settings = {"window": (-160.0, 240.0), "test_fraction": 0}
     dataset = load(folder / "d", "CT", **settings)
