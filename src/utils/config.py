@@ -126,7 +126,9 @@ class ModelConfig(_Section):
 
     name: str = Field("resnet18", min_length=1, description="any classification model of torchvision")
     weights: str = Field(
-        "auto", min_length=1, description="auto (imagenet if at hand), imagenet, none, or a state dict's path"
+        "auto",
+        min_length=1,
+        description="auto (imagenet; demo: none), imagenet, none, or a state dict's path",
     )
     stem: Literal["auto", "imagenet", "small"] = Field(
         "auto", description="small: 3x3 first convolution without max-pool, for images up to 40 px"

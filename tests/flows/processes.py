@@ -9,11 +9,11 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import Run as MlflowRun
 
-from tests.conftest import clean_environment
+from tests.conftest import FROM_SCRATCH, clean_environment
 
 # The smallest model: these tests are about processes, not about what is learnt.
 TINY = ["--data", "small.npz", "--model", "shufflenet_v2_x0_5", "--epochs", "1"]
-TINY += ["--set", "training.batch_size=8", "--set", "model.weights=none"]
+TINY += ["--set", "training.batch_size=8", *FROM_SCRATCH]
 STORES = {"sqlite": "", "file": "./mlruns"}
 STARTED: list["subprocess.Popen[str]"] = []
 """What `start` has started for the test that runs."""
