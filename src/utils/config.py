@@ -146,16 +146,20 @@ class ModelConfig(_Section):
 class TrainingConfig(_Section):
     """How the network is trained."""
 
-    epochs: int = Field(10, ge=1, description="passes over the training split")
+    epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="passes over the training split; auto: by network and weights, as in README.md"
+    )
     batch_size: int = Field(
         32, ge=2, description="images per pass, over all processes; batch normalisation needs two"
     )
     gradient_accumulation_steps: int = Field(
         1, ge=1, description="passes per optimizer step, which sees batch_size times as many images"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
-    backbone_learning_rate: float | None = Field(
-        None, gt=0, description="that of everything but the head; null: learning_rate"
+    learning_rate: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        "auto", description="peak learning rate; auto: by network and weights, as in README.md"
+    )
+    backbone_learning_rate: Literal["auto"] | Annotated[float, Field(gt=0)] | None = Field(
+        "auto", description="of everything but the head; null: learning_rate; auto: by network and weights"
     )
     freeze_backbone_epochs: int = Field(0, ge=0, description="first epochs, in which only the head trains")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="adamw, adam, sgd (Nesterov)")

@@ -259,7 +259,7 @@ def test_server_that_never_answers_is_given_up(
         start = time.monotonic()
         with pytest.raises(ModelError, match=r"cannot be downloaded .*timed out"):
             resnet("auto")
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 10  # and not the 15 s of a real download
 
 
 @pytest.mark.parametrize("weights", ["auto", "imagenet"])
