@@ -1,7 +1,7 @@
 """The data of a run: decoded, split, checked for leaks, and named by fingerprints."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from src.data.images import Range
 from src.data.leaks import check_leaks, find_contradictions
 from src.data.records import Records, join, texts
 from src.data.samples import SPLITS
+from src.data.shapes import Aspect, aspect_notes, aspects_by_class
 from src.data.sources import list_modalities
 from src.data.split import split_by_fold, split_by_group
 from src.data.windows import check_window, one_window, window_notes
@@ -62,6 +63,7 @@ class Dataset:
         warnings: Sentences to show and to record.
         counts: ``bad_images`` that were skipped, ``unpaired_images`` that lack a modality,
             ``leaked_images`` that were dropped from train, and ``allowed_leaks``.
+        aspects: Width divided by height of the files' images, by class.
     """
 
     root: Path
@@ -73,6 +75,7 @@ class Dataset:
     split_fingerprint: str
     warnings: tuple[str, ...]
     counts: dict[str, int]
+    aspects: dict[str, Aspect] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
@@ -147,6 +150,7 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
     checked = check_leaks(_split(joined.records, classes, config), config.on_leak)
     records = _sorted(checked.records)
     patients = _patient_indices(records)
+    aspects = aspects_by_class(decoded, records, classes)
     notes = [*joined.notes, *checked.notes, *find_contradictions(records)]
     dataset = Dataset(
         root=root,
@@ -162,12 +166,14 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
             *window_notes(entries, config.window),
             *blank_notes,
             *notes,
+            *aspect_notes(aspects),
         ),
         counts={
             "bad_images": sum(len(images.bad) for images in decoded),
             "unpaired_images": joined.unpaired,
             **checked.counts,
         },
+        aspects=aspects,
     )
     _check_classes(dataset, checked.notes)
     return dataset

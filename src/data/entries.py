@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.images import BadImage, Range, applied_window
+from src.data.images import BadImage, Range, Shown, applied_window
 
 FORMAT = 4
 """Part of every name in the cache: raise it when decoding, hashing or resizing changes."""
@@ -70,9 +70,10 @@ class Entry:
         # What may be readable next time gets a size that no file has, so that the index does not match.
         return replace(self, size=self.size if bad.lasting else _UNKNOWN, sha="", error=str(bad))
 
-    def seen_through(self, window: Range | None) -> str:
+    def seen_as(self, shown: Shown) -> str:
         """What names the pixels as they are seen; "" for an image that cannot be."""
-        return _name_pixels(self.sha, applied_window(self.own, self.full, window))
+        fit = shown.fit if shown.changes(self.height, self.width) else ""
+        return _name_pixels(self.sha, applied_window(self.own, self.full, shown.window), fit)
 
 
 class Shared(NamedTuple):
@@ -164,11 +165,13 @@ class Entries:
         values = list(map(value, self.numbers))
         return [values[number] for number in self.rows["shared"].tolist()]
 
-    def seen_through(self, window: Range | None) -> Iterator[str]:
-        """Yield what identifies the pixels of each image through a window; "" for an unreadable image."""
-        applied = [applied_window(shared.own, shared.full, window) for shared in self.numbers]
-        for sha, number in zip(self.shas, self.rows["shared"].tolist(), strict=True):
-            yield _name_pixels(sha, applied[number])
+    def seen_as(self, shown: Shown) -> Iterator[str]:
+        """Yield what names the pixels of each image as they are seen; "" for an unreadable image."""
+        applied = [applied_window(shared.own, shared.full, shown.window) for shared in self.numbers]
+        columns = (self.rows[name].tolist() for name in ("shared", "height", "width"))
+        for sha, number, height, width in zip(self.shas, *columns, strict=True):
+            fit = shown.fit if shown.changes(height, width) else ""
+            yield _name_pixels(sha, applied[number], fit)
 
     def counted(self) -> list[tuple[Shared, int]]:
         """Count the files with each `Shared`, in order of first appearance."""
@@ -206,5 +209,5 @@ def look_at_files(paths: Sequence[str], numbers: dict[Shared, int]) -> Entries:
     return found
 
 
-def _name_pixels(sha: str, window: Range | None) -> str:
-    return sha and f"{sha} {window}"
+def _name_pixels(sha: str, window: Range | None, fit: str) -> str:
+    return sha and f"{sha} {window}{fit and ' '}{fit}"

@@ -71,6 +71,9 @@ class DataConfig(_Section):
     channels: Literal["auto", 1, 3] = Field(
         "auto", description="of each modality: 1 gray, 3 RGB; auto: what the images have"
     )
+    fit: Literal["pad", "stretch", "legacy"] = Field(
+        "pad", description="images that are not square: pad with black, or stretch; legacy: as older runs"
+    )
     window: Window | None = Field(
         None,
         description="[low, high] for DICOM (in HU) and 16-bit images; "
@@ -80,8 +83,7 @@ class DataConfig(_Section):
         None, description="group 1 found in a file's name is its patient; null: each file is its own patient"
     )
     image_id_regex: str | None = Field(
-        None,
-        description="group 1 found in a file's name is what joins modalities; null: the whole name",
+        None, description="group 1 found in a file's name is what joins modalities; null: the whole name"
     )
     positive_class: ClassName | None = Field(
         None, description="the class that sensitivity is about (of two); null: the last by name"

@@ -5,8 +5,11 @@ from typing import Any
 
 from src.errors import ConfigError
 
-_EXCLUDE = (".*", "*.jpe", "*.jfif", "*.webp", "*.gif", "*.jp2", "*.j2k", "*.pgm", "*.ppm")
-"""What was left out by runs that were stored before there was such a setting."""
+EARLIER: dict[str, Any] = {
+    "exclude": [".*", "*.jpe", "*.jfif", "*.webp", "*.gif", "*.jp2", "*.j2k", "*.pgm", "*.ppm"],
+    "fit": "legacy",
+}
+"""What was done before there was a setting of data for it."""
 _STORED = frozenset(
     {"root_dir", "modalities", "val_fraction", "split_seed", "on_leak", "cache_dir", "augment"}
 )
@@ -16,15 +19,16 @@ _STORED = frozenset(
 def modernized(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """``values`` as they are named today: ``model.pretrained: true | false`` is ``model.weights``.
 
-    A stored config holds every setting of its time; without ``data.exclude`` it leaves out what was left
-    out then.
+    A stored config holds every setting of its time; what it lacks is what was done then: without
+    ``data.exclude`` it leaves out what was left out, and without ``data.fit`` it shows images as they were
+    shown.
 
     Raises:
         ConfigError: ``model.pretrained`` is neither, or stands beside ``model.weights``.
     """
     model, data = values.get("model"), values.get("data")
-    if isinstance(data, Mapping) and "exclude" not in data and data.keys() >= _STORED:
-        values = {**values, "data": {**data, "exclude": list(_EXCLUDE)}}
+    if isinstance(data, Mapping) and data.keys() >= _STORED:
+        values = {**values, "data": {**EARLIER, **data}}
     if not (isinstance(model, Mapping) and "pretrained" in model):
         return dict(values)
     pretrained = model["pretrained"]
