@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from src.errors import ConfigError
-from src.utils.config_errors import check_text, explain
+from src.utils.config_errors import check_text, explain, relevant
 from src.utils.config_fields import (
     EXCLUDE,
     ClassName,
@@ -262,10 +262,7 @@ class Config(_Section):
             # JSON mode is strict about types and yet reads a list as a tuple.
             return cls.model_validate_json(json.dumps(settings, default=str))
         except ValidationError as error:
-            # A tuple with a bad item is also reported as too short, which only confuses.
-            problems = [
-                problem for problem in error.errors() if problem["type"] != "too_short"
-            ] or error.errors()
+            problems = relevant(error.errors())
             more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             shown = "; ".join(explain(cls, dict(problem)) for problem in problems[:_SHOWN])
             raise ConfigError(f"{source}: {shown}{more}") from None

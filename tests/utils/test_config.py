@@ -197,3 +197,11 @@ def test_a_class_may_be_named_by_a_number() -> None:
 def test_a_path_that_is_not_utf_8_is_named() -> None:
     with pytest.raises(ConfigError, match=r"data\.root_dir: .*udcff is not text in UTF-8; rename"):
         Config().updated({"data.root_dir": "caf\udcff"})
+
+
+def test_a_number_out_of_range_is_reported_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        Config.from_dict({"training": {"epochs": 0}, "data": {"channels": 2}})
+    channels = "data.channels: Input should be 'auto', 1 or 3 (got 2)"
+    epochs = "training.epochs: Input should be greater than or equal to 1 (got 0)"
+    assert str(error.value) == f"config: {channels}; {epochs}"
