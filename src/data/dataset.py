@@ -10,16 +10,17 @@ import torch
 from numpy.typing import NDArray
 
 from src.data.cache import DecodedImages, decode_listings
-from src.data.entries import join_entries
+from src.data.entries import Entries, join_entries
 from src.data.image_array import ImageArray, ImageSource
-from src.data.images import Range
+from src.data.images import LEGACY, Range
 from src.data.leaks import check_leaks, find_contradictions
+from src.data.percentiles import training_window
 from src.data.records import Records, join, texts
-from src.data.samples import SPLITS
+from src.data.samples import SPLITS, Listing
 from src.data.shapes import Aspect, aspect_notes, aspects_by_class
 from src.data.sources import list_modalities
 from src.data.split import split_by_fold, split_by_group
-from src.data.windows import check_window, one_window, window_notes
+from src.data.windows import check_window, is_wide, one_window, percentile_note, window_notes
 from src.errors import DataError
 from src.utils.config import DataConfig
 from src.utils.io import sha256_of_lines
@@ -141,6 +142,23 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
         DataError: The data cannot be used; the message says why and what to do.
     """
     listings = list_modalities(config, cache_dir)
+    dataset, entries = _load(listings, config, cache_dir, rehash=rehash)
+    if config.window is not None or config.fit == LEGACY or not entries.where(is_wide).any():
+        return dataset
+    train = dataset.splits["train"]
+    window = training_window(listings, train.rows, train.hashes, cache_dir)
+    if window is None:
+        return dataset
+    del dataset  # its packs are in use while it lives, and may have to make room
+    config = config.model_copy(update={"window": window})
+    seen, _ = _load(listings, config, cache_dir)
+    return replace(seen, warnings=(percentile_note(entries, window), *seen.warnings))
+
+
+def _load(
+    listings: Sequence[Listing], config: DataConfig, cache_dir: Path, *, rehash: bool = False
+) -> tuple[Dataset, Entries]:
+    """Return the data seen through the configured window, and what is known of its files."""
     classes, root = listings[0].classes, listings[0].root
     decoded = decode_listings(listings, config, cache_dir, rehash=rehash)
     bad_notes = _check_bad(decoded, config)
@@ -176,7 +194,7 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
         aspects=aspects,
     )
     _check_classes(dataset, checked.notes)
-    return dataset
+    return dataset, entries
 
 
 def _check_bad(decoded: Sequence[DecodedImages], config: DataConfig) -> list[str]:

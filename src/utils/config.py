@@ -77,7 +77,7 @@ class DataConfig(_Section):
     window: Window | None = Field(
         None,
         description="[low, high] for DICOM (in HU) and 16-bit images; "
-        "null: the file's own, else the type's full range",
+        "null: the file's own, else percentiles of the training images",
     )
     patient_regex: str | None = Field(
         None, description="group 1 found in a file's name is its patient; null: each file is its own patient"
@@ -264,7 +264,7 @@ class Config(_Section):
         except ValidationError as error:
             problems = relevant(error.errors())
             more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-            shown = "; ".join(explain(cls, dict(problem)) for problem in problems[:_SHOWN])
+            shown = "; ".join(explain(cls, problem) for problem in problems[:_SHOWN])
             raise ConfigError(f"{source}: {shown}{more}") from None
         except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"{source}: {error}") from None

@@ -243,7 +243,7 @@ def test_a_rescaling_without_sense_is_a_bad_image(tags: dict[str, object], folde
 
 def test_the_window_is_chosen_warned_of_and_recorded(folder: Path) -> None:
     root = ct_folder(folder / "d")
-    without = load(root)
+    without = load(root, fit="legacy")
     assert without.window == (-33792.0, 31743.0)
     (note,) = [note for note in without.warnings if "window" in note]
     assert "-33792 to 31743, and hold -896 to 1167" in note
@@ -258,13 +258,44 @@ def test_the_window_is_chosen_warned_of_and_recorded(folder: Path) -> None:
     assert len(list((folder / "cache/packs").glob("*.npy"))) == 2
 
 
+def test_without_a_window_percentiles_of_the_training_images_are_shown(folder: Path) -> None:
+    root = ct_folder(folder / "d")
+    dataset = load(root)
+    values = dicom.read_picture(next((root / "A/neg").iterdir())).values  # all are the same, rolled
+    low, high = np.percentile(values, 0.5, method="lower"), np.percentile(values, 99.5, method="higher")
+    assert dataset.window is not None
+    assert dataset.window == pytest.approx((low, high), abs=5)  # of 10,000 of its 16,384 pixels
+    (note,) = [note for note in dataset.warnings if "window" in note]
+    assert (
+        f"shown from {dataset.window[0]:g} to {dataset.window[1]:g}, the 0.5th to 99.5th percentile" in note
+    )
+    shown = pixels_of(dataset.packs[0])
+    assert len(np.unique(shown)) > 200
+    # Recorded as data.window, it is what it was.
+    again = load(root, window=dataset.window)
+    assert np.array_equal(pixels_of(again.packs[0]), shown)
+    assert again.warnings == ()
+
+
+def test_where_some_files_name_no_window_one_is_used_for_all(folder: Path) -> None:
+    root = ct_folder(folder / "d")
+    for path in (root / "A/pos").iterdir():
+        rewrite(path, WindowCenter=40, WindowWidth=401)
+    dataset = load(root)
+    assert dataset.window is not None
+    assert any(
+        "16 images of more than 8 bits name no window: they are shown (and" in n for n in dataset.warnings
+    )
+    assert load(root, fit="legacy").window is None
+
+
 def test_files_that_ask_for_different_windows_are_told(folder: Path) -> None:
     root = ct_folder(folder / "d")
     for number, path in enumerate(sorted((root / "A/pos").iterdir())):
         dataset = pydicom.dcmread(path)
         dataset.WindowCenter, dataset.WindowWidth = (40, 401) if number % 2 else (-600, 1501)
         dataset.save_as(path)
-    loaded = load(root)
+    loaded = load(root, fit="legacy")
     assert loaded.window is None
     assert any("-160.5 to 239.5 in 8" in note for note in loaded.warnings)
     assert any("16 images of more than 8 bits name no window" in note for note in loaded.warnings)
