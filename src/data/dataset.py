@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from src.data.cache import DecodedImages, decode_listings
 from src.data.entries import Entries, join_entries
+from src.data.files import dicom_modalities
 from src.data.image_array import ImageArray, ImageSource
 from src.data.images import LEGACY, Range
 from src.data.leaks import check_leaks, find_contradictions
@@ -64,6 +65,8 @@ class Dataset:
         warnings: Sentences to show and to record.
         counts: ``bad_images`` that were skipped, ``unpaired_images`` that lack a modality,
             ``leaked_images`` that were dropped from train, and ``allowed_leaks``.
+        modalities: Values of DICOM's Modality (such as CT) that a few of the files name; empty where
+            `data.augment.horizontal_flip` does not ask for them.
         aspects: Width divided by height of the files' images, by class.
     """
 
@@ -76,6 +79,7 @@ class Dataset:
     split_fingerprint: str
     warnings: tuple[str, ...]
     counts: dict[str, int]
+    modalities: frozenset[str] = frozenset()
     aspects: dict[str, Aspect] = field(default_factory=dict)
 
     @property
@@ -191,10 +195,16 @@ def _load(
             "unpaired_images": joined.unpaired,
             **checked.counts,
         },
+        modalities=_modalities(listings) if config.augment.horizontal_flip == "auto" else frozenset(),
         aspects=aspects,
     )
     _check_classes(dataset, checked.notes)
     return dataset, entries
+
+
+def _modalities(listings: Sequence[Listing]) -> frozenset[str]:
+    files = [listing.samples for listing in listings if not listing.in_memory]
+    return frozenset[str]().union(*map(dicom_modalities, files))
 
 
 def _check_bad(decoded: Sequence[DecodedImages], config: DataConfig) -> list[str]:

@@ -23,6 +23,9 @@ from src.utils.config import Config
 from src.utils.processes import ALONE, Processes
 from src.utils.runtime import fit_threads, keep_freed_memory, pick_autocast, pick_device, seed_everything
 
+_SIDED = frozenset({"CT", "CR", "DX", "RF", "RG", "XA"})
+"""DICOM modalities in which a mirrored body is another one: heart and liver change sides."""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -78,6 +81,7 @@ def set_up(
         {
             "data.image_size": dataset.size,
             "data.channels": dataset.channels_each,
+            "data.augment.horizontal_flip": _flips(config, dataset),
             "data.window": None if dataset.window is None else list(dataset.window),
             "model.weights": built.weights if spec is None else config.model.weights,
             "model.stem": built.stem,
@@ -110,6 +114,11 @@ def _input_spec(built: BuiltModel, dataset: Dataset, config: Config) -> InputSpe
         dataset.channel_statistics if built.mean is None or built.std is None else (built.mean, built.std)
     )
     return InputSpec(dataset.channels, dataset.size, mean, std)
+
+
+def _flips(config: Config, dataset: Dataset) -> bool:
+    wanted = config.data.augment.horizontal_flip
+    return not dataset.modalities & _SIDED if wanted == "auto" else wanted
 
 
 def _check_statistics(config: Config, dataset: Dataset) -> None:

@@ -41,7 +41,9 @@ class _Section(BaseModel):
 class AugmentConfig(_Section):
     """Random changes of training images; batches are augmented as a whole on the training device."""
 
-    horizontal_flip: bool = Field(True, description="mirror left and right, half of the time")
+    horizontal_flip: Literal["auto"] | bool = Field(
+        "auto", description="mirror left and right, half of the time; auto: unless DICOM says CT or X-ray"
+    )
     vertical_flip: bool = Field(False, description="mirror top and bottom, half of the time")
     rotation: float = Field(10.0, ge=0, le=180, description="up to this many degrees either way")
     translation: float = Field(0.05, ge=0, le=0.5, description="up to this share of the side, each way")

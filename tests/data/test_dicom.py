@@ -14,7 +14,8 @@ from src.data import dicom, dicom_gray
 from src.data.dataset import Dataset, load_dataset
 from src.data.images import BadImage, to_8_bits
 from src.errors import DataError
-from src.utils.config import DataConfig
+from src.training.setup import set_up
+from src.utils.config import Config, DataConfig
 from tests.images import pixels_of
 
 
@@ -287,6 +288,20 @@ def test_where_some_files_name_no_window_one_is_used_for_all(folder: Path) -> No
         "16 images of more than 8 bits name no window: they are shown (and" in n for n in dataset.warnings
     )
     assert load(root, fit="legacy").window is None
+
+
+@pytest.mark.parametrize(("modality", "flips"), [("CT", False), ("DX", False), ("MG", True), ("MR", True)])
+def test_a_body_is_not_mirrored_where_its_sides_differ(folder: Path, modality: str, flips: bool) -> None:
+    root = ct_folder(folder / "d")
+    for path in (root / "A").rglob("IM*"):
+        rewrite(path, Modality=modality)
+    values = {"data.root_dir": str(root), "model.name": "shufflenet_v2_x0_5", "model.weights": "none"}
+    config = Config().updated(values)
+    dataset = load_dataset(config.data, folder / "cache")
+    assert dataset.modalities == {modality}
+    assert set_up(config, dataset).config.data.augment.horizontal_flip is flips
+    config = config.updated({"data.augment.horizontal_flip": not flips})
+    assert set_up(config, dataset).config.data.augment.horizontal_flip is not flips
 
 
 def test_files_that_ask_for_different_windows_are_told(folder: Path) -> None:
