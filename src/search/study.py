@@ -19,6 +19,7 @@ from src.search.space import Space
 from src.tracking.heartbeat import Beat
 from src.tracking.store import reason
 from src.utils.config_history import EARLIER
+from src.utils.dotted import flatten
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -244,7 +245,7 @@ def check_settings(search: Search, is_new: bool, settings: dict[str, Any], name:
     if before is None:
         search.study.set_user_attr("settings", settings)
         return
-    before = {f"data.{key}": value for key, value in EARLIER.items()} | before
+    before = flatten(EARLIER) | before
     if differing := [key for key in settings if settings[key] != before.get(key)]:
         shown = ", ".join(key if key == "space" else f"{key} was {before.get(key)}" for key in differing)
         raise ConfigError(

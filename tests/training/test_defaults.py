@@ -99,6 +99,14 @@ def test_what_is_set_stays(changes: dict[str, Any], expected: tuple[object, ...]
     assert of(resolved(**changes)) == expected
 
 
+def test_a_stored_config_without_a_rate_of_the_backbone_has_one_rate() -> None:
+    values = resolved(model__name="swin_t").to_dict()
+    del values["training"]["backbone_learning_rate"]
+    assert of(resolve_defaults(Config.from_dict(values))) == (1e-3, None, 30)
+    by_hand = {"data": values["data"], "model": values["model"], "training": {"learning_rate": 1e-3}}
+    assert of(resolve_defaults(Config.from_dict(by_hand))) == (1e-3, 2e-5, 30)
+
+
 def test_weights_are_those_of_imagenet_but_for_the_demo() -> None:
     assert resolved(model__weights="auto").model.weights == "imagenet"
     assert resolved(model__weights="auto", data__root_dir="demo").model.weights == "none"
