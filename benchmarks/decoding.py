@@ -31,7 +31,7 @@ SHARE = """
 import sys, time
 from pathlib import Path
 from src.data.files import read_header, read_picture
-from src.data.images import resize, to_8_bits
+from src.data.images import Shown, show
 from src.data.samples import Sample
 from src.utils.io import sha256
 root, share, shares = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -42,7 +42,7 @@ for sample in samples:
     read_header(sample)
     picture = read_picture(sample)
     sha256(picture.content)
-    resize(to_8_bits(picture, None), 224, 1)
+    show(picture, Shown(224, 1, None, "pad"))
 print(time.perf_counter() - started)
 """
 

@@ -18,6 +18,7 @@ from torch import nn
 from benchmarks.measuring import keep, show, spread
 from src.models.build import build_model
 from src.training.checkpoint import CheckpointStore
+from src.training.defaults import resolve_defaults
 from src.training.optim import make_optimizer
 from src.training.snapshot import Snapshot
 from src.utils.background import Background
@@ -40,7 +41,7 @@ class Loop:
         )
         self.model = built.model.to(self.device)
         groups = [{"params": list(self.model.parameters())}]
-        self.optimizer = make_optimizer(groups, Config().training)
+        self.optimizer = make_optimizer(groups, resolve_defaults(Config()).training)
         self.images = torch.rand(args.batch, 1, args.size, args.size, device=self.device)
         self.labels = torch.randint(0, 2, (args.batch,), device=self.device)
 

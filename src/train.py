@@ -204,6 +204,8 @@ def _print_split(dataset: "Dataset") -> None:
     for split, name, images, patients in dataset.table():
         table.add_row(split, name, str(images), "unknown" if patients is None else str(patients))
     Console().print(table)
+    if dataset.aspects:
+        print("width / height:", ", ".join(f"{name} {aspect}" for name, aspect in dataset.aspects.items()))
     if len(dataset.classes) == 2:
         print(f"sensitivity is about the class {dataset.classes[1]} (data.positive_class)")
 

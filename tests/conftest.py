@@ -15,6 +15,9 @@ from tests.stores import place_store
 
 ROOT = Path(__file__).parent.parent
 
+FROM_SCRATCH = ["--set", "model.weights=none"]
+"""Options of every command under test that trains: there is no network to download weights from."""
+
 torch.set_num_threads(1)  # a fixed number: sums over threads round differently
 
 

@@ -18,10 +18,10 @@ import numpy as np
 from filelock import Timeout
 from numpy.typing import NDArray
 
-from src.data.decode import Shown, Task, decode_again, decode_all, look_at_all
+from src.data.decode import Task, decode_again, decode_all, look_at_all
 from src.data.entries import FORMAT, Entries, join_entries
 from src.data.image_array import ImageArray
-from src.data.images import Pixels
+from src.data.images import Pixels, Shown
 from src.data.index import Index
 from src.data.npz import read_again
 from src.data.packs import GIGABYTE, NewPack, PackFolder
@@ -133,7 +133,7 @@ def _resolve_shown(entries: Entries, config: DataConfig) -> Shown:
     own = int(np.median(np.maximum(known["height"], known["width"])))
     size = min(own, AUTO_SIZE_LIMIT) if config.image_size == "auto" else int(config.image_size)
     channels = int(known["channels"].max()) if config.channels == "auto" else int(config.channels)
-    return Shown(size, channels, config.window)
+    return Shown(size, channels, config.window, config.fit)
 
 
 def _unreadable(what: str, entries: Entries) -> DataError:
@@ -186,7 +186,7 @@ def _decoder(listing: Listing, entries: Entries, shown: Shown) -> Callable[[int]
 
 def _pack_name(entries: Entries, shown: Shown) -> str:
     kind = f"{FORMAT} {shown.size} {shown.channels}"
-    return sha256_of_lines(chain([kind], entries.seen_through(shown.window)))
+    return sha256_of_lines(chain([kind], entries.seen_as(shown)))
 
 
 def _build_pack(listing: Listing, entries: Entries, cache: _Cache, shown: Shown) -> ImageArray:
@@ -208,7 +208,7 @@ def _build_pack(listing: Listing, entries: Entries, cache: _Cache, shown: Shown)
         decoded = cache.workers.map(work, tasks, in_memory=listing.in_memory)
         for row, entry in zip(missing, decoded, strict=True):
             entries[row] = entry
-            pack.rows[row] = entry.seen_through(shown.window)
+            pack.rows[row] = entry.seen_as(shown)
             cache.index.learn(listing.samples[row], entry)
             advance("")
             if cache.index.is_due:
@@ -222,7 +222,7 @@ def _build_pack(listing: Listing, entries: Entries, cache: _Cache, shown: Shown)
 
 def _rows_at_hand(pack: NewPack, entries: Entries, shown: Shown) -> Iterator[int]:
     """Takes what was decoded before, here or for another pack; yields the rows that need no decoding."""
-    seen = enumerate(entries.seen_through(shown.window))
+    seen = enumerate(entries.seen_as(shown))
     wanted = {row: pixels for (row, pixels), done in zip(seen, entries.is_done, strict=True) if done}
     pack.rows = {row: pixels for row, pixels in pack.rows.items() if wanted.get(row) == pixels}
     yield from pack.rows

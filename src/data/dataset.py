@@ -1,7 +1,7 @@
 """The data of a run: decoded, split, checked for leaks, and named by fingerprints."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,16 +11,19 @@ from numpy.typing import NDArray
 
 from src.data.cache import DecodedImages, decode_listings
 from src.data.corrected import describe_corrected
-from src.data.entries import join_entries
+from src.data.entries import Entries, join_entries
+from src.data.files import dicom_modalities
 from src.data.image_array import ImageArray, ImageSource
-from src.data.images import Range
+from src.data.images import LEGACY, Range
 from src.data.leaks import check_leaks, find_contradictions
+from src.data.percentiles import training_window
 from src.data.records import Records, join, texts
-from src.data.samples import SPLITS
+from src.data.samples import SPLITS, Listing
+from src.data.shapes import Aspect, aspect_notes, aspects_by_class
 from src.data.shortcuts import find_captures, find_shortcuts
 from src.data.sources import list_modalities
 from src.data.split import split_by_fold, split_by_group
-from src.data.windows import check_window, one_window, window_notes
+from src.data.windows import check_window, is_wide, one_window, percentile_note, window_notes
 from src.errors import DataError
 from src.utils.config import DataConfig
 from src.utils.io import sha256_of_lines
@@ -65,6 +68,9 @@ class Dataset:
         counts: ``bad_images`` that were skipped, ``unpaired_images`` that lack a modality,
             ``leaked_images`` that were dropped from train, and ``allowed_leaks``.
         corrected: Kinds and numbers of files that earlier versions read wrongly, "" without.
+        modalities: Values of DICOM's Modality (such as CT) that a few of the files name; empty where
+            `data.augment.horizontal_flip` does not ask for them.
+        aspects: Width divided by height of the files' images, by class.
     """
 
     root: Path
@@ -77,6 +83,8 @@ class Dataset:
     warnings: tuple[str, ...]
     counts: dict[str, int]
     corrected: str = ""
+    modalities: frozenset[str] = frozenset()
+    aspects: dict[str, Aspect] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
@@ -142,6 +150,23 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
         DataError: The data cannot be used; the message says why and what to do.
     """
     listings = list_modalities(config, cache_dir)
+    dataset, entries = _load(listings, config, cache_dir, rehash=rehash)
+    if config.window is not None or config.fit == LEGACY or not entries.where(is_wide).any():
+        return dataset
+    train = dataset.splits["train"]
+    window = training_window(listings, train.rows, train.hashes, cache_dir)
+    if window is None:
+        return dataset
+    del dataset  # its packs are in use while it lives, and may have to make room
+    config = config.model_copy(update={"window": window})
+    seen, _ = _load(listings, config, cache_dir)
+    return replace(seen, warnings=(percentile_note(entries, window), *seen.warnings))
+
+
+def _load(
+    listings: Sequence[Listing], config: DataConfig, cache_dir: Path, *, rehash: bool = False
+) -> tuple[Dataset, Entries]:
+    """Return the data seen through the configured window, and what is known of its files."""
     classes, root = listings[0].classes, listings[0].root
     decoded = decode_listings(listings, config, cache_dir, rehash=rehash)
     bad_notes = _check_bad(decoded, config)
@@ -151,6 +176,7 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
     checked = check_leaks(_split(joined.records, classes, config), config.on_leak)
     records = _sorted(checked.records)
     patients = _patient_indices(records)
+    aspects = aspects_by_class(decoded, records, classes)
     notes = [
         *joined.notes,
         *checked.notes,
@@ -172,6 +198,7 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
             *window_notes(entries, config.window),
             *blank_notes,
             *notes,
+            *aspect_notes(aspects),
         ),
         counts={
             "bad_images": sum(len(images.bad) for images in decoded),
@@ -179,9 +206,16 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
             **checked.counts,
         },
         corrected=describe_corrected(entries, config.window),
+        modalities=_modalities(listings) if config.augment.horizontal_flip == "auto" else frozenset(),
+        aspects=aspects,
     )
     _check_classes(dataset, checked.notes)
-    return dataset
+    return dataset, entries
+
+
+def _modalities(listings: Sequence[Listing]) -> frozenset[str]:
+    files = [listing.samples for listing in listings if not listing.in_memory]
+    return frozenset[str]().union(*map(dicom_modalities, files))
 
 
 def _check_bad(decoded: Sequence[DecodedImages], config: DataConfig) -> list[str]:

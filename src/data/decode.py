@@ -6,21 +6,12 @@ from pathlib import Path
 
 from src.data.entries import Entry
 from src.data.image_array import Place
-from src.data.images import BadImage, Header, Picture, Pixels, Range, resize, to_8_bits
+from src.data.images import BadImage, Header, Picture, Pixels, Shown, show
 from src.data.names import hash_look, hash_patient
 from src.data.samples import Sample
 from src.errors import DataError
 from src.utils.cli import warn
 from src.utils.io import sha256
-
-
-@dataclass(frozen=True)
-class Shown:
-    """How images are seen: side, channels, and the window that the settings ask for."""
-
-    size: int
-    channels: int
-    window: Range | None
 
 
 @dataclass(frozen=True)
@@ -73,7 +64,7 @@ def _decode(read: Callable[[Sample], Picture], shown: Shown, file: int, task: Ta
     try:
         picture = read(task.sample)
         entry = _described(task.entry, picture)
-        pixels = _seen(picture, shown).tobytes()
+        pixels = show(picture, shown).tobytes()
     except BadImage as bad:
         return task.entry.with_error(bad)
     task.place.write(file, pixels)
@@ -89,7 +80,7 @@ def decode_again(read: Callable[[Sample], Picture], shown: Shown, sample: Sample
     what = f"{sample.file} ({sample.key}): its decoded image in the cache is damaged"
     try:
         picture = read(sample)
-        pixels = _seen(picture, shown)
+        pixels = show(picture, shown)
     except (BadImage, DataError, OSError) as error:
         raise DataError(
             f"{what}, and the file cannot be read any more ({error}); restore the file and start again",
@@ -114,7 +105,3 @@ def _described(entry: Entry, picture: Picture) -> Entry:
         levels=picture.levels_name,
         corrected=picture.corrected,
     )
-
-
-def _seen(picture: Picture, shown: Shown) -> Pixels:
-    return resize(to_8_bits(picture, shown.window), shown.size, shown.channels)

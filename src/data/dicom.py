@@ -105,6 +105,15 @@ def read_header(path: Path) -> Header:
         return _header(path, DicomFile(path, file).read_header(_HEADER_TAGS))
 
 
+def read_modality(path: Path) -> str:
+    """Return the Modality that a DICOM file names, such as CT or DX; "" where it cannot be read."""
+    try:
+        with _told(path), open_image(path) as file:
+            return text_of(DicomFile(path, file).read_header(("Modality",)), "Modality")
+    except BadImage:
+        return ""
+
+
 def _header(path: Path, dataset: "Dataset") -> Header:
     if "Rows" not in dataset or "Columns" not in dataset:
         raise BadImage(f"{path}: holds no image (it may be a report, a plan or a waveform)")

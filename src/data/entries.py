@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.images import BadImage, Range, applied_window
+from src.data.images import BadImage, Range, Shown, applied_window
 
 FORMAT = 5
 """Part of every name in the cache: raise it when decoding, hashing or resizing changes."""
@@ -80,9 +80,10 @@ class Entry:
         # What may be readable next time gets a size that no file has, so that the index does not match.
         return replace(self, size=self.size if bad.lasting else _UNKNOWN, sha="", error=str(bad))
 
-    def seen_through(self, window: Range | None) -> str:
+    def seen_as(self, shown: Shown) -> str:
         """What names the pixels as they are seen; "" for an image that cannot be."""
-        return _name_pixels(self.sha, how_seen(self, window))
+        fit = shown.fit if shown.changes(self.height, self.width) else ""
+        return _name_pixels(self.sha, how_seen(self, shown.window), fit)
 
 
 class Shared(NamedTuple):
@@ -179,11 +180,13 @@ class Entries:
         values = list(map(value, self.numbers))
         return [values[number] for number in self.rows["shared"].tolist()]
 
-    def seen_through(self, window: Range | None) -> Iterator[str]:
-        """Yield what identifies the pixels of each image through a window; "" for an unreadable image."""
-        applied = [how_seen(shared, window) for shared in self.numbers]
-        for sha, number in zip(self.shas, self.rows["shared"].tolist(), strict=True):
-            yield _name_pixels(sha, applied[number])
+    def seen_as(self, shown: Shown) -> Iterator[str]:
+        """Yield what names the pixels of each image as they are seen; "" for an unreadable image."""
+        applied = [how_seen(shared, shown.window) for shared in self.numbers]
+        columns = (self.rows[name].tolist() for name in ("shared", "height", "width"))
+        for sha, number, height, width in zip(self.shas, *columns, strict=True):
+            fit = shown.fit if shown.changes(height, width) else ""
+            yield _name_pixels(sha, applied[number], fit)
 
     def counted(self) -> list[tuple[Shared, int]]:
         """Count the files with each `Shared`, in order of first appearance."""
@@ -228,5 +231,5 @@ def how_seen(known: Entry | Shared, window: Range | None) -> Range | str | None:
     return applied_window(known.own, known.full, window)
 
 
-def _name_pixels(sha: str, window: Range | str | None) -> str:
-    return sha and f"{sha} {window}"
+def _name_pixels(sha: str, window: Range | str | None, fit: str) -> str:
+    return sha and f"{sha} {window}{fit and ' '}{fit}"

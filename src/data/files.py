@@ -1,7 +1,10 @@
 """One image file: which reader takes it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+
+import numpy as np
 
 from src.data import dicom, raster
 from src.data.images import Header, Picture
@@ -10,6 +13,8 @@ from src.data.samples import Sample
 SUFFIXES = raster.SUFFIXES | dicom.SUFFIXES
 
 ENDINGS = tuple(SUFFIXES)
+
+_LOOKED_AT = 20  # files whose Modality is read
 
 
 def is_image(path: str) -> bool:
@@ -43,6 +48,13 @@ def read_picture(sample: Sample) -> Picture:
     path = Path(sample.file)
     picture: Picture = _reader(path).read_picture(path)
     return picture
+
+
+def dicom_modalities(samples: Sequence[Sample]) -> frozenset[str]:
+    """Return the values of Modality that a few DICOM files of a listing name, such as CT."""
+    chosen = np.linspace(0, len(samples) - 1, min(len(samples), _LOOKED_AT)).astype(int).tolist()
+    paths = [Path(samples[i].file) for i in chosen]
+    return frozenset(dicom.read_modality(path) for path in paths if _reader(path) is dicom) - {""}
 
 
 def _reader(path: Path) -> ModuleType:

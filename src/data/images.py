@@ -21,6 +21,10 @@ Pixels = NDArray[np.uint8]
 Range = tuple[float, float]
 """Low and high, both included."""
 
+LEGACY = "legacy"
+"""Of `data.fit`: as before there was this setting."""
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow converts RGB to gray
+
 
 OWN_LEVELS = "DICOM with a look-up table, SIGMOID, a threshold or functional groups for its gray levels"
 """What earlier versions read wrongly only without ``data.window``; see `Picture.corrected`."""
@@ -91,6 +95,27 @@ class Picture:
         return f"{kind}{self.values.shape}".encode() + np.ascontiguousarray(self.values).tobytes()
 
 
+@dataclass(frozen=True)
+class Shown:
+    """How images are seen.
+
+    Attributes:
+        size: Side in pixels.
+        channels: 1 or 3.
+        window: What the settings ask for.
+        fit: How an image of another shape becomes a square of this side: as `data.fit`.
+    """
+
+    size: int
+    channels: int
+    window: Range | None
+    fit: str
+
+    def changes(self, height: int, width: int) -> bool:
+        """Return whether an image of these sides is fitted otherwise than before there was `data.fit`."""
+        return self.fit != LEGACY and (height, width) != (self.size, self.size)
+
+
 def applied_window(own: Range | None, full: Range | None, configured: Range | None) -> Range | None:
     """The window that an image is seen through: the configured one, its own, or its full range."""
     return None if full is None else configured or own or full
@@ -106,30 +131,78 @@ def to_8_bits(picture: Picture, configured: Range | None) -> Pixels:
     Raises:
         BadImage: None is configured, and the file's own gray levels cannot be shown.
     """
-    if configured is None and picture.no_window:
-        raise BadImage(picture.no_window, lasting=False)  # another run may configure one
-    if configured is None and picture.levels is not None:
-        return 255 - picture.levels if picture.inverted else picture.levels
-    window = applied_window(picture.own, picture.full, configured)
-    if window is None:
-        pixels: Pixels = picture.values
+    scaled = _scaled(picture, configured)
+    if picture.full is None:
+        pixels: Pixels = scaled
         return pixels
-    low, high = window
-    # In place and in float32, for an image of a scanner may have tens of millions of pixels.
-    scaled = picture.values.astype(np.float32)
-    scaled -= low
-    scaled *= 255 / (high - low)
     np.rint(scaled, out=scaled)
     np.clip(scaled, 0, 255, out=scaled)
     seen = scaled.astype(np.uint8)
     return 255 - seen if picture.inverted else seen
 
 
-def resize(pixels: Pixels, size: int, channels: int) -> Pixels:
-    """The image at ``size`` x ``size`` with ``channels`` channels.
+def _scaled(picture: Picture, configured: Range | None) -> NDArray[Any]:
+    """Return plain pixels as they are, others in float32 with the window at 0 to 255, not yet clipped."""
+    if configured is None and picture.no_window:
+        raise BadImage(picture.no_window, lasting=False)  # another run may configure one
+    if configured is None and picture.levels is not None:
+        return picture.levels.astype(np.float32)
+    window = applied_window(picture.own, picture.full, configured)
+    if window is None:
+        return picture.values
+    low, high = window
+    # In place and in float32, for an image of a scanner may have tens of millions of pixels.
+    scaled = picture.values.astype(np.float32)
+    scaled -= low
+    scaled *= 255 / (high - low)
+    return scaled
 
-    The whole image is kept (no crop: a lesion may lie at the edge), so one that is not square is
-    stretched. Pillow's bilinear filter widens with the reduction, so shrinking does not alias.
+
+def show(picture: Picture, shown: Shown) -> Pixels:
+    """Return an image as the network gets it: seen through its window, and fitted to a square.
+
+    The whole image is kept (no crop: a lesion may lie at the edge). It is resized in float and rounded once,
+    by Pillow's bilinear filter, which widens with the reduction, so that shrinking does not alias.
+
+    Returns:
+        uint8 array ``(channels, size, size)``.
+
+    Raises:
+        BadImage: No window is configured, and the file's own gray levels cannot be shown.
+    """
+    height, width = picture.values.shape[:2]
+    if not shown.changes(height, width):
+        return resize(to_8_bits(picture, shown.window), shown.size, shown.channels)
+    size, longer = shown.size, max(height, width)
+    if shown.fit == "pad":
+        height, width = (max(1, round(side * size / longer)) for side in (height, width))
+    else:
+        height, width = size, size
+    top, left = (size - height) // 2, (size - width) // 2
+    seen = np.zeros((shown.channels, size, size), np.uint8)
+    for channel, plane in enumerate(_planes(picture, shown)):
+        image = Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR)
+        rounded = np.rint(np.asarray(image)).clip(0, 255)
+        seen[channel:, top : top + height, left : left + width] = rounded
+    return seen
+
+
+def _planes(picture: Picture, shown: Shown) -> Iterator[NDArray[np.float32]]:
+    """Yield the channels of an image in float32 from 0 to 255; one for all where they are equal."""
+    values = _scaled(picture, shown.window)
+    if picture.full is not None:
+        np.clip(values, 0, 255, out=values)
+        yield 255 - values if picture.inverted else values
+    elif values.ndim == 2:
+        yield values.astype(np.float32)
+    elif shown.channels == 1:
+        yield values @ np.array(_LUMA, np.float32)
+    else:
+        yield from (values[..., channel].astype(np.float32) for channel in range(3))
+
+
+def resize(pixels: Pixels, size: int, channels: int) -> Pixels:
+    """Return the image at ``size`` x ``size`` with ``channels`` channels, stretched and rounded at each step.
 
     Returns:
         uint8 array ``(channels, size, size)``.

@@ -65,10 +65,20 @@ def window_notes(entries: Entries, configured: Range | None) -> list[str]:
     for shared, count in with_units:
         if asked := shared.levels or shared.own:
             own[asked] += count
-    return [*_note_full_range(entries.take(entries.where(_is_wide))), *_note_different(own)]
+    return [*_note_full_range(entries.take(entries.where(is_wide))), *_note_different(own)]
 
 
-def _is_wide(shared: Shared) -> bool:
+def percentile_note(entries: Entries, window: Range) -> str:
+    """Return a sentence on what a window of percentiles is used for."""
+    wide = entries.take(entries.where(is_wide))
+    others = "" if len(wide) == len(entries) else " (and so are all others, whatever window they name)"
+    return (
+        f"{len(wide)} images of more than 8 bits name no window: they are shown{others} from {_span(window)}"
+        ", the 0.5th to 99.5th percentile of the training images; data.window=[low, high] sets another"
+    )
+
+
+def is_wide(shared: Shared) -> bool:
     """Return whether the values exceed 8 bits and the file names no window."""
     if shared.own is not None or shared.levels or shared.full is None:
         return False

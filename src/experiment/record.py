@@ -20,8 +20,8 @@ from src.utils.runtime import environment
 _NEUTRAL = ("data.device_cache", "training.compile", "data.exclude")
 """Settings that change no result, or only the images, which have a fingerprint of their own; without them the
 hash is also that of runs of earlier versions."""
-_LATER = ("model.mean", "model.std")
-"""Settings that earlier versions did not have, and that change nothing while they are null."""
+_LATER = {"model.mean": None, "model.std": None, "data.fit": "legacy"}
+"""Settings that earlier versions did not have, each with the value that changes nothing."""
 
 
 def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
@@ -46,7 +46,7 @@ def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
 def config_hash(config: Config) -> str:
     """Return the SHA-256 by which runs with the same settings are found."""
     values = config.flat()
-    unset = [key for key in _LATER if values[key] is None]
+    unset = [key for key, value in _LATER.items() if values[key] == value]
     return sha256(config.to_yaml(without=(*_NEUTRAL, *unset)).encode())
 
 

@@ -14,6 +14,7 @@ from src.tracking.interrupted import KnownRun, find_unfinished, read_known
 from src.tracking.journal import Journal
 from src.tracking.sync import sync
 from src.training.checkpoint import CheckpointStore
+from src.training.defaults import resolve_defaults
 from src.training.folders import RunFolders
 from src.training.setup import Setup
 from src.utils.cli import warn
@@ -123,7 +124,7 @@ def resume_by_id(run_id: str, changes: Mapping[str, Any], held: ExitStack) -> In
     stored = Config.from_file(folders.config)
     if checkpoint is not None:  # what was trained, whatever somebody has made of the file since
         stored = Config.from_dict(checkpoint["config"], str(folders.checkpoints))
-    config = _same_training(stored, changes, run_id)
+    config = _same_training(resolve_defaults(stored), changes, run_id)
     return _unfinished(Interrupted(run_id, config, folders, checkpoint, known.tags), known.status)
 
 
@@ -195,8 +196,9 @@ def _open_checkpoint(known: KnownRun, folders: RunFolders) -> dict[str, Any] | N
 
 
 def _unfinished(run: Interrupted, status: str) -> Interrupted:
-    epoch = run.config.training.epochs if run.checkpoint is None else run.checkpoint["epoch"]
-    if status == "FINISHED" and run.config.training.epochs <= epoch:
+    epochs = int(run.config.training.epochs)
+    epoch = epochs if run.checkpoint is None else run.checkpoint["epoch"]
+    if status == "FINISHED" and epochs <= epoch:
         raise UserError(
             f"--resume {run.run_id}: the run is finished; raise training.epochs to train it further"
         )
@@ -212,7 +214,7 @@ def _same_training(stored: Config, changes: Mapping[str, Any], run_id: str) -> C
     if differing:
         shown = ", ".join(f"{key} (was {before[key]}, now {after[key]})" for key in differing)
         raise ConfigError(f"--resume {run_id}: another training than was begun: {shown}; start a new run")
-    if config.training.epochs < stored.training.epochs:
+    if int(config.training.epochs) < int(stored.training.epochs):
         raise ConfigError(
             f"--resume {run_id}: training.epochs was {stored.training.epochs} and may only be raised"
         )

@@ -62,7 +62,7 @@ def build_model(
         size: Height and width of the images in pixels.
         stem: ``imagenet`` (as torchvision has it), ``small`` (3x3, stride 1, no max-pool; patches of
             2 for transformers), or ``auto``: small up to 40 pixels where the family has it.
-        weights: ``auto``, ``imagenet``, ``none``, or the path of a state dict.
+        weights: ``imagenet`` (or ``auto``, the same), ``none``, or the path of a state dict.
 
     Returns:
         The model, in training mode, and what it really is.

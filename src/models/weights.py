@@ -42,7 +42,7 @@ def load_weights(model: nn.Module, name: str, weights: str, *, small_stem: bool 
     Args:
         model: The model, with random values.
         name: Its torchvision name.
-        weights: ``auto``, ``imagenet``, ``none``, or the path of a state dict.
+        weights: ``imagenet`` (or ``auto``, the same), ``none``, or the path of a state dict.
         small_stem: Whether the model has the stem for small images.
 
     Returns:
@@ -54,7 +54,7 @@ def load_weights(model: nn.Module, name: str, weights: str, *, small_stem: bool 
     if weights == "none":
         return LoadedWeights("none")
     if weights in ("auto", "imagenet"):
-        return _load_imagenet(model, name, small_stem=small_stem, required=weights == "imagenet")
+        return _load_imagenet(model, name, small_stem=small_stem)
     state, spec = read_state(Path(weights))
     notes = fit_state(model, state, source=weights, small_stem=small_stem, keep_head=True)
     channels = first_convolution(model)[1].in_channels
@@ -64,13 +64,8 @@ def load_weights(model: nn.Module, name: str, weights: str, *, small_stem: bool 
     return LoadedWeights(weights, mean, std, tuple(notes))
 
 
-def _load_imagenet(model: nn.Module, name: str, *, small_stem: bool, required: bool) -> LoadedWeights:
-    try:
-        state = imagenet_state(name, patient=required)
-    except ModelError as error:
-        if required:
-            raise
-        return LoadedWeights("none", notes=(f"{error} Training starts from random initialisation.",))
+def _load_imagenet(model: nn.Module, name: str, *, small_stem: bool) -> LoadedWeights:
+    state = imagenet_state(name)
     notes = fit_state(model, state, source="ImageNet", small_stem=small_stem, keep_head=False)
     mean, std = normalization(name, first_convolution(model)[1].in_channels)
     return LoadedWeights("imagenet", mean, std, tuple(notes))

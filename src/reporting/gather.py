@@ -16,6 +16,7 @@ from src.tracking.finished_run import FinishedRun, read_run
 from src.tracking.names import BEST_VAL_AUC
 from src.tracking.registry import read_registered
 from src.training.auc import Difference
+from src.training.defaults import resolve_defaults
 from src.training.estimates import Estimate, estimate
 from src.utils.cli import warn
 from src.utils.config import Config
@@ -132,11 +133,11 @@ def _settings(run_id: str, folder: Path) -> Mapping[str, str]:
 
 
 def _telling(config: Config) -> Mapping[str, object]:
-    training = config.training
+    training = resolve_defaults(config).training
     return {
         "epochs": training.epochs,
         "batch size": training.batch_size,
-        "learning rate": f"{training.learning_rate:g}",
+        "learning rate": f"{float(training.learning_rate):g}",
         "optimizer": training.optimizer,
         "weights": Path(config.model.weights).name,
         "size": config.data.image_size,

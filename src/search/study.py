@@ -18,6 +18,8 @@ from src.errors import ConfigError, UserError
 from src.search.space import Space
 from src.tracking.heartbeat import Beat
 from src.tracking.store import reason
+from src.utils.config_history import EARLIER
+from src.utils.dotted import flatten
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -242,9 +244,11 @@ def check_settings(search: Search, is_new: bool, settings: dict[str, Any], name:
         time.sleep(0.5)  # whoever has begun it is about to say
     if before is None:
         search.study.set_user_attr("settings", settings)
-    elif before != settings:
-        differing = [key for key in settings if settings[key] != before.get(key)]
+        return
+    before = flatten(EARLIER) | before
+    if differing := [key for key in settings if settings[key] != before.get(key)]:
+        shown = ", ".join(key if key == "space" else f"{key} was {before.get(key)}" for key in differing)
         raise ConfigError(
-            f"the search {name} was begun with other settings ({', '.join(differing)}; "
+            f"the search {name} was begun with other settings ({shown}; "
             f"space {space.source}); choose another --name, or give the same ones"
         )

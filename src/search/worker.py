@@ -13,6 +13,7 @@ from src.search.study import NAME, RUN, Search
 from src.search.training import Training, best_score, known_run
 from src.tracking.interrupted import read_known
 from src.tracking.sweep_run import mark_trial
+from src.training.defaults import resolve_defaults
 from src.training.folders import RunFolders
 from src.utils.cli import warn
 from src.utils.config import Config
@@ -82,7 +83,7 @@ class Worker:
             return
         training = Training(config, self.folder, parent=self.parent, run_id=run_id)
         try:
-            pruned_after = self._watch(trial, training)
+            pruned_after = self._watch(trial, training, int(resolve_defaults(config).training.epochs))
             self.search.renew(trial)
         except BaseException:  # a signal, a trial that was taken over, a store that is gone
             training.stop()
@@ -123,7 +124,7 @@ class Worker:
                 self.search.renew(trial)
                 time.sleep(_POLL)
 
-    def _watch(self, trial: "Trial", training: Training) -> int | None:
+    def _watch(self, trial: "Trial", training: Training, epochs: int) -> int | None:
         """Follows a training to its end; the epoch after which it was pruned, None where it was not."""
         renewed, is_known = time.monotonic(), False
         while True:
@@ -131,7 +132,7 @@ class Worker:
             for epoch, score in training.news():
                 if math.isfinite(score):
                     trial.report(score, epoch)
-                if not is_over and epoch < self.base.training.epochs and trial.should_prune():
+                if not is_over and epoch < epochs and trial.should_prune():
                     training.stop()
                     return epoch
             if not is_known and (run_id := training.run_id) is not None:

@@ -17,14 +17,14 @@ def make_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> torc
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             groups,
-            lr=config.learning_rate,
+            lr=float(config.learning_rate),
             momentum=config.momentum,
             nesterov=config.momentum > 0,
             # It fails (torch 2.13) once some parameters have momentum and others have not yet.
             fused=config.freeze_backbone_epochs == 0,
         )
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.learning_rate, fused=True)
+    return kind(groups, lr=float(config.learning_rate), fused=True)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, steps_per_epoch: int) -> LambdaLR:
@@ -43,11 +43,12 @@ def rate_factor(epochs_done: float, config: TrainingConfig, step: float = 0.0) -
         config: The training section.
         step: One step in epochs; the first step of the warm-up has a rate above zero.
     """
-    warmup = min(config.warmup_epochs, config.epochs - 1)
+    epochs = int(config.epochs)
+    warmup = min(config.warmup_epochs, epochs - 1)
     if epochs_done < warmup:
         return min(1.0, (epochs_done + step) / warmup)
     if config.schedule == "cosine":
-        progress = (epochs_done - warmup) / (config.epochs - warmup)
+        progress = (epochs_done - warmup) / (epochs - warmup)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     if config.schedule == "multistep":
         # A hair more than nothing: 50 epochs of steps may sum to 49.999...

@@ -7,13 +7,13 @@ from torch import nn
 
 from src.data.batches import training_batches
 from src.data.dataset import Dataset
-from src.data.demo import DEMO_NAME
 from src.errors import ConfigError
 from src.models.build import BuiltModel, build_model
 from src.models.kernels import has_idle_weights, is_bound_by_depthwise
 from src.models.parameters import parameter_groups
 from src.models.spec import InputSpec
 from src.training.compile import check_compile
+from src.training.defaults import resolve_defaults
 from src.training.evaluation import Network
 from src.training.loss import make_loss
 from src.training.optim import WeightAverage, make_optimizer, make_schedule
@@ -22,6 +22,9 @@ from src.training.step import Optimization
 from src.utils.config import Config
 from src.utils.processes import ALONE, Processes
 from src.utils.runtime import fit_threads, keep_freed_memory, pick_autocast, pick_device, seed_everything
+
+_SIDED = frozenset({"CT", "CR", "DX", "RF", "RG", "XA"})
+"""DICOM modalities in which a mirrored body is another one: heart and liver change sides."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def set_up(
         ConfigError: The device or the precision is not available, or a threshold rule meets more
             than two classes.
     """
+    config = resolve_defaults(config)
     _check_threshold(config, dataset)
     _check_statistics(config, dataset)
     device = pick_device(config.training.device, processes.local_rank if processes.are_several else None)
@@ -70,13 +74,14 @@ def set_up(
         channels=dataset.channels,
         size=dataset.size,
         stem=config.model.stem,
-        weights=_wanted_weights(config) if spec is None else "none",
+        weights=config.model.weights if spec is None else "none",
     )
     autocast, precision_notes = _pick_autocast(config, device, built.model, dataset)
     resolved = config.updated(
         {
             "data.image_size": dataset.size,
             "data.channels": dataset.channels_each,
+            "data.augment.horizontal_flip": _flips(config, dataset),
             "data.window": None if dataset.window is None else list(dataset.window),
             "model.weights": built.weights if spec is None else config.model.weights,
             "model.stem": built.stem,
@@ -109,6 +114,11 @@ def _input_spec(built: BuiltModel, dataset: Dataset, config: Config) -> InputSpe
         dataset.channel_statistics if built.mean is None or built.std is None else (built.mean, built.std)
     )
     return InputSpec(dataset.channels, dataset.size, mean, std)
+
+
+def _flips(config: Config, dataset: Dataset) -> bool:
+    wanted = config.data.augment.horizontal_flip
+    return not dataset.modalities & _SIDED if wanted == "auto" else wanted
 
 
 def _check_statistics(config: Config, dataset: Dataset) -> None:
@@ -149,19 +159,14 @@ def _pick_autocast(
     return None, [f"training in float32: {why} (a larger data.image_size allows bfloat16, which is faster)"]
 
 
-def _wanted_weights(config: Config) -> str:
-    # The demo's phantoms have nothing of a photograph, and a first run should need no network.
-    is_demo = config.data.root_dir == DEMO_NAME
-    return "none" if is_demo and config.model.weights == "auto" else config.model.weights
-
-
 def _optimization(network: Network, config: Config, dataset: Dataset) -> Optimization:
     settings = config.training
+    backbone = settings.backbone_learning_rate
     groups = parameter_groups(
         network.model,
-        learning_rate=settings.learning_rate,
+        learning_rate=float(settings.learning_rate),
         weight_decay=settings.weight_decay,
-        backbone_learning_rate=settings.backbone_learning_rate,
+        backbone_learning_rate=None if backbone is None else float(backbone),
     )
     optimizer = make_optimizer(groups, settings)
     smallest = _smallest(network, config)
@@ -209,7 +214,7 @@ def _notes(config: Config, dataset: Dataset) -> list[str]:
             f"training.freeze_backbone_epochs {settings.freeze_backbone_epochs} freezes random weights "
             "(model.weights is none): the head learns from random features"
         )
-    steps = settings.epochs * -(-count // settings.images_per_step)
+    steps = int(settings.epochs) * -(-count // settings.images_per_step)
     span = 1 / (1 - (settings.ema_decay or 0))
     if span > steps:
         notes.append(

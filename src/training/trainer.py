@@ -116,7 +116,7 @@ class Trainer:
         self._saved_at = time.monotonic()
         with self.keeper:
             try:
-                while self.state.epoch < self.config.training.epochs and not self._is_stale():
+                while self.state.epoch < int(self.config.training.epochs) and not self._is_stale():
                     row = self._run_epoch(self.state.epoch + 1)
                     with uninterrupted():
                         self._keep_epoch(row)
@@ -203,7 +203,7 @@ class Trainer:
 
     def _check_finite(self, loss: float, epoch: int) -> float:
         if not math.isfinite(loss):
-            rate = self.config.training.learning_rate
+            rate = float(self.config.training.learning_rate)
             raise TrainingError(
                 f"the training loss became {loss} in epoch {epoch} (learning rate {rate:g}); "
                 "lower training.learning_rate, or set training.precision=float32"

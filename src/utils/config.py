@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from src.errors import ConfigError
-from src.utils.config_errors import check_text, explain
+from src.utils.config_errors import check_text, explain, relevant
 from src.utils.config_fields import (
     EXCLUDE,
     ClassName,
@@ -41,7 +41,9 @@ class _Section(BaseModel):
 class AugmentConfig(_Section):
     """Random changes of training images; batches are augmented as a whole on the training device."""
 
-    horizontal_flip: bool = Field(True, description="mirror left and right, half of the time")
+    horizontal_flip: Literal["auto"] | bool = Field(
+        "auto", description="mirror left and right, half of the time; auto: unless DICOM says CT or X-ray"
+    )
     vertical_flip: bool = Field(False, description="mirror top and bottom, half of the time")
     rotation: float = Field(10.0, ge=0, le=180, description="up to this many degrees either way")
     translation: float = Field(0.05, ge=0, le=0.5, description="up to this share of the side, each way")
@@ -71,17 +73,19 @@ class DataConfig(_Section):
     channels: Literal["auto", 1, 3] = Field(
         "auto", description="of each modality: 1 gray, 3 RGB; auto: what the images have"
     )
+    fit: Literal["pad", "stretch", "legacy"] = Field(
+        "pad", description="images that are not square: pad with black, or stretch; legacy: as older runs"
+    )
     window: Window | None = Field(
         None,
         description="[low, high] for DICOM (in HU) and 16-bit images; "
-        "null: the file's own, else the type's full range",
+        "null: the file's own, else percentiles of the training images",
     )
     patient_regex: str | None = Field(
         None, description="group 1 found in a file's name is its patient; null: each file is its own patient"
     )
     image_id_regex: str | None = Field(
-        None,
-        description="group 1 found in a file's name is what joins modalities; null: the whole name",
+        None, description="group 1 found in a file's name is what joins modalities; null: the whole name"
     )
     positive_class: ClassName | None = Field(
         None, description="the class that sensitivity is about (of two); null: the last by name"
@@ -126,7 +130,9 @@ class ModelConfig(_Section):
 
     name: str = Field("resnet18", min_length=1, description="any classification model of torchvision")
     weights: str = Field(
-        "auto", min_length=1, description="auto (imagenet if at hand), imagenet, none, or a state dict's path"
+        "auto",
+        min_length=1,
+        description="auto (imagenet; demo: none), imagenet, none, or a state dict's path",
     )
     stem: Literal["auto", "imagenet", "small"] = Field(
         "auto", description="small: 3x3 first convolution without max-pool, for images up to 40 px"
@@ -144,16 +150,20 @@ class ModelConfig(_Section):
 class TrainingConfig(_Section):
     """How the network is trained."""
 
-    epochs: int = Field(10, ge=1, description="passes over the training split")
+    epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="passes over the training split; auto: by network and weights, as in README.md"
+    )
     batch_size: int = Field(
         32, ge=2, description="images per pass, over all processes; batch normalisation needs two"
     )
     gradient_accumulation_steps: int = Field(
         1, ge=1, description="passes per optimizer step, which sees batch_size times as many images"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
-    backbone_learning_rate: float | None = Field(
-        None, gt=0, description="that of everything but the head; null: learning_rate"
+    learning_rate: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        "auto", description="peak learning rate; auto: by network and weights, as in README.md"
+    )
+    backbone_learning_rate: Literal["auto"] | Annotated[float, Field(gt=0)] | None = Field(
+        "auto", description="of everything but the head; null: learning_rate; auto: by network and weights"
     )
     freeze_backbone_epochs: int = Field(0, ge=0, description="first epochs, in which only the head trains")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="adamw, adam, sgd (Nesterov)")
@@ -254,12 +264,9 @@ class Config(_Section):
             # JSON mode is strict about types and yet reads a list as a tuple.
             return cls.model_validate_json(json.dumps(settings, default=str))
         except ValidationError as error:
-            # A tuple with a bad item is also reported as too short, which only confuses.
-            problems = [
-                problem for problem in error.errors() if problem["type"] != "too_short"
-            ] or error.errors()
+            problems = relevant(error.errors())
             more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-            shown = "; ".join(explain(cls, dict(problem)) for problem in problems[:_SHOWN])
+            shown = "; ".join(explain(cls, problem) for problem in problems[:_SHOWN])
             raise ConfigError(f"{source}: {shown}{more}") from None
         except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"{source}: {error}") from None

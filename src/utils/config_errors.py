@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -28,6 +29,22 @@ def explain(config: type[BaseModel], problem: dict[str, Any]) -> str:
         known.pop()
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{'.'.join(known) or 'config'}: {message} (got {_shown(problem['input'])})"
+
+
+def relevant(problems: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out what only confuses, unless nothing else is left.
+
+    A tuple with a bad item is also reported as too short, and a number out of range also as not being the
+    word (``auto``) that may stand in its place.
+    """
+    places = Counter(problem["loc"][:-1] for problem in problems)
+
+    def confuses(problem: Mapping[str, Any]) -> bool:
+        *place, branch = problem["loc"] or ("",)
+        is_word = str(branch).startswith("literal[") and places[tuple(place)] > 1
+        return problem["type"] == "too_short" or (is_word and not isinstance(problem["input"], str))
+
+    return [dict(p) for p in problems if not confuses(p)] or [dict(p) for p in problems]
 
 
 def check_text(settings: Mapping[str, Any], source: str) -> None:

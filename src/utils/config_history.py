@@ -5,26 +5,36 @@ from typing import Any
 
 from src.errors import ConfigError
 
-_EXCLUDE = (".*", "*.jpe", "*.jfif", "*.webp", "*.gif", "*.jp2", "*.j2k", "*.pgm", "*.ppm")
-"""What was left out by runs that were stored before there was such a setting."""
-_STORED = frozenset(
-    {"root_dir", "modalities", "val_fraction", "split_seed", "on_leak", "cache_dir", "augment"}
-)
-"""Settings of data that every stored config holds, and that no one writes all by hand."""
+EARLIER: dict[str, dict[str, Any]] = {
+    "data": {
+        "exclude": [".*", "*.jpe", "*.jfif", "*.webp", "*.gif", "*.jp2", "*.j2k", "*.pgm", "*.ppm"],
+        "fit": "legacy",
+    },
+    "training": {"backbone_learning_rate": None},
+}
+"""What was done before there was a setting for it."""
+_STORED = {
+    "data": {"root_dir", "modalities", "val_fraction", "split_seed", "on_leak", "cache_dir", "augment"},
+    "training": {"epochs", "batch_size", "learning_rate", "optimizer", "schedule", "seed", "deterministic"},
+}
+"""Settings that every stored config holds, and that no one writes all by hand."""
 
 
 def modernized(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """``values`` as they are named today: ``model.pretrained: true | false`` is ``model.weights``.
 
-    A stored config holds every setting of its time; without ``data.exclude`` it leaves out what was left
-    out then.
+    A stored config holds every setting of its time; what it lacks is what was done then: without
+    ``data.exclude`` it leaves out what was left out, without ``data.fit`` it shows images as they were
+    shown, and without ``training.backbone_learning_rate`` one rate is that of all.
 
     Raises:
         ConfigError: ``model.pretrained`` is neither, or stands beside ``model.weights``.
     """
-    model, data = values.get("model"), values.get("data")
-    if isinstance(data, Mapping) and "exclude" not in data and data.keys() >= _STORED:
-        values = {**values, "data": {**data, "exclude": list(_EXCLUDE)}}
+    for name, stored in _STORED.items():
+        section = values.get(name)
+        if isinstance(section, Mapping) and section.keys() >= stored:
+            values = {**values, name: {**EARLIER[name], **section}}
+    model = values.get("model")
     if not (isinstance(model, Mapping) and "pretrained" in model):
         return dict(values)
     pretrained = model["pretrained"]

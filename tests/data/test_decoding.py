@@ -15,6 +15,7 @@ from src.data import index
 from src.data.dataset import Dataset, load_dataset
 from src.utils.config import DataConfig
 from src.utils.io import file_lock
+from tests.conftest import FROM_SCRATCH
 from tests.flows.processes import start
 from tests.forked import Forked
 from tests.images import write_folder
@@ -77,7 +78,7 @@ def _kill_at_the_60th() -> None:
 
 def test_a_killed_process_leaves_what_it_has_decoded(folder: Path, opened: list[str]) -> None:
     write_folder(folder / "d", counts=COUNTS)
-    options = ["--data", "d", "--dry-run", "--set", "model.weights=none"]
+    options = ["--data", "d", "--dry-run", *FROM_SCRATCH]
     killed = Forked("train", folder, options, _kill_at_the_60th)
     with pytest.raises(AssertionError):
         assert killed.wait(60) == 0
@@ -118,7 +119,8 @@ def test_who_waits_for_another_process_is_told(folder: Path) -> None:
     (lock,) = (folder / "c/index").glob("*.lock")
     waiting = "waiting for another process that decodes the images of"
     with file_lock(lock):
-        process = start(folder, "-m", "src.train", "--data", "d", "--set", "data.cache_dir=c", "--dry-run")
+        options = ["--data", "d", "--dry-run", *FROM_SCRATCH, "--set", "data.cache_dir=c"]
+        process = start(folder, "-m", "src.train", *options)
         assert process.stderr is not None
         assert waiting in process.stderr.readline()
     assert process.wait(60) == 0
@@ -126,7 +128,8 @@ def test_who_waits_for_another_process_is_told(folder: Path) -> None:
 
 def test_workers_end_with_a_parent_that_is_killed(folder: Path) -> None:
     write_folder(folder / "d", counts={"train": 600, "val": 60})
-    process = start(folder, "-m", "src.train", "--data", "d", "--set", "data.image_size=512", "--dry-run")
+    options = ["--data", "d", "--dry-run", *FROM_SCRATCH, "--set", "data.image_size=512"]
+    process = start(folder, "-m", "src.train", *options)
     parent, deadline = psutil.Process(process.pid), time.monotonic() + 60
     # The server and two workers; the tracker of resources as well.
     while len(children := parent.children(recursive=True)) < 4:

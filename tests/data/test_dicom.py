@@ -14,7 +14,8 @@ from src.data import dicom, dicom_gray
 from src.data.dataset import Dataset, load_dataset
 from src.data.images import BadImage, to_8_bits
 from src.errors import DataError
-from src.utils.config import DataConfig
+from src.training.setup import set_up
+from src.utils.config import Config, DataConfig
 from tests.images import pixels_of
 
 
@@ -241,7 +242,7 @@ def test_a_rescaling_without_sense_is_a_bad_image(tags: dict[str, object], folde
 
 def test_the_window_is_chosen_warned_of_and_recorded(folder: Path) -> None:
     root = ct_folder(folder / "d")
-    without = load(root)
+    without = load(root, fit="legacy")
     assert without.window == (-33792.0, 31743.0)
     (note,) = [note for note in without.warnings if "window" in note]
     assert "-33792 to 31743, and hold -896 to 1167" in note
@@ -256,13 +257,58 @@ def test_the_window_is_chosen_warned_of_and_recorded(folder: Path) -> None:
     assert len(list((folder / "cache/packs").glob("*.npy"))) == 2
 
 
+def test_without_a_window_percentiles_of_the_training_images_are_shown(folder: Path) -> None:
+    root = ct_folder(folder / "d")
+    dataset = load(root)
+    values = dicom.read_picture(next((root / "A/neg").iterdir())).values  # all are the same, rolled
+    low, high = np.percentile(values, 0.5, method="lower"), np.percentile(values, 99.5, method="higher")
+    assert dataset.window is not None
+    assert dataset.window == pytest.approx((low, high), abs=5)  # of 10,000 of its 16,384 pixels
+    (note,) = [note for note in dataset.warnings if "window" in note]
+    assert (
+        f"shown from {dataset.window[0]:g} to {dataset.window[1]:g}, the 0.5th to 99.5th percentile" in note
+    )
+    shown = pixels_of(dataset.packs[0])
+    assert len(np.unique(shown)) > 200
+    # Recorded as data.window, it is what it was.
+    again = load(root, window=dataset.window)
+    assert np.array_equal(pixels_of(again.packs[0]), shown)
+    assert again.warnings == ()
+
+
+def test_where_some_files_name_no_window_one_is_used_for_all(folder: Path) -> None:
+    root = ct_folder(folder / "d")
+    for path in (root / "A/pos").iterdir():
+        rewrite(path, WindowCenter=40, WindowWidth=401)
+    dataset = load(root)
+    assert dataset.window is not None
+    assert any(
+        "16 images of more than 8 bits name no window: they are shown (and" in n for n in dataset.warnings
+    )
+    assert load(root, fit="legacy").window is None
+
+
+@pytest.mark.parametrize(("modality", "flips"), [("CT", False), ("DX", False), ("MG", True), ("MR", True)])
+def test_a_body_is_not_mirrored_where_its_sides_differ(folder: Path, modality: str, flips: bool) -> None:
+    root = ct_folder(folder / "d")
+    for path in (root / "A").rglob("IM*"):
+        rewrite(path, Modality=modality)
+    values = {"data.root_dir": str(root), "model.name": "shufflenet_v2_x0_5", "model.weights": "none"}
+    config = Config().updated(values)
+    dataset = load_dataset(config.data, folder / "cache")
+    assert dataset.modalities == {modality}
+    assert set_up(config, dataset).config.data.augment.horizontal_flip is flips
+    config = config.updated({"data.augment.horizontal_flip": not flips})
+    assert set_up(config, dataset).config.data.augment.horizontal_flip is not flips
+
+
 def test_files_that_ask_for_different_windows_are_told(folder: Path) -> None:
     root = ct_folder(folder / "d")
     for number, path in enumerate(sorted((root / "A/pos").iterdir())):
         dataset = pydicom.dcmread(path)
         dataset.WindowCenter, dataset.WindowWidth = (40, 401) if number % 2 else (-600, 1501)
         dataset.save_as(path)
-    loaded = load(root)
+    loaded = load(root, fit="legacy")
     assert loaded.window is None
     assert any("-160.5 to 239.5 in 8" in note for note in loaded.warnings)
     assert any("16 images of more than 8 bits name no window" in note for note in loaded.warnings)

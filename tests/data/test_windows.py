@@ -1,5 +1,6 @@
-"""A window that shows nothing of an image."""
+"""A window that shows nothing of an image, and the one that is chosen where there is none."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +63,30 @@ def test_it_is_warned_of_where_a_model_is_used(root: Path) -> None:
     assert [note for note in inputs.notes if "23 of 24 images hold only values outside" in note]
     config = config.model_copy(update={"window": (0.0, 4095.0)})
     assert not load_inputs(str(root), config, CLASSES, root.parent / "cache").notes
+
+
+def test_the_window_is_that_of_the_training_images_and_found_again(root: Path) -> None:
+    (root / "A/pos/5.png").unlink()
+    first = load(root, None)
+    values = [np.asarray(Image.open(path)) for path in sorted((root / "A").rglob("*.png"))]
+    assert first.window is not None
+    assert 1000 <= first.window[0] < 1060
+    assert 3900 < first.window[1] <= max(image.max() for image in values)
+    (kept,) = (root.parent / "cache/windows").iterdir()
+    assert json.loads(kept.read_text()) == list(first.window)
+    kept.write_text("[2000, 3000]")  # it is read, not computed, the second time
+    assert load(root, None).window == (2000.0, 3000.0)
+    kept.write_text("half a fi")
+    assert load(root, None).window == first.window
+    # Another split has other training images, and so a window of its own.
+    config = DataConfig.model_validate({"root_dir": str(root), "split_seed": 1})
+    load_dataset(config, root.parent / "cache")
+    assert len(list((root.parent / "cache/windows").iterdir())) == 2
+
+
+def test_images_of_one_gray_leave_the_full_range(folder: Path) -> None:
+    for number in range(24):
+        path = folder / "d/A" / CLASSES[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8 + number), 700, np.uint16)).save(path)
+    assert load(folder / "d", None).window == (0.0, 65535.0)

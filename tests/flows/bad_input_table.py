@@ -32,7 +32,7 @@ def answer(name: str) -> tuple[str, int, str]:
         os.environ |= clean_environment(Path(folder) / "torch")
         if name == "store in nowhere":
             os.environ["MLFLOW_TRACKING_URI"] = "sqlite:////proc/nowhere/mlflow.db"
-        first = FAST[:2] if "--epochs" not in options else []
+        first = FAST[2:] if "--epochs" in options else FAST
         with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
             status = main([*first, *options])
         os.environ.pop("MLFLOW_TRACKING_URI", None)

@@ -7,11 +7,11 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import Run as MlflowRun
 
-from tests.conftest import Process, start_python
+from tests.conftest import FROM_SCRATCH, Process, start_python
 
 # The smallest model: these tests are about processes, not about what is learnt.
 TINY = ["--data", "small.npz", "--model", "shufflenet_v2_x0_5", "--epochs", "1"]
-TINY += ["--set", "training.batch_size=8", "--set", "model.weights=none"]
+TINY += ["--set", "training.batch_size=8", *FROM_SCRATCH]
 STORES = {"sqlite": "", "file": "./mlruns"}
 STARTED: list[Process] = []
 """What `start` has started for the test that runs."""

@@ -14,12 +14,14 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from src.train import main
+from src.utils.torchvision_import import torchvision
 from tests import hostile_files as hostile
+from tests.conftest import FROM_SCRATCH
 from tests.images import make_images, write_folder, write_npz
 
 Prepare = Callable[[Path], list[str]]
 
-FAST = ["--epochs", "1", "--set", "model.weights=none"]
+FAST = ["--epochs", "1", *FROM_SCRATCH]
 
 
 def config_file(folder: Path, text: str) -> list[str]:
@@ -355,6 +357,21 @@ def test_refused(
         assert mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_runs(["0"]) == []
 
 
+def test_training_never_starts_from_random_weights_unasked(
+    npz: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "http://127.0.0.1:9/resnet18-f37072fd.pth"  # where nothing answers
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights.DEFAULT.value, "url", url)
+    assert main(["--data", str(npz), "--epochs", "1"]) == 2
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "ImageNet weights of resnet18 cannot be downloaded" in message
+    assert f"put {url} at {folder}/torch/hub/checkpoints/resnet18-f37072fd.pth" in message
+    assert "--set model.weights=none" in message
+    assert not (folder / "mlflow.db").exists()
+    assert main(["--data", str(npz), "--dry-run", *FAST]) == 0
+    assert "weights: none" in capsys.readouterr().out
+
+
 def test_a_bad_image_may_be_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*text_named_png(folder), "--set", "data.on_bad_image=skip", "--dry-run", *FAST]
     assert main(arguments) == 0
@@ -367,7 +384,7 @@ def test_a_bad_image_may_be_skipped(folder: Path, capsys: pytest.CaptureFixture[
 def test_dry_run_shows_and_starts_nothing(
     npz: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--epochs", "7", "--set", "training.epochs=9", "--set", "model.weights=none"]
+    options = ["--epochs", "7", "--set", "training.epochs=9", *FROM_SCRATCH]
     assert main(["--data", str(npz), "--dry-run", *options]) == 0
     shown = capsys.readouterr().out
     assert "epochs: 9" in shown

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from src import train
+from tests.conftest import FROM_SCRATCH
 from tests.stores import place_store
 
 TRAIN = ["--data", "small.npz", "--model", "shufflenet_v2_x0_5", "--set", "training.batch_size=16"]
-TRAIN += ["--set", "model.weights=none"]
+TRAIN += FROM_SCRATCH
 LARGE = 10_000  # bytes; what is smaller is text, or MLflow's own book-keeping
 
 

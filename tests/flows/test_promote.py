@@ -10,11 +10,11 @@ import yaml
 from src import promote, train
 from src.tracking.archive import checked_copy
 from src.utils.config import Config
-from tests.conftest import ROOT, Run
+from tests.conftest import FROM_SCRATCH, ROOT, Run
 from tests.images import write_npz
 
 TINY = ["--data", "small.npz", "--model", "shufflenet_v2_x0_5", "--epochs", "2"]
-TINY += ["--set", "training.batch_size=8", "--set", "model.weights=none"]
+TINY += ["--set", "training.batch_size=8", *FROM_SCRATCH]
 RECORD = Path("config/best_hparams/shufflenet_v2_x0_5_A.yaml")
 
 

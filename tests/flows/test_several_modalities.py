@@ -12,6 +12,7 @@ from pydicom.data import get_testdata_file
 
 from src.train import main
 from src.training.predictions import read_predictions
+from tests.conftest import FROM_SCRATCH
 from tests.promotion.conftest import champion_run
 
 WINDOW = [-150.0, 250.0]
@@ -36,7 +37,7 @@ def write_dicom(root: Path, patients: int = 32) -> Path:
 def test_from_dicom_of_two_phases_to_a_champion(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_dicom(folder / "d")
     options = ["--model", "shufflenet_v2_x0_5", "--modality", "A+P", "--data", "d", "--epochs", "1"]
-    options += ["--set", "training.batch_size=8", "--set", "model.weights=none", "--promote"]
+    options += ["--set", "training.batch_size=8", *FROM_SCRATCH, "--promote"]
     assert main([*options, "--set", f"data.window={WINDOW}"]) == 0
     assert "warning" not in capsys.readouterr().err
     (run,) = mlflow.MlflowClient().search_runs(["0"])

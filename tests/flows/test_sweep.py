@@ -17,11 +17,11 @@ from src.sweep import main
 from src.tracking.store import open_store
 from src.tracking.sweep_run import sweep_run
 from src.utils.config import Config
-from tests.conftest import Process
+from tests.conftest import FROM_SCRATCH, Process
 from tests.flows.processes import client_of, runs, start
 
 SEARCH = ["-m", "src.sweep", "--model", "shufflenet_v2_x0_5", "--data", "small.npz", "--space", "space.yaml"]
-SEARCH += ["--set", "training.batch_size=8", "--set", "model.weights=none"]
+SEARCH += ["--set", "training.batch_size=8", *FROM_SCRATCH]
 
 
 def write_space(folder: Path, text: str = "training.learning_rate: {log: [1e-4, 1e-2]}") -> None:

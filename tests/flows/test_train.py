@@ -16,11 +16,11 @@ from src.models.build import build_model
 from src.train import main
 from src.training.predictions import read_predictions
 from src.utils.config import Config
-from tests.conftest import clean_environment
+from tests.conftest import FROM_SCRATCH, clean_environment
 from tests.images import write_npz
 
 PARTS = ["--epochs", "3", "--set", "training.batch_size=8", "--set", "evaluation.threshold=youden"]
-PARTS += ["--set", "model.stem=imagenet", "--set", "model.weights=none"]  # at 16 px the quick stem
+PARTS += ["--set", "model.stem=imagenet", *FROM_SCRATCH]  # at 16 px the quick stem
 COLUMNS = ["train_loss", "val_loss", "val_acc", "val_auc", "val_sensitivity", "val_specificity"]
 
 

@@ -6,14 +6,14 @@ import mlflow
 import pytest
 
 from src import promote, train
-from tests.conftest import clean_environment
+from tests.conftest import FROM_SCRATCH, clean_environment
 from tests.images import write_folder
 from tests.stores import place_store
 
 MODEL = "shufflenet_v2_x0_5"
 NAMED = ["--model", MODEL, "--modality", "A"]
 TRAIN = [*NAMED, "--data", "d", "--epochs", "2", "--set", "training.batch_size=8"]
-TRAIN += ["--set", "model.weights=none", "--set", r"data.patient_regex=^([A-Za-z]+\d+)_"]
+TRAIN += [*FROM_SCRATCH, "--set", r"data.patient_regex=^([A-Za-z]+\d+)_"]
 TRAIN += ["--set", "evaluation.threshold=youden", "--set", "experiment.name=first"]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from src.data.dataset import Dataset, load_dataset
 from src.tracking.logged_model import save_model
 from src.tracking.store import open_store
+from src.training.defaults import resolve_defaults
 from src.training.metrics import evaluate, softmax
 from src.training.predictions import write_predictions
 from src.utils.config import Config
@@ -124,7 +125,8 @@ def make_run(
         },
         "model": {"name": model},
     }
-    client.log_text(run_id, Config.from_dict(config).to_yaml() if " " not in modality else "", "config.yaml")
+    stored = "" if " " in modality else resolve_defaults(Config.from_dict(config)).to_yaml()
+    client.log_text(run_id, stored, "config.yaml")
     write_predictions(
         Path("val.csv"),
         samples=val.hashes,

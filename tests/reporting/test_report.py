@@ -8,10 +8,11 @@ import mlflow
 import pytest
 
 from src import promote, report, train
+from tests.conftest import FROM_SCRATCH
 
 MODEL = "shufflenet_v2_x0_5"
 TRAIN = ["--model", MODEL, "--data", "small.npz", "--epochs", "2", "--set", "training.batch_size=16"]
-TRAIN += ["--set", "model.weights=none"]
+TRAIN += FROM_SCRATCH
 
 
 class Links(HTMLParser):

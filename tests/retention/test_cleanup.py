@@ -10,12 +10,12 @@ import pytest
 
 from src import cleanup, predict, promote, train
 from src.training.folders import RunFolders
-from tests.conftest import Run
+from tests.conftest import FROM_SCRATCH, Run
 from tests.stores import place_store
 
 MODEL = "shufflenet_v2_x0_5"
 TRAIN = ["--model", MODEL, "--data", "small.npz", "--epochs", "1", "--set", "training.batch_size=16"]
-TRAIN += ["--set", "model.weights=none"]
+TRAIN += FROM_SCRATCH
 NOW = ["--keep-days", "0", "--keep-best", "1"]
 
 

@@ -8,12 +8,13 @@ import mlflow
 import pytest
 
 from src import predict, promote, store, train
+from tests.conftest import FROM_SCRATCH
 from tests.images import write_npz
 from tests.stores import place_store
 
 MODEL = "shufflenet_v2_x0_5"
 TRAIN = ["--model", MODEL, "--data", "small.npz", "--epochs", "1", "--set", "training.batch_size=16"]
-TRAIN += ["--set", "model.weights=none", "--promote"]
+TRAIN += [*FROM_SCRATCH, "--promote"]
 
 
 @pytest.fixture(params=["sqlite", "file"])

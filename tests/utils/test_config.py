@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from src.errors import ConfigError
+from src.training.defaults import resolve_defaults
 from src.utils.config import Config
 from src.utils.config_history import modernized
 from src.utils.dotted import merge_dotted, parse_overrides, split_overrides
@@ -55,7 +56,7 @@ CONFIGS = [path for path in sorted((ROOT / "config").rglob("*.yaml")) if path.pa
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_shipped_config_loads(path: Path) -> None:
-    assert Config.from_file(path).training.epochs >= 1
+    assert int(resolve_defaults(Config.from_file(path)).training.epochs) >= 1
 
 
 def test_is_frozen() -> None:
@@ -196,3 +197,11 @@ def test_a_class_may_be_named_by_a_number() -> None:
 def test_a_path_that_is_not_utf_8_is_named() -> None:
     with pytest.raises(ConfigError, match=r"data\.root_dir: .*udcff is not text in UTF-8; rename"):
         Config().updated({"data.root_dir": "caf\udcff"})
+
+
+def test_a_number_out_of_range_is_reported_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        Config.from_dict({"training": {"epochs": 0}, "data": {"channels": 2}})
+    channels = "data.channels: Input should be 'auto', 1 or 3 (got 2)"
+    epochs = "training.epochs: Input should be greater than or equal to 1 (got 0)"
+    assert str(error.value) == f"config: {channels}; {epochs}"
