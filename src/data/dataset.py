@@ -10,14 +10,16 @@ import torch
 from numpy.typing import NDArray
 
 from src.data.cache import DecodedImages, decode_listings
+from src.data.demo import DEMO_NAME
 from src.data.entries import join_entries
 from src.data.image_array import ImageArray, ImageSource
 from src.data.images import Range
 from src.data.leaks import check_leaks, find_contradictions
+from src.data.near_duplicates import check_near_duplicates, group_near_duplicates
 from src.data.records import Records, join, texts
 from src.data.samples import SPLITS
 from src.data.sources import list_modalities
-from src.data.split import split_by_fold, split_by_group
+from src.data.split import merge_groups, split_by_fold, split_by_group, split_by_image
 from src.data.windows import check_window, one_window, window_notes
 from src.errors import DataError
 from src.utils.config import DataConfig
@@ -61,7 +63,8 @@ class Dataset:
         split_fingerprint: SHA-256 over which pixels are on which side.
         warnings: Sentences to show and to record.
         counts: ``bad_images`` that were skipped, ``unpaired_images`` that lack a modality,
-            ``leaked_images`` that were dropped from train, and ``allowed_leaks``.
+            ``leaked_images`` that were dropped from train, ``allowed_leaks``, and ``near_duplicates``: val
+            and test images that look like a training image, whether or not that was dropped.
     """
 
     root: Path
@@ -144,14 +147,18 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
     entries = join_entries([images.entries for images in decoded])
     blank_notes = check_window(entries, config.window)
     joined = join(decoded)
-    checked = check_leaks(_split(joined.records, classes, config), config.on_leak)
-    records = _sorted(checked.records)
+    packs = tuple(images.pixels for images in decoded)
+    placed, group_notes = _split(joined.records, packs, classes, config)
+    checked = check_leaks(placed, config.on_leak)
+    compared = check_near_duplicates(_sorted(checked.records), packs, config, cache_dir)
+    records = compared.records
     patients = _patient_indices(records)
-    notes = [*joined.notes, *checked.notes, *find_contradictions(records)]
+    split_notes = [*group_notes, *checked.notes, *compared.notes]
+    notes = [*joined.notes, *split_notes, *find_contradictions(records)]
     dataset = Dataset(
         root=root,
         classes=classes,
-        packs=tuple(images.pixels for images in decoded),
+        packs=packs,
         window=one_window(entries, config.window),
         splits=_make_splits(records, patients),
         fingerprint=_fingerprint(records, patients, classes),
@@ -167,9 +174,10 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
             "bad_images": sum(len(images.bad) for images in decoded),
             "unpaired_images": joined.unpaired,
             **checked.counts,
+            **compared.counts,
         },
     )
-    _check_classes(dataset, checked.notes)
+    _check_classes(dataset, split_notes)
     return dataset
 
 
@@ -187,24 +195,53 @@ def _check_bad(decoded: Sequence[DecodedImages], config: DataConfig) -> list[str
     return [f"{len(bad)} images are skipped: {named}"]
 
 
-def _split(records: Records, classes: tuple[str, ...], config: DataConfig) -> Records:
-    """The records on their sides, of which a cross-validation deals all but test anew."""
-    placed = _place(records, classes, config)
+def _split(
+    records: Records, packs: Sequence[ImageArray], classes: tuple[str, ...], config: DataConfig
+) -> tuple[Records, list[str]]:
+    """Assign the records to splits, of which a cross-validation divides all but test; notes for the user."""
+    by_patient = config.stratify == "patients" or (config.stratify == "auto" and config.root_dir == DEMO_NAME)
+    # Splits of earlier versions, which recorded runs depend on, kept only images without patient together.
+    groups = records.groups if by_patient else merge_groups(records.groups, _links(records))
+    notes = []
+    if config.on_near_duplicate == "group":
+        if records.splits[0] and config.folds is None:
+            raise DataError(
+                "data.on_near_duplicate=group needs a split of ours, and the data bring their own; choose "
+                "drop, or take their split out"
+            )
+        groups, note = group_near_duplicates(records, groups, packs, config.near_duplicate_threshold)
+        notes.append(note)
+    placed = _place(records, groups, classes, config, by_patient=by_patient)
     if config.folds is None:
-        return placed
-    rest = placed.take(placed.splits != "test")
+        return placed, notes
+    is_rest = placed.splits != "test"
+    rest, rest_groups = placed.take(is_rest), texts(groups)[is_rest].tolist()
     sides = split_by_fold(
-        rest.groups, rest.labels.tolist(), folds=config.folds, fold=config.fold, seed=config.split_seed
+        rest_groups, rest.labels.tolist(), folds=config.folds, fold=config.fold, seed=config.split_seed
     )
-    return replace(rest, splits=texts(sides))
+    return replace(rest, splits=texts(sides)), notes
 
 
-def _place(records: Records, classes: tuple[str, ...], config: DataConfig) -> Records:
+def _links(records: Records) -> list[tuple[str, str]]:
+    """Pairs of groups that have an image in common."""
+    first: dict[str, str] = {}
+    return [
+        (group, other)
+        for shas in records.shas.T.tolist()
+        for group, sha in zip(records.groups, shas, strict=True)
+        if (other := first.setdefault(sha, group)) != group
+    ]
+
+
+def _place(
+    records: Records, groups: list[str], classes: tuple[str, ...], config: DataConfig, *, by_patient: bool
+) -> Records:
     """The records where the source puts them, else where we do."""
     if records.splits[0]:
         return records
-    sides = split_by_group(
-        records.groups,
+    split = split_by_group if by_patient else split_by_image
+    sides = split(
+        groups,
         [classes[label] for label in records.labels.tolist()],
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,

@@ -17,14 +17,14 @@ def modernized(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """``values`` as they are named today: ``model.pretrained: true | false`` is ``model.weights``.
 
     A stored config holds every setting of its time; without ``data.exclude`` it leaves out what was left
-    out then.
+    out then, and without ``data.stratify`` it splits as was done then.
 
     Raises:
         ConfigError: ``model.pretrained`` is neither, or stands beside ``model.weights``.
     """
     model, data = values.get("model"), values.get("data")
-    if isinstance(data, Mapping) and "exclude" not in data and data.keys() >= _STORED:
-        values = {**values, "data": {**data, "exclude": list(_EXCLUDE)}}
+    if isinstance(data, Mapping) and data.keys() >= _STORED:
+        values = {**values, "data": {"exclude": list(_EXCLUDE), "stratify": "patients", **data}}
     if not (isinstance(model, Mapping) and "pretrained" in model):
         return dict(values)
     pretrained = model["pretrained"]
