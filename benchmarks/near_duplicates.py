@@ -3,8 +3,8 @@
 python -m benchmarks.near_duplicates [--images 1000,10000,100000] [--side 64]
 
 The images are noise in one channel, in a file as the project's cache has it. A fresh process reads them,
-makes their thumbnails and compares 15 % val and 15 % test with 70 % train, in full; it reports seconds, seconds of
-CPU and its peak memory. What was made is removed at the end.
+makes their thumbnails and compares 15 % val and 15 % test with 70 % train, in full; it reports seconds,
+seconds of CPU and its peak memory. What was made is removed at the end.
 """
 
 import argparse

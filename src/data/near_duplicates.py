@@ -27,7 +27,6 @@ SECONDS = 60.0
 
 _FORMAT = 1
 _COLUMNS = ("split", "image", "training_image", "same_class", "correlation")
-_COMMON = 0.01
 
 
 def check_near_duplicates(
@@ -154,10 +153,10 @@ def _describe(
             f"above {threshold:g}, data.near_duplicate_threshold); of random pairs of different patients "
             f"{100 * share:.2g} % do"
         ]
-        if share > _COMMON:
+        if (partners := share * len(found.train)) > 1:
             said += [
-                "different patients are this much alike here, so most of these are probably no copies; "
-                "raise data.near_duplicate_threshold"
+                f"an image looks like {partners:.0f} training images on average, so most of these are "
+                "probably similar and no copies; raise data.near_duplicate_threshold"
             ]
     if not found.is_complete:
         said += [

@@ -161,7 +161,7 @@ def test_images_that_are_all_alike_are_no_copies(folder: Path) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
     (note,) = load(folder / "d").warnings
     assert "of random pairs of different patients 1e+02 % do" in note
-    assert "most of these are probably no copies; raise data.near_duplicate_threshold" in note
+    assert "an image looks like 20 training images on average, so most of these are probably" in note
 
 
 def places(dataset: Dataset, images: list[NDArray[np.uint8]]) -> list[set[str]]:
