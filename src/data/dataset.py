@@ -9,20 +9,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from src.data.assignment import assign_splits
 from src.data.cache import DecodedImages, decode_listings
 from src.data.corrected import describe_corrected
 from src.data.entries import Entries, join_entries
 from src.data.files import dicom_modalities
 from src.data.image_array import ImageArray, ImageSource
 from src.data.images import LEGACY, Range
-from src.data.leaks import check_leaks, find_contradictions
+from src.data.leaks import Checked, check_leaks, find_contradictions
+from src.data.near_duplicates import check_near_duplicates
 from src.data.percentiles import training_window
 from src.data.records import Records, join, texts
 from src.data.samples import SPLITS, Listing
 from src.data.shapes import Aspect, aspect_notes, aspects_by_class
 from src.data.shortcuts import find_captures, find_shortcuts
 from src.data.sources import list_modalities
-from src.data.split import split_by_fold, split_by_group
 from src.data.windows import check_window, is_wide, one_window, percentile_note, window_notes
 from src.errors import DataError
 from src.utils.config import DataConfig
@@ -66,7 +67,8 @@ class Dataset:
         split_fingerprint: SHA-256 over which pixels are on which side.
         warnings: Sentences to show and to record.
         counts: ``bad_images`` that were skipped, ``unpaired_images`` that lack a modality,
-            ``leaked_images`` that were dropped from train, and ``allowed_leaks``.
+            ``leaked_images`` that were dropped from train, ``allowed_leaks``, and ``near_duplicates``: val
+            and test images that look like a training image, whether or not that was dropped.
         corrected: Kinds and numbers of files that earlier versions read wrongly, "" without.
         modalities: Values of DICOM's Modality (such as CT) that a few of the files name; empty where
             `data.augment.horizontal_flip` does not ask for them.
@@ -151,35 +153,54 @@ def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -
     """
     listings = list_modalities(config, cache_dir)
     dataset, entries = _load(listings, config, cache_dir, rehash=rehash)
-    if config.window is not None or config.fit == LEGACY or not entries.where(is_wide).any():
+    if not _lacks_window(entries, config):
         return dataset
-    train = dataset.splits["train"]
+    train, notes = dataset.splits["train"], []
     window = training_window(listings, train.rows, train.hashes, cache_dir)
-    if window is None:
-        return dataset
     del dataset  # its packs are in use while it lives, and may have to make room
-    config = config.model_copy(update={"window": window})
-    seen, _ = _load(listings, config, cache_dir)
-    return replace(seen, warnings=(percentile_note(entries, window), *seen.warnings))
+    if window is not None:
+        config = config.model_copy(update={"window": window})
+        notes = [percentile_note(entries, window)]
+    seen, _ = _load(listings, config, cache_dir, has_window=True)
+    return replace(seen, warnings=(*notes, *seen.warnings))
+
+
+def _lacks_window(entries: Entries, config: DataConfig) -> bool:
+    """Whether files of more than 8 bits name no window, and none is configured."""
+    return config.window is None and config.fit != LEGACY and bool(entries.where(is_wide).any())
 
 
 def _load(
-    listings: Sequence[Listing], config: DataConfig, cache_dir: Path, *, rehash: bool = False
+    listings: Sequence[Listing],
+    config: DataConfig,
+    cache_dir: Path,
+    *,
+    rehash: bool = False,
+    has_window: bool = False,
 ) -> tuple[Dataset, Entries]:
-    """Return the data seen through the configured window, and what is known of its files."""
+    """Return the data seen through the configured window, and what is known of its files.
+
+    Near-duplicates are looked for once the window is final: ``has_window`` says that no other one follows.
+    """
     classes, root = listings[0].classes, listings[0].root
     decoded = decode_listings(listings, config, cache_dir, rehash=rehash)
     bad_notes = _check_bad(decoded, config)
     entries = join_entries([images.entries for images in decoded])
     blank_notes = check_window(entries, config.window)
     joined = join(decoded)
-    checked = check_leaks(_split(joined.records, classes, config), config.on_leak)
-    records = _sorted(checked.records)
+    packs = tuple(images.pixels for images in decoded)
+    placed, group_notes = assign_splits(joined.records, packs, classes, config)
+    checked = check_leaks(placed, config.on_leak)
+    compared = Checked(_sorted(checked.records), {}, [])
+    if has_window or not _lacks_window(entries, config):
+        compared = check_near_duplicates(compared.records, packs, config, cache_dir)
+    records = compared.records
     patients = _patient_indices(records)
+    split_notes = [*group_notes, *checked.notes, *compared.notes]
     aspects = aspects_by_class(decoded, records, classes)
     notes = [
         *joined.notes,
-        *checked.notes,
+        *split_notes,
         *find_contradictions(records),
         *find_shortcuts(decoded),
         *find_captures(decoded, config.channels),
@@ -187,7 +208,7 @@ def _load(
     dataset = Dataset(
         root=root,
         classes=classes,
-        packs=tuple(images.pixels for images in decoded),
+        packs=packs,
         window=one_window(entries, config.window),
         splits=_make_splits(records, patients),
         fingerprint=_fingerprint(records, patients, classes),
@@ -204,12 +225,13 @@ def _load(
             "bad_images": sum(len(images.bad) for images in decoded),
             "unpaired_images": joined.unpaired,
             **checked.counts,
+            **compared.counts,
         },
         corrected=describe_corrected(entries, config.window),
         modalities=_modalities(listings) if config.augment.horizontal_flip == "auto" else frozenset(),
         aspects=aspects,
     )
-    _check_classes(dataset, checked.notes)
+    _check_classes(dataset, split_notes)
     return dataset, entries
 
 
@@ -226,36 +248,10 @@ def _check_bad(decoded: Sequence[DecodedImages], config: DataConfig) -> list[str
     named = "; ".join(bad[:_SHOWN]) + more
     if config.on_bad_image == "error":
         raise DataError(
-            f"{named}. Mend or remove what is named, or leave it out with data.on_bad_image=skip",
+            f"{named}. Repair or remove these files, or leave them out with data.on_bad_image=skip",
             public=f"{len(bad)} of the images cannot be read; stderr names them",
         )
     return [f"{len(bad)} images are skipped: {named}"]
-
-
-def _split(records: Records, classes: tuple[str, ...], config: DataConfig) -> Records:
-    """The records on their sides, of which a cross-validation deals all but test anew."""
-    placed = _place(records, classes, config)
-    if config.folds is None:
-        return placed
-    rest = placed.take(placed.splits != "test")
-    sides = split_by_fold(
-        rest.groups, rest.labels.tolist(), folds=config.folds, fold=config.fold, seed=config.split_seed
-    )
-    return replace(rest, splits=texts(sides))
-
-
-def _place(records: Records, classes: tuple[str, ...], config: DataConfig) -> Records:
-    """The records where the source puts them, else where we do."""
-    if records.splits[0]:
-        return records
-    sides = split_by_group(
-        records.groups,
-        [classes[label] for label in records.labels.tolist()],
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        seed=config.split_seed,
-    )
-    return replace(records, splits=texts(sides))
 
 
 def _sorted(records: Records) -> Records:

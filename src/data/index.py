@@ -17,7 +17,7 @@ from src.data.samples import Sample
 from src.utils.io import atomic_file, open_regular
 
 _SHARE = 20  # writing the index takes at most one part in so many of the time
-_DAMAGED = (
+DAMAGED = (
     ValueError,
     TypeError,
     LookupError,
@@ -54,7 +54,7 @@ class Index:
             return cls(path, *_read(path))
         except FileNotFoundError:
             return cls._take_over(path)
-        except _DAMAGED:
+        except DAMAGED:
             return cls(path)
 
     @classmethod
@@ -68,7 +68,7 @@ class Index:
             index.save()
         except FileNotFoundError:
             return index
-        except _DAMAGED:
+        except DAMAGED:
             return cls(path)
         old.unlink()
         return index

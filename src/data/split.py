@@ -2,11 +2,75 @@
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from src.errors import DataError
+
+_TOLERANCE = 0.05
+_MOST_PARTS = 100
+_ARRANGEMENTS = 1000
+
+
+def merge_groups(groups: Sequence[str], links: Iterable[tuple[str, str]]) -> list[str]:
+    """Merge groups that are linked, directly or through others; each is named by its first name in order."""
+    parents: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while (parent := parents.get(name, name)) != name:
+            parents[name] = name = parents.get(parent, parent)
+        return name
+
+    for one, other in links:
+        first, second = sorted((root(one), root(other)))
+        parents[second] = first
+    return [root(group) for group in groups] if parents else list(groups)
+
+
+def split_by_image(
+    groups: Sequence[str], classes: Sequence[str], *, val_fraction: float, test_fraction: float, seed: int
+) -> list[str]:
+    """Assign every sample to train, val or test so that each split has the same share of each class.
+
+    `StratifiedGroupKFold` divides the samples into the fewest parts of which whole numbers come within 5 %
+    of both fractions (at most 100 parts, and no more than groups); the seed chooses the parts of each split.
+
+    Args:
+        groups: Group (patient) of each sample; samples of one group stay together.
+        classes: Class of each sample.
+        val_fraction: Share of the samples that go to val.
+        test_fraction: Share that goes to test; 0 makes no test split.
+        seed: Seed; the split does not depend on the order of the samples.
+
+    Returns:
+        One of ``train``, ``val``, ``test`` per sample.
+
+    Raises:
+        DataError: A class has too few groups to be in every split, or the fractions leave no training data.
+    """
+    sides = _sides(val_fraction, test_fraction)
+    for name, members in sorted(_members_by_class(groups, classes).items()):
+        if len(members) <= len(sides):
+            raise _too_few(name, len(members), sides, len(set(classes)))
+    group_count = len(set(groups))
+    number, counts = _count_parts(sides, min(group_count, max(Counter(classes).values())))
+    names, labels = np.unique(np.array(classes, dtype=object), return_inverse=True)
+    part = _divide(groups, labels.tolist(), number, seed, is_grouped=group_count < len(groups))
+    has_class = np.zeros((number, len(names)), bool)
+    has_class[part, labels] = True
+    # Shuffled, because the first parts get the largest groups.
+    random = np.random.default_rng(seed)
+    arranged = np.repeat(["train", *counts], [number - sum(counts.values()), *counts.values()])
+    for _ in range(_ARRANGEMENTS):
+        random.shuffle(arranged)
+        if all(has_class[arranged == side].any(axis=0).all() for side in ("train", *counts)):
+            return [str(side) for side in arranged[part]]
+    raise DataError(
+        f"no split was found that has every class in train, {' and '.join(sides)}; add patients of the "
+        "rarest class, change data.split_seed, or set data.stratify=patients"
+    )
 
 
 def split_by_group(
@@ -30,23 +94,12 @@ def split_by_group(
     Raises:
         DataError: A class has too few groups to be on every side, or the fractions leave no training.
     """
-    if val_fraction + test_fraction >= 1:
-        raise DataError(
-            f"data.val_fraction {val_fraction} + data.test_fraction {test_fraction} leave nothing to train on"
-        )
-    shares = {"val": val_fraction, "test": test_fraction}
-    sides = {name: share for name, share in shares.items() if share > 0}
+    sides = _sides(val_fraction, test_fraction)
     assigned: dict[str, str] = {}
     for number, (name, members) in enumerate(sorted(_groups_by_class(groups, classes).items())):
         counts = {side: max(1, round(share * len(members))) for side, share in sides.items()}
         if sum(counts.values()) >= len(members):
-            may_be_patients = len(set(classes)) > 2
-            raise DataError(
-                f"class {name} has {len(members)} patients, too few for train, {' and '.join(sides)}: "
-                f"{len(sides) + 1} at least; add patients, or set data.test_fraction=0"
-                + "; if this is a folder of a patient, put it into a folder of its class"
-                * may_be_patients
-            )
+            raise _too_few(name, len(members), sides, len(set(classes)))
         members.sort()
         shuffled = np.random.default_rng([seed, number]).permutation(len(members)).tolist()
         order = [side for side, count in counts.items() for _ in range(count)]
@@ -73,20 +126,70 @@ def split_by_fold(
     Raises:
         DataError: There are fewer groups than folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     if len(set(groups)) < folds:
         raise DataError(f"data.folds: {folds} folds need as many patients, and there are {len(set(groups))}")
+    return ["val" if part == fold else "train" for part in _divide(groups, labels, folds, seed).tolist()]
+
+
+def _divide(
+    groups: Sequence[str], labels: Sequence[int], parts: int, seed: int, *, is_grouped: bool = True
+) -> NDArray[np.int64]:
+    """Return the part of each sample; groups stay together, classes are balanced over the parts."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     order = sorted(range(len(groups)), key=lambda place: (groups[place], labels[place]))
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    kind = (
+        StratifiedGroupKFold if is_grouped else StratifiedKFold
+    )  # the first takes seconds for 100,000 groups
+    splitter = kind(parts, shuffle=True, random_state=seed)
+    part = np.zeros(len(groups), np.int64)
     with warnings.catch_warnings():
-        # A class with fewer samples than folds is missing from some; that is refused where it is found.
+        # A class with fewer samples than parts is missing from some; that is refused where it is found.
         warnings.simplefilter("ignore", UserWarning)
-        found = list(
-            splitter.split(order, [labels[place] for place in order], [groups[place] for place in order])
+        found = splitter.split(order, [labels[place] for place in order], [groups[place] for place in order])
+        for number, (_, chosen) in enumerate(found):
+            part[np.array(order)[chosen]] = number
+    return part
+
+
+def _sides(val_fraction: float, test_fraction: float) -> dict[str, float]:
+    if val_fraction + test_fraction >= 1:
+        raise DataError(
+            f"data.val_fraction {val_fraction} + data.test_fraction {test_fraction} leave nothing to train on"
         )
-    chosen = {order[place] for place in found[fold][1]}
-    return ["val" if place in chosen else "train" for place in range(len(groups))]
+    shares = {"val": val_fraction, "test": test_fraction}
+    return {name: share for name, share in shares.items() if share > 0}
+
+
+def _too_few(name: str, patients: int, sides: Iterable[str], classes: int) -> DataError:
+    needed = ["train", *sides]
+    return DataError(
+        f"class {name} has {patients} patients, too few for {', '.join(needed[:-1])} and {needed[-1]}: "
+        f"{len(needed)} at least; add patients, or set data.test_fraction=0"
+        + "; if this is a folder of a patient, put it into a folder of its class"
+        * (classes > 2)
+    )
+
+
+def _count_parts(sides: dict[str, float], groups: int) -> tuple[int, dict[str, int]]:
+    """Return into how many parts to divide, and how many of them each split but train gets."""
+    most = min(_MOST_PARTS, groups)
+    for number in range(2, most + 1):
+        counts = {side: max(1, round(share * number)) for side, share in sides.items()}
+        fits = all(abs(counts[side] / number - share) <= _TOLERANCE * share for side, share in sides.items())
+        if sum(counts.values()) < number and (fits or number == most):
+            return number, counts
+    raise DataError(
+        f"{groups} patients are too few for data.val_fraction and data.test_fraction as they are; add "
+        "patients, or change the fractions"
+    )
+
+
+def _members_by_class(groups: Sequence[str], classes: Sequence[str]) -> dict[str, set[str]]:
+    members: dict[str, set[str]] = defaultdict(set)
+    for group, name in zip(groups, classes, strict=True):
+        members[name].add(group)
+    return members
 
 
 def _groups_by_class(groups: Sequence[str], classes: Sequence[str]) -> dict[str, list[str]]:

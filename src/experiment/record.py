@@ -17,7 +17,14 @@ from src.utils.config import Config
 from src.utils.io import atomic_write_text, sha256
 from src.utils.runtime import environment
 
-_NEUTRAL = ("data.device_cache", "training.compile", "data.exclude")
+_NEUTRAL = (
+    "data.device_cache",
+    "training.compile",
+    "data.exclude",
+    "data.stratify",
+    "data.on_near_duplicate",
+    "data.near_duplicate_threshold",
+)
 """Settings that change no result, or only the images, which have a fingerprint of their own; without them the
 hash is also that of runs of earlier versions."""
 _LATER = {"model.mean": None, "model.std": None, "data.fit": "legacy"}

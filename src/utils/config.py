@@ -90,8 +90,12 @@ class DataConfig(_Section):
     positive_class: ClassName | None = Field(
         None, description="the class that sensitivity is about (of two); null: the last by name"
     )
-    val_fraction: float = Field(0.15, gt=0, lt=1, description="share of patients, where the split is ours")
-    test_fraction: float = Field(0.15, ge=0, lt=1, description="share of patients, where the split is ours")
+    val_fraction: float = Field(0.15, gt=0, lt=1, description="share of the images, where the split is ours")
+    test_fraction: float = Field(0.15, ge=0, lt=1, description="share of the images, where the split is ours")
+    stratify: Literal["auto", "images", "patients"] = Field(
+        "auto",
+        description="our split balances classes over images or patients; auto: images, not for the demo",
+    )
     split_seed: int = Field(0, ge=0, description="seed of the split, apart from training.seed")
     folds: Annotated[int, Field(ge=2)] | None = Field(
         None, description="cross-validation: all but test in this many parts by patient; null: none"
@@ -100,6 +104,10 @@ class DataConfig(_Section):
     on_leak: Literal["drop", "error", "allow"] = Field(
         "drop", description="the same patient or image in two splits: drop it from training, error, or allow"
     )
+    on_near_duplicate: Literal["report", "drop", "error", "group"] = Field(
+        "report", description="val and test images like a training image; group: together in our own split"
+    )
+    near_duplicate_threshold: float = Field(0.97, gt=0, lt=1, description="correlation of their thumbnails")
     on_bad_image: Literal["error", "skip"] = Field("error", description="an image that cannot be read")
     cache_dir: str | None = Field(None, description="decoded images; null: {experiment.output_dir}/cache")
     cache_gb: float = Field(

@@ -9,6 +9,7 @@ EARLIER: dict[str, dict[str, Any]] = {
     "data": {
         "exclude": [".*", "*.jpe", "*.jfif", "*.webp", "*.gif", "*.jp2", "*.j2k", "*.pgm", "*.ppm"],
         "fit": "legacy",
+        "stratify": "patients",
     },
     "training": {"backbone_learning_rate": None},
 }
@@ -25,7 +26,8 @@ def modernized(values: Mapping[str, Any], source: str) -> dict[str, Any]:
 
     A stored config holds every setting of its time; what it lacks is what was done then: without
     ``data.exclude`` it leaves out what was left out, without ``data.fit`` it shows images as they were
-    shown, and without ``training.backbone_learning_rate`` one rate is that of all.
+    shown, without ``data.stratify`` it splits as was done, and without
+    ``training.backbone_learning_rate`` one rate is that of all.
 
     Raises:
         ConfigError: ``model.pretrained`` is neither, or stands beside ``model.weights``.

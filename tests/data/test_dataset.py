@@ -235,6 +235,22 @@ def test_our_split_keeps_patients_and_copies_together(folder: Path) -> None:
     assert {len(dataset.splits["val"]), len(dataset.splits["test"])} <= {8, 9, 10, 11, 12}
 
 
+@pytest.mark.parametrize("folds", [None, 3])
+def test_patients_with_an_image_in_common_stay_together(folder: Path, folds: int | None) -> None:
+    root = write_folder(folder / "d", counts={"": 60})
+    files = sorted((root / "A/neg").iterdir())
+    for number, file in enumerate(files[:20]):  # a chain of patients
+        (root / f"A/neg/{files[number + 1].name.partition('_')[0]}_copy{number}.png").write_bytes(
+            file.read_bytes()
+        )
+    for fold in range(folds or 1):
+        dataset = load(root, folder / "c", patient_regex=r"^(p\d+)_", folds=folds, fold=fold)
+        assert dataset.counts["leaked_images"] == 0
+        assert dataset.warnings == ()
+    old = load(root, folder / "c", patient_regex=r"^(p\d+)_", folds=folds, stratify="patients")
+    assert old.counts["leaked_images"] > 0
+
+
 def test_a_file_without_patient_is_named(folder: Path) -> None:
     root = write_folder(folder / "d", counts={"": 20})
     with pytest.raises(DataError, match=r"does not match data\.patient_regex"):

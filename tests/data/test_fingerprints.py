@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from src.data.dataset import Dataset, load_dataset
-from src.utils.config import DataConfig
+from src.utils.config import Config, DataConfig
 
 
 def write(path: Path, number: int) -> None:
@@ -32,7 +32,10 @@ def root(folder: Path) -> Path:
 
 
 def load(root: Path, **settings: object) -> Dataset:
-    return load_dataset(DataConfig.model_validate({"root_dir": str(root), **settings}), root.parent / "c")
+    """The data of a run of an earlier version, whose config said nothing of how the split is stratified."""
+    values = {"data": DataConfig(root_dir=str(root)).model_dump(mode="json") | settings}
+    del values["data"]["stratify"]
+    return load_dataset(Config.from_dict(values).data, root.parent / "c")
 
 
 PATIENTS = {"patient_regex": r"^(p\d+)_"}

@@ -1,0 +1,152 @@
+"""Comparison of all images of some splits with each other, in blocks, by their thumbnails."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.data.image_array import ImageArray
+from src.data.records import Records
+from src.data.thumbnails import Thumbnails, are_blank, correlate, make_thumbnails
+from src.utils.progress import bar
+
+_BLOCK = 2048
+_SAMPLE = 1000
+"""Training images and val or test images whose pairs say how alike different patients are."""
+_BINS = 10_000
+
+
+@dataclass
+class Comparison:
+    """How alike training images are to val and test images.
+
+    Attributes:
+        held_out: float32 ``(H,)``, highest correlation of each val or test image with a training image.
+        partners: int64 ``(H,)``, position of that training image.
+        train: float32 ``(T,)``, highest correlation of each training image with a val or test image.
+        pairs: int64 ``(_BINS,)``, histogram over [0, 1] of the correlations of random pairs of patients.
+        numbers: int64 ``(2,)``, how many training images were compared, and how many images are blank.
+    """
+
+    held_out: NDArray[np.float32]
+    partners: NDArray[np.int64]
+    train: NDArray[np.float32]
+    pairs: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, held_out: int, train: int) -> "Comparison":
+        """Return the state before the first comparison."""
+        zeros = (np.zeros(held_out, np.int64), np.zeros(train, np.float32), np.zeros(_BINS, np.int64))
+        return cls(np.zeros(held_out, np.float32), *zeros, np.zeros(2, np.int64))
+
+    @property
+    def compared(self) -> int:
+        """Number of training images that were compared."""
+        return int(self.numbers[0])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of them were."""
+        return self.compared == len(self.train)
+
+    def add(self, alike: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
+        """Add the correlations of some val and test images (rows) with some training images (columns)."""
+        best, where = alike.max(axis=1), alike.argmax(axis=1)
+        is_better = best > self.held_out[rows]
+        self.held_out[rows[is_better]] = best[is_better]
+        self.partners[rows[is_better]] = columns[where[is_better]]
+        self.train[columns] = np.maximum(self.train[columns], alike.max(axis=0))
+
+    def share_of_pairs(self, threshold: float) -> float:
+        """Share of random pairs of different patients whose correlation is above the threshold."""
+        above = self.pairs[int(np.ceil(round(threshold * _BINS, 6))) :].sum()
+        return float(above / max(1, self.pairs.sum()))
+
+
+def compare(state: Comparison, records: Records, arrays: Sequence[ImageArray], *, deadline: float) -> None:
+    """Compare training images in random order with all val and test images, until the deadline.
+
+    Args:
+        state: What is known so far; updated.
+        records: All samples.
+        arrays: The decoded images of each modality.
+        deadline: In the seconds of `time.monotonic`; looked at after each block of training images.
+    """
+    is_train = records.splits == "train"
+    train, held_out = np.flatnonzero(is_train), np.flatnonzero(~is_train)
+    random = np.random.default_rng(0)
+    # Shuffled, so that what is compared within the time, and the first block, are random samples.
+    train, held_out = random.permutation(train), random.permutation(held_out)
+    ranks = np.cumsum(is_train) - 1, np.cumsum(~is_train) - 1
+    theirs = _thumbnails(records, arrays, held_out)
+    state.numbers[:], state.pairs[:] = (0, _count_blank(theirs)), 0
+    with bar("Comparing images", len(train)) as advance:
+        for block in _blocks(len(train)):
+            mine = _thumbnails(records, arrays, train[block])
+            columns = ranks[0][train[block]]
+            state.numbers += len(columns), _count_blank(mine)
+            for other in _blocks(len(held_out)):
+                alike = _correlate(theirs, other, mine, slice(None))
+                state.add(alike, ranks[1][held_out[other]], columns)
+                if block.start == other.start == 0:
+                    sample = held_out[other][:_SAMPLE], train[block][:_SAMPLE]
+                    state.pairs += _histogram(alike, *(records.patients[chosen] for chosen in sample))
+            for _ in columns:
+                advance("")
+            if time.monotonic() > deadline:
+                return
+
+
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
+
+
+def _thumbnails(
+    records: Records, arrays: Sequence[ImageArray], chosen: NDArray[np.int64]
+) -> list[Thumbnails]:
+    rows = records.rows[chosen]
+    return [make_thumbnails(array, rows[:, column]) for column, array in enumerate(arrays)]
+
+
+def _correlate(
+    some: list[Thumbnails], block: slice, others: list[Thumbnails], other: slice
+) -> NDArray[np.float32]:
+    """Return the correlations of two blocks, the highest of all modalities."""
+    found = [correlate(one[:, block], two[:, other]) for one, two in zip(some, others, strict=True)]
+    highest: NDArray[np.float32] = np.maximum.reduce([of_one.numpy() for of_one in found])
+    return highest
+
+
+def _count_blank(thumbnails: list[Thumbnails]) -> int:
+    return int(np.logical_and.reduce([are_blank(of_one) for of_one in thumbnails]).sum())
+
+
+def _histogram(
+    alike: NDArray[np.float32], some: NDArray[np.object_], others: NDArray[np.object_]
+) -> NDArray[np.int64]:
+    """Histogram of the correlations of the first images, of pairs of different patients."""
+    differ = (some[:, None] != others) | (some[:, None] == None)  # noqa: E711 -- unknown: its own patient
+    values = alike[: len(some), : len(others)][differ.astype(bool)]
+    return np.histogram(values.clip(0, 1), _BINS, (0, 1))[0].astype(np.int64)
+
+
+def find_components(records: Records, arrays: Sequence[ImageArray], threshold: float) -> NDArray[np.int64]:
+    """Return a number for each image that all images alike share with it, directly or through others."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count, blocks = len(records), _blocks(len(records))
+    thumbnails = _thumbnails(records, arrays, np.arange(count))
+    component: NDArray[np.int64] = np.arange(count)
+    with bar("Comparing images", len(blocks)) as advance:
+        for number, block in enumerate(blocks):
+            for other in blocks[number:]:
+                one, two = np.nonzero(_correlate(thumbnails, block, thumbnails, other) > threshold)
+                ends = component[block][one], component[other][two]
+                graph = coo_array((np.ones(len(one), bool), ends), shape=(count, count))
+                component = connected_components(graph, directed=False)[1][component]
+            advance("")
+    return component
