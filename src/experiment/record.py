@@ -10,6 +10,7 @@ from src.tracking.run import TrackedRun
 from src.tracking.store import how_to_look
 from src.training.checkpoint import TrainerState
 from src.training.folders import RunFolders
+from src.training.metrics import optimism
 from src.training.results import Results, write_results
 from src.training.setup import Setup
 from src.utils.config import Config
@@ -109,7 +110,9 @@ def _record_model(run: TrackedRun, setup: Setup, dataset: Dataset, results: Resu
     )
 
 
-def print_summary(run: TrackedRun, state: TrainerState, results: Results, folders: RunFolders) -> None:
+def print_summary(
+    run: TrackedRun, setup: Setup, state: TrainerState, results: Results, folders: RunFolders
+) -> None:
     """Shows the scores, and where everything is."""
     table = Table("split", "AUC", "accuracy", "sensitivity", "specificity", "loss")
     for name, scored in results.splits.items():
@@ -120,6 +123,8 @@ def print_summary(run: TrackedRun, state: TrainerState, results: Results, folder
     print(
         f"best val AUC {state.best_val_auc:.4f} (epoch {state.best_epoch}), threshold {results.threshold:.4f}"
     )
+    if (note := optimism(setup.config.evaluation.threshold)) is not None:
+        print(note)
     print(f"run          {run.run_id}")
     print(f"files        {folders.results} and {folders.logs}")
     print(f"look at it   {how_to_look(run.info.experiment_id)}")
