@@ -27,7 +27,7 @@ from src.utils.config_history import modernized
 from src.utils.dotted import flatten, merge_dotted
 from src.utils.yaml_files import read_yaml
 
-RECORD_KEYS = ("best_metrics", "test_metrics", "updated_at", "mlflow")
+RECORD_KEYS = ("best_metrics", "test_metrics", "selection", "updated_at", "mlflow")
 """Top-level keys of ``config/best_hparams/*.yaml`` that record a result; no settings, so not read here."""
 
 _AUTO_CACHE_SHARE = 0.25
