@@ -17,9 +17,9 @@ from src.utils.config import Config
 from src.utils.io import atomic_write_text, sha256
 from src.utils.runtime import environment
 
-_NEUTRAL = ("data.device_cache", "training.compile", "data.exclude")
-"""Settings that change no result, or only the images, which have a fingerprint of their own; without them the
-hash is also that of runs of earlier versions."""
+_NEUTRAL = ("data.device_cache", "training.compile", "data.exclude", "model.channel_adaptation")
+"""Settings that change no result, or only the images, which have a fingerprint of their own, or the first
+weights, which an interrupted run has left behind; without them the hash is that of earlier versions, too."""
 _LATER = ("model.mean", "model.std")
 """Settings that earlier versions did not have, and that change nothing while they are null."""
 

@@ -131,6 +131,10 @@ class ModelConfig(_Section):
     stem: Literal["auto", "imagenet", "small"] = Field(
         "auto", description="small: 3x3 first convolution without max-pool, for images up to 40 px"
     )
+    channel_adaptation: Literal["exact", "summed"] = Field(
+        "exact",
+        description="of RGB filters; exact: by each color's mean and std; summed: as if these were equal",
+    )
     mean: Means | None = Field(None, description="per channel, of pixels in [0, 1]; null: the weights' own")
     std: Stds | None = Field(None, description="goes with mean")
 

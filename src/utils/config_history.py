@@ -17,14 +17,18 @@ def modernized(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """``values`` as they are named today: ``model.pretrained: true | false`` is ``model.weights``.
 
     A stored config holds every setting of its time; without ``data.exclude`` it leaves out what was left
-    out then.
+    out then, and without ``model.channel_adaptation`` it adapts filters as was done then.
 
     Raises:
         ConfigError: ``model.pretrained`` is neither, or stands beside ``model.weights``.
     """
     model, data = values.get("model"), values.get("data")
-    if isinstance(data, Mapping) and "exclude" not in data and data.keys() >= _STORED:
-        values = {**values, "data": {**data, "exclude": list(_EXCLUDE)}}
+    if isinstance(data, Mapping) and data.keys() >= _STORED:
+        if "exclude" not in data:
+            values = {**values, "data": {**data, "exclude": list(_EXCLUDE)}}
+        if isinstance(model, Mapping) and "channel_adaptation" not in model:
+            model = {**model, "channel_adaptation": "summed"}
+            values = {**values, "model": model}
     if not (isinstance(model, Mapping) and "pretrained" in model):
         return dict(values)
     pretrained = model["pretrained"]
