@@ -57,7 +57,7 @@ def _evaluate(argv: Sequence[str] | None) -> None:
             with tracked_run(evaluation.tags_of(trained, judgement)) as run:
                 folder = evaluation.record_evaluation(run, trained, judgement, layer, count)
         evaluation.tell_version(trained, judgement, run.run_id)
-        evaluation.show(judgement)
+        evaluation.show(judgement, trained)
         if cases.split in ("test", "all"):
             evaluation.show_looks(cases.split, cases.split_fingerprint)
         evaluation.show_place(run, folder)

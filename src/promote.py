@@ -37,7 +37,8 @@ def _parser() -> CommandParser:
         metavar="ALPHA",
         nargs="?",
         const="0.05",
-        help="promote only a gain that a paired DeLong test finds at this level (0.05 where none is given)",
+        help="promote only a gain whose p value (paired DeLong test), times the number of runs since the "
+        "champion, is below ALPHA (0.05 where none is given)",
     )
     add_flag(parser, "--new-data", "let a run replace a champion that was trained on other data")
     add_flag(parser, "--force", "promote the best run, better than the champion or not")

@@ -11,6 +11,7 @@ from src.tracking.run import TrackedRun
 from src.tracking.store import how_to_look
 from src.training.checkpoint import TrainerState
 from src.training.folders import RunFolders
+from src.training.metrics import optimism
 from src.training.results import Results, write_results
 from src.training.setup import Setup
 from src.utils.config import Config
@@ -24,9 +25,10 @@ _NEUTRAL = (
     "data.stratify",
     "data.on_near_duplicate",
     "data.near_duplicate_threshold",
+    "model.channel_adaptation",
 )
-"""Settings that change no result, or only the images, which have a fingerprint of their own; without them the
-hash is also that of runs of earlier versions."""
+"""Settings that change no result, or only the images, which have a fingerprint of their own, or the first
+weights, which an interrupted run has left behind; without them the hash is that of earlier versions, too."""
 _LATER = {"model.mean": None, "model.std": None, "data.fit": "legacy"}
 """Settings that earlier versions did not have, each with the value that changes nothing."""
 
@@ -118,7 +120,9 @@ def _record_model(run: TrackedRun, setup: Setup, dataset: Dataset, results: Resu
     )
 
 
-def print_summary(run: TrackedRun, state: TrainerState, results: Results, folders: RunFolders) -> None:
+def print_summary(
+    run: TrackedRun, setup: Setup, state: TrainerState, results: Results, folders: RunFolders
+) -> None:
     """Shows the scores, and where everything is."""
     table = Table("split", "AUC", "accuracy", "sensitivity", "specificity", "loss")
     for name, scored in results.splits.items():
@@ -129,6 +133,8 @@ def print_summary(run: TrackedRun, state: TrainerState, results: Results, folder
     print(
         f"best val AUC {state.best_val_auc:.4f} (epoch {state.best_epoch}), threshold {results.threshold:.4f}"
     )
+    if (note := optimism(setup.config.evaluation.threshold)) is not None:
+        print(note)
     print(f"run          {run.run_id}")
     print(f"files        {folders.results} and {folders.logs}")
     print(f"look at it   {how_to_look(run.info.experiment_id)}")

@@ -69,7 +69,7 @@ def train(
         checkpoint = None if interrupted is None else interrupted.checkpoint
         state, results = _train(setup, dataset, together, keeper=keeper, extra=extra, checkpoint=checkpoint)
         record_results(run, setup, dataset, state, results, folders=folders)
-        ended.callback(print_summary, run, state, results, folders)
+        ended.callback(print_summary, run, setup, state, results, folders)
 
 
 def train_along(setup: Setup, dataset: Dataset, together: Together) -> None:

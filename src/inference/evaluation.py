@@ -1,5 +1,6 @@
 """An evaluation as an MLflow run of its own, linked to what was evaluated."""
 
+import math
 from datetime import datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from src.tracking.registry import set_tags
 from src.tracking.run import TrackedRun
 from src.tracking.store import how_to_look
 from src.training.estimates import Estimate
+from src.training.metrics import optimism
 from src.training.plots import save_figure
 from src.utils.cli import warn
 from src.utils.progress import is_interactive
@@ -80,8 +82,8 @@ def tell_version(trained: TrainedModel, judgement: Judgement, run_id: str) -> No
     set_tags(name, trained.version.number, {f"{names.EVALUATED}{judgement.cases.split}": told})
 
 
-def show(judgement: Judgement) -> None:
-    """Prints the scores."""
+def show(judgement: Judgement, trained: TrainedModel) -> None:
+    """Prints the scores, and what is to be known of them."""
     units = [("images", len(judgement.cases.labels), judgement.by_image)]
     patients = judgement.patients
     if patients is not None and patients.left_out:
@@ -92,6 +94,9 @@ def show(judgement: Judgement) -> None:
     for unit, count, estimates in units:
         table.add_row(f"by {unit}", str(count), *(_shown(estimates[name]) for name in _TITLES))
     Console(width=None if is_interactive() else _WIDE).print(table)
+    note = optimism(trained.config.evaluation.threshold)
+    if note is not None and judgement.cases.split in ("val", "all"):
+        print(note)
 
 
 def show_looks(split: str, fingerprint: str) -> None:
@@ -111,4 +116,6 @@ def show_place(run: TrackedRun, folder: Path) -> None:
 
 
 def _shown(found: Estimate) -> str:
+    if math.isnan(found.low):
+        return f"{found.value:.3f} ({found.note})"
     return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"

@@ -1,5 +1,6 @@
 """How good a trained model is on labelled images, and what that leaves behind."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,13 +39,17 @@ class Judgement:
     by_patient: Mapping[str, Estimate]
 
     def metrics(self) -> dict[str, float]:
-        """``{split}_auc``, ``{split}_auc_low``, ``{split}_auc_high``, ``{split}_patient_auc``, ..."""
+        """``{split}_auc``, ``{split}_auc_low``, ``{split}_auc_high``, ``{split}_patient_auc``, ...
+
+        Without the ends of intervals that there are none of.
+        """
         groups = {"": self.by_image, "patient_": self.by_patient}
         return {
             f"{self.cases.split}_{unit}{name}{end}": value
             for unit, estimates in groups.items()
             for name, found in estimates.items()
             for end, value in (("", found.value), ("_low", found.low), ("_high", found.high))
+            if not (end and math.isnan(value))
         }
 
 

@@ -51,7 +51,14 @@ def available_models() -> list[str]:
 
 
 def build_model(
-    name: str, *, num_classes: int, channels: int, size: int, stem: str = "auto", weights: str = "none"
+    name: str,
+    *,
+    num_classes: int,
+    channels: int,
+    size: int,
+    stem: str = "auto",
+    weights: str = "none",
+    exact: bool = True,
 ) -> BuiltModel:
     """Builds a classifier; deterministic for a given state of torch's global random generator.
 
@@ -63,6 +70,7 @@ def build_model(
         stem: ``imagenet`` (as torchvision has it), ``small`` (3x3, stride 1, no max-pool; patches of
             2 for transformers), or ``auto``: small up to 40 pixels where the family has it.
         weights: ``imagenet`` (or ``auto``, the same), ``none``, or the path of a state dict.
+        exact: Whether trained filters carried over to other channels account for each color's mean and std.
 
     Returns:
         The model, in training mode, and what it really is.
@@ -76,7 +84,7 @@ def build_model(
     model = _construct(name, num_classes, size)
     set_stem(model, name, channels=channels, small=small)
     make_pooling_deterministic(model)
-    loaded = load_weights(model, name, weights, small_stem=small)
+    loaded = load_weights(model, name, weights, small_stem=small, exact=exact)
     _probe(model, name, channels, size)
     built_stem = "small" if small else "imagenet"
     return BuiltModel(model, loaded.weights, built_stem, loaded.mean, loaded.std, loaded.notes)

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from src.errors import ModelError
 from src.models.matching import COUNTER, WRAPPERS, Match, match_names
-from src.models.surgery import adapt_filters, first_convolution, head_path
+from src.models.surgery import (
+    Normalization,
+    adapt_filters,
+    adapt_stem,
+    first_convolution,
+    head_path,
+    shifted_by_stem,
+)
 from src.utils.torchvision_import import torchvision
 
 # Classifiers that help the training of GoogLeNet and Inception; ours are built without.
@@ -17,7 +24,13 @@ _SHOWN = 3
 
 
 def fit_state(
-    model: nn.Module, state: Mapping[str, Tensor], *, source: str, small_stem: bool, keep_head: bool
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    small_stem: bool,
+    keep_head: bool,
+    normalizations: tuple[Normalization, Normalization] | None = None,
 ) -> list[str]:
     """Loads a state dict into the model, adapted to its channels, stem, classes and image size.
 
@@ -27,6 +40,8 @@ def fit_state(
         source: What the state is, for messages.
         small_stem: Whether the model has the stem for small images, which larger filters do not fit.
         keep_head: Whether a head that fits is loaded too.
+        normalizations: What the state expects of its channels, and what the model's are given; None
+            carries filters over to other channels without regard to it, as earlier versions did.
 
     Returns:
         Sentences that the user should see; none where every tensor is used under its own name.
@@ -37,7 +52,7 @@ def fit_state(
     """
     match = match_names(model, state, source=source)
     values = _prepared(model, match)
-    notes = _fit_stem(model, values, source=source, small_stem=small_stem)
+    notes = _fit_stem(model, values, source=source, small_stem=small_stem, normalizations=normalizations)
     notes += _fit_head(model, values, source=source, keep_head=keep_head)
     _fit_positions(model, values)
     loaded = _load(model, values, left_out=tuple(path for path, _ in notes))
@@ -92,7 +107,12 @@ def _prepared(model: nn.Module, match: Match) -> "OrderedDict[str, Tensor]":
 
 
 def _fit_stem(
-    model: nn.Module, values: dict[str, Tensor], *, source: str, small_stem: bool
+    model: nn.Module,
+    values: dict[str, Tensor],
+    *,
+    source: str,
+    small_stem: bool,
+    normalizations: tuple[Normalization, Normalization] | None,
 ) -> list[tuple[str, str]]:
     """Adapts the first filters; returns the layer left out, if any, and a sentence about it."""
     path, convolution = first_convolution(model)
@@ -107,7 +127,14 @@ def _fit_stem(
             "the first convolution starts from random filters (model.stem=imagenet keeps them)."
         )
         return [(path, note)]
-    values[path + ".weight"] = adapt_filters(filters, convolution.in_channels)
+    channels, old = convolution.in_channels, filters.shape[1]
+    if normalizations is None or channels == old or old != len(normalizations[0][0]):
+        values[path + ".weight"] = adapt_filters(filters, channels)
+        return []
+    values[path + ".weight"], shift = adapt_stem(filters, channels, *normalizations)
+    key, sign = shifted_by_stem(model)
+    if key in values:  # else it is reported as missing
+        values[key] = values[key] + sign * shift
     return []
 
 

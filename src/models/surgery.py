@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and std per channel of pixels in [0, 1]."""
+
 # What a stem for small images is, by the first part of the model's name: the size and stride of
 # the first convolution, and the max-pool that goes. Families that stride their 3x3 stem keep its
 # filters and lose the stride; those that cut the image into patches of 4 cut it into patches of 2.
@@ -74,11 +77,12 @@ def _initialise_like(new: nn.Conv2d, old: nn.Conv2d) -> None:
 
 
 def adapt_filters(filters: Tensor, channels: int) -> Tensor:
-    """Carries trained filters over to another number of input channels.
+    """Carries trained filters over to another number of input channels, of images normalized alike.
 
     For one channel the filters are summed over theirs, so that a gray image gives the response of
     its own replication. For other counts they are repeated in turn and scaled by ``old / new``, so
-    that an image with equal channels gives the same response wherever the counts divide.
+    that an image with equal channels gives the same response wherever the counts divide. Both hold where
+    mean and std are the same for all channels, old and new; for others see `adapt_stem`.
 
     Args:
         filters: (out, old, k, k).
@@ -93,6 +97,51 @@ def adapt_filters(filters: Tensor, channels: int) -> Tensor:
     if channels == 1:
         return filters.sum(dim=1, keepdim=True)
     return filters[:, [c % old for c in range(channels)]] * (old / channels)
+
+
+def adapt_stem(
+    filters: Tensor, channels: int, source: Normalization, target: Normalization
+) -> tuple[Tensor, Tensor]:
+    """Carries trained filters over to other channels with another normalization; see `adapt_filters`.
+
+    The filters are scaled by the ratio of the std. What the difference of the means adds to a response is
+    returned, for the layer that follows. The response is then that of the replicated image normalized as
+    the filters expect, but where a padded filter reaches over the edge of the image.
+
+    Args:
+        filters: (out, old, k, k).
+        channels: The new number of input channels.
+        source: Mean and std of each old channel.
+        target: Mean and std of each new channel.
+
+    Returns:
+        The filters (out, channels, k, k), and what is to be added to each response, (out,).
+    """
+    old = filters.shape[1]
+    (old_mean, old_std), (mean, std) = (
+        tuple(torch.tensor(values, dtype=filters.dtype).view(1, -1, 1, 1) for values in each)
+        for each in (source, target)
+    )
+    if channels == 1:
+        scaled, shift = filters * (std / old_std), filters * ((mean - old_mean) / old_std)
+        return scaled.sum(dim=1, keepdim=True), shift.sum(dim=(1, 2, 3))
+    taken = [c % old for c in range(channels)]
+    kept, old_mean, old_std = filters[:, taken] * (old / channels), old_mean[:, taken], old_std[:, taken]
+    return kept * (std / old_std), (kept * ((mean - old_mean) / old_std)).sum(dim=(1, 2, 3))
+
+
+def shifted_by_stem(model: nn.Module) -> tuple[str, float]:
+    """Returns which tensor takes what `adapt_stem` adds to the responses, and with which sign.
+
+    That is the bias of the first convolution, or, where it has none, the mean of the batch norm after it.
+    """
+    path, convolution = first_convolution(model)
+    if convolution.bias is not None:
+        return f"{path}.bias", 1.0
+    layers = list(model.named_modules())
+    after = layers[[name for name, _ in layers].index(path) + 1 :]
+    norm = next(name for name, layer in after if isinstance(layer, nn.BatchNorm2d))
+    return f"{norm}.running_mean", -1.0
 
 
 class DeterministicAveragePool(nn.AdaptiveAvgPool2d):

@@ -36,7 +36,9 @@ class LoadedWeights:
     notes: tuple[str, ...] = ()
 
 
-def load_weights(model: nn.Module, name: str, weights: str, *, small_stem: bool = False) -> LoadedWeights:
+def load_weights(
+    model: nn.Module, name: str, weights: str, *, small_stem: bool = False, exact: bool = True
+) -> LoadedWeights:
     """Loads weights into a model that already has its own head and stem.
 
     Args:
@@ -44,6 +46,7 @@ def load_weights(model: nn.Module, name: str, weights: str, *, small_stem: bool 
         name: Its torchvision name.
         weights: ``imagenet`` (or ``auto``, the same), ``none``, or the path of a state dict.
         small_stem: Whether the model has the stem for small images.
+        exact: Whether filters carried over to other channels account for each color's mean and std.
 
     Returns:
         What was loaded: "none", "imagenet" or the path; the normalisation; sentences for the user.
@@ -54,20 +57,35 @@ def load_weights(model: nn.Module, name: str, weights: str, *, small_stem: bool 
     if weights == "none":
         return LoadedWeights("none")
     if weights in ("auto", "imagenet"):
-        return _load_imagenet(model, name, small_stem=small_stem)
+        return _load_imagenet(model, name, small_stem=small_stem, exact=exact)
     state, spec = read_state(Path(weights))
-    notes = fit_state(model, state, source=weights, small_stem=small_stem, keep_head=True)
     channels = first_convolution(model)[1].in_channels
     mean, std = normalization(name, channels)
     if spec is not None and spec.channels == channels:
         mean, std = spec.mean, spec.std
+    expected = normalization(name, 3) if spec is None else (spec.mean, spec.std)
+    notes = fit_state(
+        model,
+        state,
+        source=weights,
+        small_stem=small_stem,
+        keep_head=True,
+        normalizations=(expected, (mean, std)) if exact else None,
+    )
     return LoadedWeights(weights, mean, std, tuple(notes))
 
 
-def _load_imagenet(model: nn.Module, name: str, *, small_stem: bool) -> LoadedWeights:
+def _load_imagenet(model: nn.Module, name: str, *, small_stem: bool, exact: bool) -> LoadedWeights:
     state = imagenet_state(name)
-    notes = fit_state(model, state, source="ImageNet", small_stem=small_stem, keep_head=False)
     mean, std = normalization(name, first_convolution(model)[1].in_channels)
+    notes = fit_state(
+        model,
+        state,
+        source="ImageNet",
+        small_stem=small_stem,
+        keep_head=False,
+        normalizations=(normalization(name, 3), (mean, std)) if exact else None,
+    )
     return LoadedWeights("imagenet", mean, std, tuple(notes))
 
 

@@ -1,6 +1,8 @@
 """Decides one group: which run is the best, what holds now, what speaks for each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from src.errors import TrackingError
@@ -45,12 +47,14 @@ class Counts:
         other_data: Runs that saw other data, left out.
         rolled_back: Comparable runs that were rolled back, left out.
         leaky: Runs that were allowed a leak between splits, left out.
+        since: Comparable runs that competed since the champion was promoted.
     """
 
     comparable: int = 0
     other_data: int = 0
     rolled_back: int = 0
     leaky: int = 0
+    since: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Decision:
         challenger: The best run's side, or the runner-up's where the best is the incumbent.
         difference: Challenger minus champion.
         counts: How many runs there are.
+        competitors: The runs that the best was chosen among, itself included.
     """
 
     state: State
@@ -78,6 +83,7 @@ class Decision:
     challenger: Standing | None
     difference: Difference | None
     counts: Counts
+    competitors: Sequence[Candidate] = ()
 
     @property
     def is_settled(self) -> bool:
@@ -119,7 +125,13 @@ def decide(
     back = frozenset() if request.rules.force else state.taken_back
     allowed = [c for c in comparable if c.run_id not in back | refused]
     rolled_back = sum(c.run_id in back for c in comparable)
-    counts = Counts(len(comparable), len(clean) - len(comparable), rolled_back, len(candidates) - len(clean))
+    counts = Counts(
+        len(comparable),
+        len(clean) - len(comparable),
+        rolled_back,
+        len(candidates) - len(clean),
+        competed_since(comparable, incumbent, state),
+    )
     champion = None if incumbent is None else _stand_for(incumbent, folder)
     ranked = rank(allowed)
     if not ranked:
@@ -130,8 +142,25 @@ def decide(
     challenger = None if rival is None else stand(read_run(rival.run_id), rival.val_auc, None, folder)
     found = difference(challenger, champion) if challenger and champion else None
     is_leaky = champion is not None and champion.is_leaky
-    verdict, reason = judge(best, incumbent, found, request.rules, is_leaky=is_leaky)
-    return Decision(state, incumbent, best, verdict, reason, champion, challenger, found, counts)
+    verdict, reason = judge(best, incumbent, found, request.rules, runs=counts.since, is_leaky=is_leaky)
+    return Decision(state, incumbent, best, verdict, reason, champion, challenger, found, counts, ranked)
+
+
+def competed_since(comparable: Sequence[Candidate], incumbent: Incumbent | None, state: State) -> int:
+    """Count the runs that a challenger was chosen among, at least one.
+
+    These are the runs that ended after the champion was promoted, or that are more now than were ranked
+    then (an older run of an experiment that was left out); all but the champion where its promotion is
+    not known.
+    """
+    run_id = None if incumbent is None else incumbent.run_id
+    others = [run for run in comparable if run.run_id != run_id]
+    won = state.won.get(run_id or "")
+    if won is None:
+        return max(len(others), 1)
+    promoted = datetime.fromisoformat(won.time).timestamp() * 1000
+    ended = sum(run.end_time is None or run.end_time > promoted for run in others)
+    return max(ended, len(comparable) - (won.runs or 0), 1)
 
 
 def _stand_for(incumbent: Incumbent, folder: Path) -> Standing:

@@ -46,12 +46,12 @@ class Standing:
     @property
     def low(self) -> float | None:
         """Lower end of the interval, None where there is none."""
-        return None if self.interval is None else self.interval.low
+        return None if self.interval is None or math.isnan(self.interval.low) else self.interval.low
 
     @property
     def high(self) -> float | None:
         """Upper end of the interval, None where there is none."""
-        return None if self.interval is None else self.interval.high
+        return None if self.interval is None or math.isnan(self.interval.high) else self.interval.high
 
 
 def stand(run: FinishedRun, val_auc: float, version: int | None, folder: Path) -> Standing:
@@ -60,7 +60,7 @@ def stand(run: FinishedRun, val_auc: float, version: int | None, folder: Path) -
     found = None
     if predictions is not None:
         found = interval(predictions.labels, predictions.probabilities, predictions.patients)
-        if not abs(found.auc - val_auc) <= _SAME_NUMBER:
+        if not gives(predictions, val_auc):
             # Some other model's: neither an interval nor a test can be had from them.
             found = predictions = None
     return Standing(val_auc, run.run_id, version, found, predictions, run.is_leaky)
@@ -71,11 +71,21 @@ def difference(challenger: Standing, champion: Standing) -> Difference | None:
     one, two = challenger.predictions, champion.predictions
     if one is None or two is None:
         return None
-    if (one.samples, one.patients, one.classes) != (two.samples, two.patients, two.classes):
-        return None
-    if not np.array_equal(one.labels, two.labels):
+    if not saw_the_same(one, two):
         return None
     return compare(one.labels, one.probabilities, two.probabilities, one.patients)
+
+
+def gives(predictions: Predictions, val_auc: float) -> bool:
+    """Say whether stored predictions have the val AUC that their run claims."""
+    return abs(auc(predictions.labels, predictions.probabilities) - val_auc) <= _SAME_NUMBER
+
+
+def saw_the_same(one: Predictions, two: Predictions) -> bool:
+    """Say whether two models have predicted the same samples in the same order."""
+    if (one.samples, one.patients, one.classes) != (two.samples, two.patients, two.classes):
+        return False
+    return np.array_equal(one.labels, two.labels)
 
 
 def read_config(run: FinishedRun, folder: Path) -> Config:

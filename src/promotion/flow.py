@@ -7,6 +7,7 @@ from typing import Literal
 
 from src.errors import ClaimError, MlprojectError, UserError
 from src.promotion import history
+from src.promotion.correction import Correction, correct
 from src.promotion.decide import Decision, Request, decide
 from src.promotion.evidence import verify
 from src.promotion.group import Group
@@ -31,6 +32,7 @@ class Outcome:
         reason: Why, for a person.
         decision: What was decided, None where nothing could be.
         refused: What is wrong with better runs that do not keep what they claim.
+        correction: Of the promoted run's val AUC, None where nothing was promoted or it cannot be had.
     """
 
     group: Group
@@ -38,6 +40,7 @@ class Outcome:
     reason: str
     decision: Decision | None = None
     refused: tuple[str, ...] = ()
+    correction: Correction | None = None
 
     @property
     def is_alarming(self) -> bool:
@@ -139,11 +142,16 @@ def _carry_out(
     if decision.verdict is Verdict.REFUSE:
         _note_refusal(draft, request)
         return Outcome(group, "refused", "; ".join(notes), decision)
+    found = correct(decision.best, decision.competitors, folder)
     if not request.dry_run:
         draft = replace(draft, verified=verified)
+        if found is not None:
+            draft = replace(
+                draft, val_auc_corrected=found.auc, chosen_among=found.among, corrected_with=found.used
+            )
         number = enthrone(read_run(decision.best.run_id), group, read_state(group), draft, folder)
         notes.insert(0, f"version {number}")
-    return Outcome(group, "promoted", "; ".join(notes), decision)
+    return Outcome(group, "promoted", "; ".join(notes), decision, correction=found)
 
 
 def _make_equal(group: Group, decision: Decision, request: Request, folder: Path) -> str:
@@ -194,6 +202,7 @@ def _draft(group: Group, best: Candidate, decision: Decision, request: Request) 
         replaced_val_auc=None if incumbent is None else incumbent.val_auc,
         difference=None if found is None else found.value,
         p_value=None if found is None else found.p,
+        runs_since=decision.counts.since,
         runs=decision.counts.comparable,
         left_out=decision.counts.other_data,
         data_fingerprint=best.data_fingerprint,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -37,7 +38,12 @@ class Entry:
         val_auc_high: Upper end.
         replaced_val_auc: The val AUC that was to be beaten.
         difference: Val AUC minus that of the champion on the same samples.
-        p_value: Of the paired test of the difference.
+        p_value: Of the paired test of the difference, as if it were the only one.
+        runs_since: How many runs competed since the champion was promoted; ``p_value`` times this number
+            is what ``--significant`` decides by.
+        val_auc_corrected: The run's val AUC, corrected for having been chosen among runs.
+        chosen_among: Among how many.
+        corrected_with: How many of these had the stored predictions that the correction needs.
         runs: How many comparable runs were ranked: the best of many looks better than it is.
         left_out: How many runs saw other data.
         data_fingerprint: Of the run.
@@ -73,6 +79,10 @@ class Entry:
     forced: bool = False
     new_data: bool = False
     replaced_text: str | None = None
+    runs_since: int | None = None
+    val_auc_corrected: float | None = None
+    chosen_among: int | None = None
+    corrected_with: int | None = None
 
     def to_json(self) -> str:
         """One line; a number that is not finite becomes null."""
@@ -128,6 +138,13 @@ def taken_back(entries: list[Entry], group: Group) -> set[str]:
         elif entry.action == "promotion" and entry.run_id:
             runs.discard(entry.run_id)
     return runs
+
+
+def promotions(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Return the last promotion of each run; a rollback or a repair puts it back and is none."""
+    told = [entry for entry in entries if entry.action == "promotion" and entry.run_id]
+    told.sort(key=lambda entry: datetime.fromisoformat(entry.time))
+    return {entry.run_id: entry for entry in told if entry.run_id}
 
 
 def append(entry: Entry) -> None:

@@ -67,6 +67,7 @@ def judge(
     difference: Difference | None,
     rules: Rules,
     *,
+    runs: int = 1,
     is_leaky: bool = False,
 ) -> tuple[Verdict, str]:
     """Decides on the best run of a group and says why.
@@ -76,6 +77,7 @@ def judge(
         incumbent: What holds now.
         difference: The paired test of the two, None where it cannot be made.
         rules: What the user asks.
+        runs: How many runs the best was chosen among since the incumbent was promoted.
         is_leaky: Whether the incumbent was allowed a leak, so that its score is no bar for a clean run.
     """
     if is_leaky and not best.is_leaky:
@@ -87,13 +89,13 @@ def judge(
     if is_same(best, incumbent):
         return Verdict.KEEP, "the champion is the best run"
     if incumbent.fingerprints in (None, best.fingerprints):
-        return _judge_comparable(best, incumbent, difference, rules)
+        return _judge_comparable(best, incumbent, difference, rules, runs)
     if not rules.new_data:
         return (
             Verdict.REFUSE,
             "the champion is from other data, where AUCs do not compare; --new-data replaces it",
         )
-    refused = _below_floor(best, rules) or _not_significant(None, rules)
+    refused = _below_floor(best, rules) or _not_significant(None, rules, runs)
     return (Verdict.REFUSE, refused) if refused else (Verdict.PROMOTE, "the champion is from other data")
 
 
@@ -108,14 +110,14 @@ def nothing_left(leaky: int) -> tuple[Verdict, str]:
 
 
 def _judge_comparable(
-    best: Candidate, incumbent: Incumbent, difference: Difference | None, rules: Rules
+    best: Candidate, incumbent: Incumbent, difference: Difference | None, rules: Rules, runs: int
 ) -> tuple[Verdict, str]:
     gain = f"val AUC {best.val_auc:.4f} against {incumbent.val_auc:.4f}"
     if rules.force:
         return Verdict.PROMOTE, f"forced: {gain}"
     if not is_better(best.val_auc, incumbent.val_auc):
         return Verdict.KEEP, f"no run is better than the champion: {gain}"
-    refused = _below_floor(best, rules) or _not_significant(difference, rules)
+    refused = _below_floor(best, rules) or _not_significant(difference, rules, runs)
     return (Verdict.REFUSE, refused) if refused else (Verdict.PROMOTE, gain)
 
 
@@ -125,11 +127,18 @@ def _below_floor(best: Candidate, rules: Rules) -> str | None:
     return f"val AUC {best.val_auc:.4f} is below --min-auc {rules.min_auc:g}"
 
 
-def _not_significant(difference: Difference | None, rules: Rules) -> str | None:
+def adjusted(p: float, runs: int) -> float:
+    """Return a p value corrected for the best of so many runs (Bonferroni)."""
+    return min(1.0, runs * p)
+
+
+def _not_significant(difference: Difference | None, rules: Rules, runs: int) -> str | None:
     if rules.force or rules.significant is None:
         return None
     if difference is None or math.isnan(difference.p):
         return "the gain cannot be tested: not both have stored predictions on the same samples"
-    if difference.value > 0 and difference.p < rules.significant:
+    p = adjusted(difference.p, runs)
+    if difference.value > 0 and p < rules.significant:
         return None
-    return f"the gain is not significant: p = {difference.p:.3g}, not below {rules.significant:g}"
+    chosen = "" if runs == 1 else f", times {runs} runs since the champion = {p:.3g}"
+    return f"the gain is not significant: p = {difference.p:.3g}{chosen}, not below {rules.significant:g}"

@@ -9,6 +9,7 @@ import yaml
 
 from src.errors import ConfigError
 from src.promotion.group import Group
+from src.promotion.history import Entry
 from src.tracking.finished_run import FinishedRun
 from src.utils.config import Config
 from src.utils.io import sha256
@@ -99,15 +100,14 @@ def _time(value: object, path: str) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def compose_record(config: Config, run: FinishedRun, group: Group, version: int, updated_at: str) -> str:
+def compose_record(config: Config, run: FinishedRun, group: Group, entry: Entry) -> str:
     """The YAML text of a record; the same arguments always give the same bytes.
 
     Args:
         config: The run's resolved settings.
         run: The run.
         group: What it competes for.
-        version: Its registered version.
-        updated_at: ISO 8601.
+        entry: The event that makes it champion, with its version.
     """
     metrics = {key: value for key, value in run.metrics.items() if math.isfinite(value)}
     epoch = metrics.get("best_epoch")
@@ -125,15 +125,21 @@ def compose_record(config: Config, run: FinishedRun, group: Group, version: int,
         "sensitivity": metrics.get("test_sensitivity"),
         "specificity": metrics.get("test_specificity"),
     }
+    selection = {
+        "val_auc_corrected": entry.val_auc_corrected,
+        "chosen_among": entry.chosen_among,
+        "corrected_with": entry.corrected_with,
+    }
     values = config.to_dict() | {
         "best_metrics": best,
         "test_metrics": test if "test_auc" in metrics else None,
-        "updated_at": updated_at,
+        "selection": None if entry.val_auc_corrected is None else selection,
+        "updated_at": entry.time,
         "mlflow": {
             "run_id": run.run_id,
             "experiment": run.experiment,
             "registered_model": group.name,
-            "version": version,
+            "version": entry.version,
         },
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -79,6 +79,12 @@ def _swap(group: Group, state: State, champion: int, previous: Version, folder: 
     )
     if before is not None:
         entry = replace(
-            entry, val_auc=before.val_auc, val_auc_low=before.val_auc_low, val_auc_high=before.val_auc_high
+            entry,
+            val_auc=before.val_auc,
+            val_auc_low=before.val_auc_low,
+            val_auc_high=before.val_auc_high,
+            val_auc_corrected=before.val_auc_corrected,
+            chosen_among=before.chosen_among,
+            corrected_with=before.corrected_with,
         )
     enthrone(run, group, state, entry, folder, instead_of=champion)

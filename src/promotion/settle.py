@@ -13,6 +13,7 @@ from filelock import Timeout
 
 from src.errors import MlprojectError, TrackingError
 from src.promotion import history
+from src.promotion.correction import correction_of
 from src.promotion.evidence import read_config, stand
 from src.promotion.group import FOLDER, Group
 from src.promotion.history import Entry, now
@@ -99,7 +100,7 @@ def enthrone(
     entry = replace(entry, time=now(), version=version.number)
     if instead_of is None:
         entry = replace(entry, previous_version=predecessor(state, version.number))
-    text = compose_record(config, run, group, version.number, entry.time)
+    text = compose_record(config, run, group, entry)
     # The event comes last: a version that has it has all.
     tags = {ROLLED_BACK: None, **facts, RECORD_SHA256: sha256(text.encode()), PROMOTION: entry.to_json()}
     changed = {key: value for key, value in tags.items() if value != version.tags.get(key)}
@@ -136,7 +137,7 @@ def restore(group: Group, state: State, incumbent: Incumbent, folder: Path) -> N
     if version is None or entry is None:
         enthrone(run, group, state, _restoring(run, group, state, incumbent, folder), folder)
         return
-    text = compose_record(config, run, group, version.number, entry.time)
+    text = compose_record(config, run, group, replace(entry, version=version.number))
     wanted = {RECORD_SHA256: sha256(text.encode()), ROLLED_BACK: None}
     registry.set_tags(
         group.name, version.number, {k: v for k, v in wanted.items() if v != version.tags.get(k)}
@@ -193,6 +194,7 @@ def _facts(run: FinishedRun, group: Group, entry: Entry) -> dict[str, str]:
         VAL_AUC: repr(run.metrics[BEST_VAL_AUC]),
         "val_auc_low": entry.val_auc_low,
         "val_auc_high": entry.val_auc_high,
+        "val_auc_corrected": entry.val_auc_corrected,
         "test_auc": run.metrics.get("test_auc"),
         "threshold": run.metrics.get("best_threshold"),
         DATA_FINGERPRINT: data,
@@ -206,6 +208,8 @@ def _description(run: FinishedRun, entry: Entry) -> str:
     low, high, metrics = entry.val_auc_low, entry.val_auc_high, run.metrics
     ends = "" if low is None or high is None else f" (95 % interval {low:.4f} to {high:.4f})"
     lines = [f"Val AUC {metrics[BEST_VAL_AUC]:.4f}{ends}."]
+    if (correction := correction_of(entry)) is not None:
+        lines.append(f"Val AUC {correction}.")
     if "test_auc" in metrics:
         lines.append(f"Test AUC {metrics['test_auc']:.4f}.")
     if "best_threshold" in metrics:

@@ -7,9 +7,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from src.errors import MlprojectError
-from src.promotion.decide import Request
+from src.promotion.correction import Correction, correction_of
+from src.promotion.decide import Decision, Request
 from src.promotion.evidence import Standing
 from src.promotion.flow import Outcome, promote
+from src.promotion.judge import adjusted
+from src.promotion.state import entry_of
 from src.utils.progress import is_interactive
 
 _WIDE = 160  # a pipe has no width, and a wrapped number is no number
@@ -54,24 +57,40 @@ def _row(outcome: Outcome, *, dry_run: bool) -> list[str]:
     ]
     return [
         outcome.group.name,
-        _side(decision.champion),
-        _side(decision.challenger),
+        _side(decision.champion, _held(decision)),
+        _side(decision.challenger, outcome.correction),
         "" if found is None else f"{found.value:+.4f}",
-        "" if found is None or math.isnan(found.p) else f"{found.p:.3g}",
+        "" if found is None or math.isnan(found.p) else _p(found.p, counts.since),
         str(counts.comparable),
         "\n".join(left_out),
         shown,
     ]
 
 
-def _side(side: Standing | None) -> str:
-    """AUC, interval and how it was made, and whose it is."""
+def _held(decision: Decision) -> Correction | None:
+    """What was recorded when the champion was promoted."""
+    number = None if decision.incumbent is None else decision.incumbent.version
+    version = decision.state.registered.versions.get(number or 0)
+    return None if version is None else correction_of(entry_of(version))
+
+
+def _p(p: float, runs: int) -> str:
+    """The p value of the pair, and below it what it is worth for the best of several runs."""
+    return f"{p:.3g}" if runs == 1 else f"{p:.3g}\n{adjusted(p, runs):.3g} for the best of {runs}"
+
+
+def _side(side: Standing | None, correction: Correction | None) -> str:
+    """AUC, interval and how it was made, the corrected AUC, and whose it is."""
     if side is None:
         return "none"
     lines = [f"{side.val_auc:.4f}"]
     if side.interval is not None and not math.isnan(side.interval.low):
         lines[0] += f" ({side.interval.low:.4f} to {side.interval.high:.4f})"
         lines.append(f"95 % {side.interval.method}")
+    elif side.interval is not None:
+        lines.append(side.interval.method)
+    if correction is not None and correction.among > 1:
+        lines.append(str(correction))
     version = "" if side.version is None else f"version {side.version}, "
     lines.append(f"{version}run {side.run_id[:8]}" if side.run_id else "hand-made YAML")
     return "\n".join(lines)

@@ -1,12 +1,13 @@
 """What a group holds now: YAML, registry and history side by side, and which of them has the word."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from src.errors import TrackingError
 from src.promotion.group import Group
-from src.promotion.history import Entry, last_version, read_history, taken_back
+from src.promotion.history import Entry, last_version, of_group, promotions, read_history, taken_back
 from src.promotion.record import Record, read_record
 from src.tracking.finished_run import read_run
 from src.tracking.names import (
@@ -38,12 +39,14 @@ class State:
         registered: The registry's side.
         last_version: The version that holds by the history.
         taken_back: Runs that were rolled back.
+        won: The last promotion of each run, by its id.
     """
 
     record: Record | None
     registered: Registered
     last_version: int | None
     taken_back: frozenset[str]
+    won: Mapping[str, Entry]
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ def read_state(group: Group) -> State:
     # A version that was rolled back may be deleted since: the history remembers its run.
     marked = {v.run_id for v in registered.versions.values() if v.run_id and ROLLED_BACK in v.tags}
     back = frozenset(marked | taken_back(entries, group))
-    return State(read_record(group), registered, last_version(entries, group), back)
+    tagged = [entry for entry in map(entry_of, registered.versions.values()) if entry is not None]
+    won = promotions([*of_group(entries, group), *tagged])
+    return State(read_record(group), registered, last_version(entries, group), back, won)
 
 
 def entry_of(version: Version) -> Entry | None:

@@ -7,10 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from src.errors import ClaimError, ConfigError, TrackingError
+from src.promotion.correction import Correction, correction_of
 from src.promotion.evidence import Standing, difference, read_config, stand, stored_predictions
 from src.promotion.group import Group
 from src.promotion.history import Entry, of_group, read_history
 from src.promotion.judge import pick_fingerprints, rank
+from src.promotion.state import entry_of
 from src.tracking.candidates import Candidate, find_candidates
 from src.tracking.finished_run import FinishedRun, read_run
 from src.tracking.names import BEST_VAL_AUC
@@ -18,6 +20,7 @@ from src.tracking.registry import read_registered
 from src.training.auc import Difference
 from src.training.defaults import resolve_defaults
 from src.training.estimates import Estimate, estimate
+from src.training.metrics import optimism
 from src.utils.cli import warn
 from src.utils.config import Config
 from src.utils.tables import read_rows
@@ -46,6 +49,7 @@ class Side:
         standing: Its val AUC with interval and predictions.
         scores: Estimates by split, where the predictions are there.
         threshold: Its operating threshold.
+        optimism: What to say of the scores on validation, None where there is nothing.
         history: One row per epoch, empty where it is gone.
     """
 
@@ -53,6 +57,7 @@ class Side:
     standing: Standing
     scores: Mapping[str, Mapping[str, Estimate]]
     threshold: float
+    optimism: str | None
     history: Sequence[Mapping[str, float]]
 
 
@@ -67,6 +72,7 @@ class GroupReport:
     champion: Side | None
     runner_up: Side | None
     difference: Difference | None
+    correction: Correction | None
     events: Sequence[Entry]
 
 
@@ -109,6 +115,7 @@ def _gather_one(group: Group, candidates: list[Candidate], entries: list[Entry],
         champion,
         runner_up,
         difference(champion.standing, runner_up.standing) if both and champion and runner_up else None,
+        None if version is None else correction_of(entry_of(version)),
         of_group(entries, group),
     )
 
@@ -166,7 +173,15 @@ def _read_side(run: FinishedRun, version: int | None, folder: Path) -> Side:
         for split, p in found.items()
         if p is not None
     }
-    return Side(run, stand(run, val_auc, version, folder), scores, threshold, _read_history(run, folder))
+    standing = stand(run, val_auc, version, folder)
+    return Side(run, standing, scores, threshold, _optimism(run, folder), _read_history(run, folder))
+
+
+def _optimism(run: FinishedRun, folder: Path) -> str | None:
+    try:
+        return optimism(read_config(run, folder).evaluation.threshold)
+    except (ClaimError, ConfigError):  # its file is gone, or of another release
+        return None
 
 
 def _read_history(run: FinishedRun, folder: Path) -> list[dict[str, float]]:

@@ -48,6 +48,8 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def _estimate(found: Estimate) -> str:
+    if math.isnan(found.low):
+        return f"{_number(found.value)} ({found.note})"
     return f"{_number(found.value)} ({_number(found.low)} to {_number(found.high)})"
 
 

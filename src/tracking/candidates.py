@@ -39,6 +39,9 @@ class Candidate:
         split_fingerprint: Which of them on which side.
         allowed_leaks: How much of its training data is also in another split, as text; None where the
             run does not say.
+        end_time: Milliseconds since the epoch; None where the store does not say.
+        experiment_id: Its experiment.
+        artifact_uri: Where the store says that its files are.
     """
 
     run_id: str
@@ -49,6 +52,9 @@ class Candidate:
     data_fingerprint: str
     split_fingerprint: str
     allowed_leaks: str | None = None
+    end_time: int | None = None
+    experiment_id: str = ""
+    artifact_uri: str = ""
 
     @property
     def group(self) -> tuple[str, str]:
@@ -138,6 +144,9 @@ def _from_search(client: "MlflowClient", ids: list[str]) -> Iterator[Candidate]:
                 tags[DATA_FINGERPRINT],
                 tags[SPLIT_FINGERPRINT],
                 tags.get(ALLOWED_LEAKS),
+                run.info.end_time,
+                run.info.experiment_id,
+                run.info.artifact_uri,
             )
 
 
@@ -160,6 +169,9 @@ def _from_database(_client: "MlflowClient", ids: list[str]) -> Iterator[Candidat
         tags[2].value,
         tags[3].value,
         leaks.value,
+        SqlRun.end_time,
+        sa.cast(SqlRun.experiment_id, sa.String),
+        SqlRun.artifact_uri,
     ).join(metric, (metric.run_uuid == SqlRun.run_uuid) & (metric.key == BEST_VAL_AUC))
     for tag, key in zip(tags, (MODEL, MODALITY, DATA_FINGERPRINT, SPLIT_FINGERPRINT), strict=True):
         query = query.join(tag, (tag.run_uuid == SqlRun.run_uuid) & (tag.key == key))

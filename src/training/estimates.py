@@ -7,12 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from src.training.auc import interval, number_units
-from src.training.metrics import class_rates, confusion, decide
-
-_Z = 1.959963984540054
-_DRAWS = 2000
-_SEED = 0  # the same predictions always give the same interval
+from src.training.auc import Z, auc, combine, interval, number_units, widening
+from src.training.metrics import decide
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -20,11 +16,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score from 0 to 1 with its 95 % interval, NaN where it cannot be estimated."""
+    """A score from 0 to 1 with its 95 % interval, NaN where it cannot be estimated; ``note`` says why."""
 
     value: float
     low: float
     high: float
+    note: str = "no interval"
 
 
 @dataclass(frozen=True)
@@ -50,8 +47,8 @@ def estimate(
     The AUC's interval is that of `src.training.auc.interval`. Shares have Wilson's (JASA 22:209, 1927);
     where patients are known, with the effective number of samples of Rao and Scott (Biometrics 48:577,
     1992), for several images of one patient say less than as many patients. With more than two classes
-    sensitivity and specificity are macro averages, whose intervals are percentiles of 2,000 bootstrap
-    draws of whole patients (of images where they are unknown).
+    sensitivity and specificity are macro averages, whose intervals are made of each class's by
+    `src.training.auc.combine`.
 
     Args:
         labels: Class indices, (N,).
@@ -63,7 +60,7 @@ def estimate(
     decisions = decide(probabilities, threshold)
     area = interval(labels, probabilities, patients)
     found = {
-        "auc": Estimate(area.auc, area.low, area.high),
+        "auc": Estimate(auc(labels, probabilities), area.low, area.high, area.method),
         "acc": share(decisions == labels, units),
     }
     if probabilities.shape[1] > 2:
@@ -86,42 +83,52 @@ def share(hits: NDArray[np.bool_], units: NDArray[np.int64]) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan)
     value = float(hits.mean())
     effective = _effective(hits, units, value)
-    centre = (value + _Z**2 / (2 * effective)) / (1 + _Z**2 / effective)
-    half = math.sqrt(value * (1 - value) / effective + (_Z / (2 * effective)) ** 2)
-    half *= _Z / (1 + _Z**2 / effective)
+    centre = (value + Z**2 / (2 * effective)) / (1 + Z**2 / effective)
+    half = math.sqrt(value * (1 - value) / effective + (Z / (2 * effective)) ** 2)
+    half *= Z / (1 + Z**2 / effective)
     return Estimate(value, max(centre - half, 0.0), min(centre + half, 1.0))
 
 
 def _effective(hits: NDArray[np.bool_], units: NDArray[np.int64], value: float) -> float:
-    """How many independent samples say as much; never more than there are."""
+    """How many independent samples say as much; never more than there are.
+
+    Where the variance between units cannot be had, as if the largest unit's samples were one: with fewer
+    than two units, or with hits or misses only.
+    """
     _, own = np.unique(units, return_inverse=True)
     sizes = np.bincount(own)
     groups, count = len(sizes), len(hits)
-    if groups == count or groups < 2:
-        return float(groups)
-    if value in (0.0, 1.0):  # nothing to see how alike the samples of a unit are
-        return float(groups)
+    if groups == count:
+        return float(count)
+    if groups < 2 or value in (0.0, 1.0):
+        return count / float(sizes.max())
     residuals = np.bincount(own, weights=hits) - value * sizes
     variance = groups / (groups - 1) * float((residuals**2).sum()) / count**2
     design_effect = variance / (value * (1 - value) / count)
-    return count / max(design_effect, 1.0)
+    return count / (max(design_effect, 1.0) * widening(groups))
 
 
 def _macro_rates(
     labels: Labels, decisions: Labels, units: NDArray[np.int64], classes: int
 ) -> dict[str, Estimate]:
-    random = np.random.default_rng(_SEED)
-    cells = np.zeros((int(units.max()) + 1, classes * classes))
-    np.add.at(cells, (units, labels * classes + decisions), 1)
-    draws = random.multinomial(len(cells), np.full(len(cells), 1 / len(cells)), size=_DRAWS) @ cells
-    tables = draws.reshape(-1, classes, classes)
-    rates = np.array([[rate.mean() for rate in class_rates(table)] for table in tables.astype(np.int64)])
-    values = [float(rate.mean()) for rate in class_rates(confusion(labels, decisions, classes))]
-    low, high = np.nanpercentile(rates, [2.5, 97.5], axis=0)
     return {
-        name: Estimate(values[i], float(low[i]), float(high[i]))
-        for i, name in enumerate(("sensitivity", "specificity"))
+        "sensitivity": _mean([(labels == k, decisions == k) for k in range(classes)], units),
+        "specificity": _mean([(labels != k, decisions != k) for k in range(classes)], units),
     }
+
+
+def _mean(rates: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], units: NDArray[np.int64]) -> Estimate:
+    """The mean of several rates, given which samples each is about and which are hits."""
+    shares = [share(hits[about], units[about]) for about, hits in rates]
+    value = float(np.mean([found.value for found in shares]))
+    if math.isnan(value):
+        return Estimate(value, math.nan, math.nan)
+    influence = np.zeros((len(rates), int(units.max()) + 1))
+    involved = np.zeros(influence.shape, dtype=bool)
+    for row, ((about, hits), found) in enumerate(zip(rates, shares, strict=True)):
+        np.add.at(influence[row], units[about], (hits[about] - found.value) / about.sum())
+        involved[row, units[about]] = True
+    return Estimate(value, *combine([(one.value, one.low, one.high) for one in shares], influence, involved))
 
 
 def by_patient(labels: Labels, probabilities: Floats, patients: Sequence[int | None]) -> Patients | None:

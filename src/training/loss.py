@@ -20,7 +20,9 @@ class Loss:
     """Cross-entropy as a sum over images, so that passes of any size add up to one batch.
 
     The sum over all passes, divided by the ``total_weight`` of the whole batch, is what
-    ``cross_entropy`` gives for the batch at once.
+    ``cross_entropy`` gives for the batch at once, but in one case: for shares with class weights, torch
+    divides by the number of images. Here the weights of the shares are summed, so that shares of 0 and 1
+    give the same loss as the indices that they stand for.
 
     Attributes:
         class_weights: float32 ``(K,)`` on the device, or None where all classes count alike.

@@ -131,6 +131,19 @@ def choose_threshold(
     return float(_candidates(values)[_pick(rule, target, len(positives) - missed, rejected)])
 
 
+def optimism(policy: float | str) -> str | None:
+    """Return what to say beside the scores of the split that a policy chose the threshold on.
+
+    None for a number, which was not chosen on any split.
+    """
+    if not isinstance(policy, str):
+        return None
+    return (
+        f"the threshold was chosen on the validation split ({policy}): accuracy, sensitivity and specificity "
+        "there are optimistic, those of new images tend to be lower"
+    )
+
+
 def evaluate(labels: NDArray[np.int64], logits: torch.Tensor, threshold: float | str) -> Scores:
     """Score one pass over a split.
 

@@ -75,6 +75,7 @@ def set_up(
         size=dataset.size,
         stem=config.model.stem,
         weights=config.model.weights if spec is None else "none",
+        exact=config.model.channel_adaptation == "exact",
     )
     autocast, precision_notes = _pick_autocast(config, device, built.model, dataset)
     resolved = config.updated(

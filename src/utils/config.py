@@ -27,7 +27,7 @@ from src.utils.config_history import modernized
 from src.utils.dotted import flatten, merge_dotted
 from src.utils.yaml_files import read_yaml
 
-RECORD_KEYS = ("best_metrics", "test_metrics", "updated_at", "mlflow")
+RECORD_KEYS = ("best_metrics", "test_metrics", "selection", "updated_at", "mlflow")
 """Top-level keys of ``config/best_hparams/*.yaml`` that record a result; no settings, so not read here."""
 
 _AUTO_CACHE_SHARE = 0.25
@@ -144,6 +144,10 @@ class ModelConfig(_Section):
     )
     stem: Literal["auto", "imagenet", "small"] = Field(
         "auto", description="small: 3x3 first convolution without max-pool, for images up to 40 px"
+    )
+    channel_adaptation: Literal["exact", "summed"] = Field(
+        "exact",
+        description="of RGB filters; exact: by each color's mean and std; summed: as if these were equal",
     )
     mean: Means | None = Field(None, description="per channel, of pixels in [0, 1]; null: the weights' own")
     std: Stds | None = Field(None, description="goes with mean")

@@ -12,6 +12,7 @@ EARLIER: dict[str, dict[str, Any]] = {
         "stratify": "patients",
     },
     "training": {"backbone_learning_rate": None},
+    "model": {"channel_adaptation": "summed"},
 }
 """What was done before there was a setting for it."""
 _STORED = {
@@ -26,16 +27,17 @@ def modernized(values: Mapping[str, Any], source: str) -> dict[str, Any]:
 
     A stored config holds every setting of its time; what it lacks is what was done then: without
     ``data.exclude`` it leaves out what was left out, without ``data.fit`` it shows images as they were
-    shown, without ``data.stratify`` it splits as was done, and without
-    ``training.backbone_learning_rate`` one rate is that of all.
+    shown, without ``data.stratify`` it splits as was done, without ``training.backbone_learning_rate`` one
+    rate is that of all, and without ``model.channel_adaptation`` it adapts filters as was done.
 
     Raises:
         ConfigError: ``model.pretrained`` is neither, or stands beside ``model.weights``.
     """
-    for name, stored in _STORED.items():
-        section = values.get(name)
-        if isinstance(section, Mapping) and section.keys() >= stored:
-            values = {**values, name: {**EARLIER[name], **section}}
+    sections = {name: section for name, section in values.items() if isinstance(section, Mapping)}
+    stored = [name for name, keys in _STORED.items() if sections.get(name, {}).keys() >= keys]
+    if stored and "model" in sections:
+        stored.append("model")  # every version stored it, some with no more than a person writes
+    values = {**values, **{name: {**EARLIER[name], **sections[name]} for name in stored}}
     model = values.get("model")
     if not (isinstance(model, Mapping) and "pretrained" in model):
         return dict(values)

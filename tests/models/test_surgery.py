@@ -2,17 +2,83 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, conv2d
 
 from src.models.build import build_model
-from src.models.surgery import DeterministicAveragePool, adapt_filters, set_stem
+from src.models.fitting import fit_state
+from src.models.spec import InputSpec
+from src.models.surgery import (
+    DeterministicAveragePool,
+    adapt_filters,
+    adapt_stem,
+    first_convolution,
+    set_stem,
+    shifted_by_stem,
+)
+from src.models.weights import normalization
 
 
 def test_gray_image_gives_the_response_of_its_replication() -> None:
     filters, gray = torch.randn(8, 3, 7, 7), torch.rand(2, 1, 16, 16)
     want = conv2d(gray.expand(-1, 3, -1, -1), filters)
     torch.testing.assert_close(conv2d(gray, adapt_filters(filters, 1)), want, atol=1e-5, rtol=1e-5)
+
+
+FAMILIES = ["resnet18", "densenet121", "vgg11", "convnext_tiny", "swin_t", "mobilenet_v3_small"]
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_gray_image_gives_the_response_of_its_replication_as_normalized(name: str, channels: int) -> None:
+    """After the layer that takes the difference of the means: exactly, but at the padded edge."""
+    color, gray = (
+        build_model(name, num_classes=2, channels=count, size=32, stem="imagenet") for count in (3, channels)
+    )
+    (path, _), (key, _) = first_convolution(color.model), shifted_by_stem(color.model)
+    mean, std = normalization(name, 3)
+    single = normalization(name, channels)
+    filters = color.model.get_parameter(f"{path}.weight").detach()
+    color.model.state_dict()[key].uniform_(-1, 1)  # a trained bias or mean
+    fit_state(
+        gray.model,
+        color.model.state_dict(),
+        source="x",
+        small_stem=False,
+        keep_head=True,
+        normalizations=((mean, std), single),
+    )
+    pixels = torch.rand(2, 1, 32, 32)
+    images = [
+        InputSpec(3, 32, mean, std).normalize(pixels.expand(-1, 3, -1, -1)),
+        InputSpec(channels, 32, *single).normalize(pixels.expand(-1, channels, -1, -1)),
+    ]
+    want, found = (
+        responses(model.model.eval(), normed) for model, normed in zip((color, gray), images, strict=True)
+    )
+    torch.testing.assert_close(found, want, atol=2e-5, rtol=1e-5)
+    plain = conv2d(images[1], adapt_filters(filters, channels), stride=4)
+    exact = conv2d(images[0], filters, stride=4)
+    assert (plain - exact).abs().max() > 1e-3  # what the mean of the three statistics leaves
+
+
+@torch.no_grad()
+def responses(model: nn.Module, images: Tensor) -> Tensor:
+    """Of the first convolution and of its batch norm where it has no bias, without the edge."""
+    _, convolution = first_convolution(model)
+    key, _ = shifted_by_stem(model)
+    found: Tensor = convolution(images)
+    if key.endswith("running_mean"):
+        found = model.get_submodule(key.removesuffix(".running_mean"))(found)
+    return found if convolution.padding in (0, (0, 0)) else found[..., 2:-2, 2:-2]
+
+
+def test_equal_statistics_change_no_bit() -> None:
+    filters, half = torch.randn(8, 3, 7, 7), (0.5,)
+    for channels in (1, 2, 6):
+        adapted, shift = adapt_stem(filters, channels, (half * 3, half * 3), (half * channels,) * 2)
+        assert torch.equal(adapted, adapt_filters(filters, channels))
+        assert not shift.any()
 
 
 @pytest.mark.parametrize(("old", "new"), [(3, 6), (1, 3), (2, 4)])

@@ -89,10 +89,22 @@ def test_filters_of_a_file_follow_the_channels(tmp_path: Path, trained: Body) ->
     path = saved(tmp_path, trained)
     gray = resnet(path, channels=1)
     filters = trained["conv1.weight"]
-    assert torch.equal(gray.model.get_parameter("conv1.weight"), filters.sum(1, keepdim=True))
+    scale = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) / (sum(IMAGENET_STD) / 3)
+    torch.testing.assert_close(
+        gray.model.get_parameter("conv1.weight"), (filters / scale).sum(1, keepdim=True)
+    )
     assert gray.mean == pytest.approx((0.449,), abs=1e-9)
     five = resnet(path, channels=5).model.get_parameter("conv1.weight")
-    torch.testing.assert_close(five, filters[:, [0, 1, 2, 0, 1]] * 0.6)
+    torch.testing.assert_close(five, (filters / scale)[:, [0, 1, 2, 0, 1]] * 0.6)
+    assert body_is_equal(gray.model, trained, but=("fc", "conv1", "bn1.running_mean"))
+    assert not torch.equal(gray.model.get_buffer("bn1.running_mean"), trained["bn1.running_mean"])
+
+
+def test_filters_are_summed_as_earlier_versions_did_where_asked(tmp_path: Path, trained: Body) -> None:
+    path = saved(tmp_path, trained)
+    gray = build_model("resnet18", num_classes=2, channels=1, size=64, weights=str(path), exact=False)
+    summed = trained["conv1.weight"].sum(1, keepdim=True)
+    assert torch.equal(gray.model.get_parameter("conv1.weight"), summed)
     assert body_is_equal(gray.model, trained, but=("fc", "conv1"))
 
 

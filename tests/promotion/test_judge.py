@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
+from src.promotion.decide import competed_since
+from src.promotion.history import Action, Entry, promotions
 from src.promotion.judge import Rules, Verdict, is_same, judge, pick_fingerprints, rank
-from src.promotion.state import Incumbent
+from src.promotion.state import Incumbent, State
 from src.tracking.candidates import Candidate
+from src.tracking.registry import Registered
 from src.training.auc import Difference
 
 
@@ -78,3 +81,44 @@ def test_verdicts(
     found, why = judge(candidate("a", auc), incumbent, difference, Rules(**rules))
     assert found is Verdict[verdict]
     assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("p", "runs", "verdict", "reason"),
+    [
+        (0.01, 1, "PROMOTE", "val AUC"),
+        (0.01, 4, "PROMOTE", "val AUC"),
+        (0.01, 5, "REFUSE", "p = 0.01, times 5 runs since the champion = 0.05, not below 0.05"),
+        (0.3, 20, "REFUSE", "p = 0.3, times 20 runs since the champion = 1, not below 0.05"),
+    ],
+)
+def test_the_best_of_many_needs_a_smaller_p(p: float, runs: int, verdict: str, reason: str) -> None:
+    rules = Rules(significant=0.05)
+    found, why = judge(candidate("a", 0.8), HELD, Difference(0.1, p), rules, runs=runs)
+    assert found is Verdict[verdict]
+    assert reason in why
+
+
+def state(*entries: Entry) -> State:
+    return State(None, Registered("m_A"), 1, frozenset(), promotions(entries))
+
+
+def promotion(action: Action, runs: int | None) -> Entry:
+    return Entry("2026-01-01T00:00:00+00:00", action, "m", "A", "x", "why", runs=runs)
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ([promotion("promotion", 4)], 2),  # two have ended since
+        ([promotion("promotion", 1)], 4),  # and two more were not ranked then
+        ([promotion("rollback", 4)], 4),  # put back, which is no promotion: all others
+        ([], 4),
+    ],
+)
+def test_runs_since_the_champion(entries: list[Entry], expected: int) -> None:
+    won = 1767225600000  # the same time in milliseconds
+    ends = {"x": won - 5, "a": won - 9, "b": won - 1, "c": won + 1, "d": None}
+    runs = [Candidate(name, "m", "A", 0.8, 0, "d", "s", None, end) for name, end in ends.items()]
+    assert competed_since(runs, HELD, state(*entries)) == expected
+    assert competed_since(runs[:1], HELD, state(*entries)) == 1

@@ -237,9 +237,57 @@ def test_a_floor_and_a_test_refuse(npz: Path, capsys: pytest.CaptureFixture[str]
     better = make_run(npz, 1.0)
     assert main(["--significant", "0.05"]) == 0
     assert champion_run() == better.run_id
-    p_value = history()[-1].p_value
-    assert p_value is not None
-    assert p_value < 0.05
+    last = history()[-1]
+    assert last.p_value is not None
+    assert last.runs_since == 2  # since the first was promoted: this one, and the one that was refused
+    assert 2 * last.p_value < 0.05
+
+
+def test_p_is_multiplied_by_the_runs_since_the_champion(
+    npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One gain among five runs since the champion; what was tried before it does not count."""
+    make_run(npz, 0.3)
+    make_run(npz, 0.7)
+    assert main([]) == 0
+    for salt in range(4):
+        make_run(npz, 0.4, salt=float(salt))
+    better = make_run(npz, 1.0)
+    capsys.readouterr()
+    assert main(["--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "for the best of 5" in shown
+    assert main([]) == 0
+    last = history()[-1]
+    assert (last.runs_since, last.runs, last.run_id) == (5, 7, better.run_id)
+    assert last.p_value is not None
+    assert f"{last.p_value:.3g}" in shown
+    assert f"{min(1, 5 * last.p_value):.3g} for the best of 5" in shown
+
+
+def test_the_auc_of_the_best_is_corrected_and_kept(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run(npz, 0.5, salt=float(salt)) for salt in range(6)]
+    best = max(runs, key=lambda run: run.val_auc)
+    assert main([]) == 0
+    entry = history()[-1]
+    assert entry.run_id == best.run_id
+    assert (entry.chosen_among, entry.corrected_with) == (6, 6)
+    assert entry.val_auc_corrected is not None
+    assert 0.5 < entry.val_auc_corrected < best.val_auc
+    selection = {"val_auc_corrected": entry.val_auc_corrected, "chosen_among": 6, "corrected_with": 6}
+    text = RECORD.read_text()
+    assert yaml.safe_load(text)["selection"] == selection
+    told = f"{entry.val_auc_corrected:.4f} corrected, best of 6"
+    assert told in capsys.readouterr().out
+    version = mlflow.MlflowClient().get_model_version("resnet18_A", "1")
+    assert told in str(version.description)
+    RECORD.unlink()
+    assert main([]) == 0  # from what the registry remembers, the same
+    assert RECORD.read_text() == text
+    assert told in capsys.readouterr().out
+    alone = make_run(npz, 0.7, modality="P")
+    assert main([]) == 0
+    assert (history()[-1].val_auc_corrected, history()[-1].chosen_among) == (alone.val_auc, 1)
 
 
 def test_a_claim_that_does_not_hold_is_refused(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import norm, t
 
-from src.training.auc import auc, compare, interval, is_better
+from src.training.auc import auc, compare, interval, is_better, newcombe
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -25,7 +25,7 @@ def kernel(labels: Labels, scores: Floats) -> Floats:
 
 
 def slow_delong(labels: Labels, first: Floats, second: Floats) -> tuple[float, float]:
-    """DeLong's test as in the paper of 1988: all pairs, structural components, 2 x 2 covariances."""
+    """DeLong's statistic as in the paper of 1988, by all pairs and 2 x 2 covariances, referred to t."""
     kernels = [kernel(labels, scores) for scores in (first, second)]
     m, n = kernels[0].shape
     v10 = np.array([k.mean(axis=1) for k in kernels])
@@ -34,7 +34,7 @@ def slow_delong(labels: Labels, first: Floats, second: Floats) -> tuple[float, f
     contrast = np.array([1, -1])
     difference = kernels[0].mean() - kernels[1].mean()
     z = difference / math.sqrt(contrast @ covariance @ contrast)
-    return difference, 2 * norm.sf(abs(z))
+    return difference, 2 * t.sf(abs(z), m + n - 1)
 
 
 def slow_obuchowski(labels: Labels, scores: Floats, patients: Labels) -> float:
@@ -76,7 +76,7 @@ def test_paired_test_known_by_hand() -> None:
     )
     assert found.value == -0.25
     # The difference's parts are (-.5, 0) on each side: variance .125 / 2 + .125 / 2 = .125.
-    assert found.p == pytest.approx(2 * norm.sf(0.25 / math.sqrt(0.125)))
+    assert found.p == pytest.approx(2 * t.sf(0.25 / math.sqrt(0.125), 3))
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -88,7 +88,7 @@ def test_clusters_equal_the_slow_ones(seed: int) -> None:
     constant = both(np.full(60, 0.5))  # its parts do not vary, so only the other's variance is left
     found = compare(labels, both(scores), constant, patients.tolist())
     z = (kernel(labels, scores).mean() - 0.5) / math.sqrt(slow_obuchowski(labels, scores, patients))
-    assert found.p == pytest.approx(2 * norm.sf(abs(z)), abs=1e-12)
+    assert found.p == pytest.approx(2 * t.sf(abs(z), 11), abs=1e-12)
 
 
 def test_equal_and_untestable() -> None:
@@ -167,33 +167,69 @@ def test_paired_test_keeps_its_level_with_and_without_clusters() -> None:
     assert all(0.015 <= count / 400 <= 0.085 for count in below.values()), below
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_a_perfect_auc_is_not_certain(known: bool) -> None:
-    labels = np.array([0] * 5 + [1] * 3)
-    found = interval(labels, both(labels * 0.8 + 0.1), list(range(8)) if known else [None] * 8)
-    # Three independent pairs are all ordered rightly in 2.5 % of samples where the AUC is 0.025 ** (1/3).
-    assert (found.auc, found.high) == (1, 1)
-    assert found.low == pytest.approx(0.025 ** (1 / 3))
-    worst = interval(labels, both(0.9 - labels * 0.8), [None] * 8)
-    assert worst.low == 0
-    assert worst.high == pytest.approx(1 - 0.025 ** (1 / 3))
+@pytest.mark.parametrize(
+    ("counts", "effect"), [((5, 5), 1.0), ((20, 58), 1.0), ((57, 21), 3.5), ((400, 9), 1.2)]
+)
+def test_a_larger_auc_never_has_a_lower_end(counts: tuple[int, int], effect: float) -> None:
+    """From 0 to 1 in steps of one pair; at every end the equation of Newcombe's method 5 holds."""
+    pairs = counts[0] * counts[1]
+    areas = np.linspace(0, 1, min(pairs, 600) + 1)
+    ends = np.array([newcombe(area, *counts, effect) for area in areas])
+    assert (np.diff(ends, axis=0) >= 0).all()
+    assert (ends[:, 0] <= areas).all()
+    assert (ends[:, 1] >= areas).all()
+    assert ends[0, 0] == 0
+    assert ends[-1, 1] == 1
+    theta, half = ends[1:-1], (sum(counts) / 2 - 1)
+    variance = (
+        theta * (1 - theta) * (1 + half * (1 - theta) / (2 - theta) + half * theta / (1 + theta)) / pairs
+    )
+    distance = (areas[1:-1, None] - theta) / np.sqrt(effect * variance)
+    assert np.abs(distance) == pytest.approx(np.full(theta.shape, norm.ppf(0.975)), rel=1e-4)
 
 
-def test_bootstrap_equals_a_slow_one() -> None:
+def test_perfect_and_constant_models_have_an_interval_that_clusters_widen() -> None:
+    labels = np.repeat([0, 1], [40, 20])
+    pairs_of_images, alone = (np.arange(60) // 2).tolist(), [None] * 60
+    for scores, auc_of in ((labels * 0.8 + 0.1, 1.0), (np.full(60, 0.5), 0.5)):
+        found = interval(labels, both(scores), alone)
+        clustered = interval(labels, both(scores), pairs_of_images)
+        assert found.auc == pytest.approx(auc_of)
+        assert (found.low, found.high) == pytest.approx(newcombe(auc_of, 20, 40))
+        # Nothing varies: as if both images of a patient were one.
+        assert (clustered.low, clustered.high) == pytest.approx(newcombe(auc_of, 20, 40, 2.0))
+        assert (found.method, clustered.method) == ("Newcombe", "Newcombe, by patient")
+
+
+def test_the_design_effect_is_the_ratio_of_the_two_variances() -> None:
     random = np.random.default_rng(3)
-    labels, probabilities, patients = simulate(random, 30, 2, 1.0)
-    probabilities = np.round(probabilities, 1)  # ties
+    labels, probabilities, patients = simulate(random, 30, 4, 1.0)
+    scores, alone = probabilities[:, 1], np.arange(120)
+    effect = slow_obuchowski(labels, scores, np.array(patients)) / slow_obuchowski(labels, scores, alone)
+    assert effect > 1.5
     found = interval(labels, probabilities, patients)
-    again = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), size=2000)
-    slow = []
-    for counts in again:
-        rows = np.repeat(np.arange(60), counts[np.array(patients)])
-        slow.append(kernel(labels[rows], probabilities[rows, 1]).mean())
-    value = auc(labels, probabilities)
-    half = norm.ppf(0.975) * np.nanstd(slow, ddof=1) / (value * (1 - value))
-    ends = [1 / (1 + math.exp(-(math.log(value / (1 - value)) + sign * half))) for sign in (-1, 1)]
-    assert [found.low, found.high] == pytest.approx(ends, abs=1e-12)
-    assert found.method == "bootstrap by patient"
+    effect *= (t.ppf(0.975, 14) / norm.ppf(0.975)) ** 2  # 15 patients in each class
+    expected = newcombe(auc(labels, probabilities), 60, 60, effect)
+    assert (found.low, found.high) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("counts", "images", "method"),
+    [
+        ((20, 5), 1, "Newcombe"),
+        ((20, 4), 1, "too few positives for an interval"),
+        ((4, 20), 1, "too few negatives for an interval"),
+        ((40, 8), 2, "too few positives for an interval"),  # of four patients
+        ((40, 10), 2, "Newcombe, by patient"),
+    ],
+)
+def test_too_few_of_a_class(counts: tuple[int, int], images: int, method: str) -> None:
+    labels = np.repeat([0, 1], counts)
+    scores = both(np.random.default_rng(0).uniform(0.1, 0.9, len(labels)))
+    found = interval(labels, scores, list(np.arange(len(labels)) // images))
+    assert found.auc == pytest.approx(auc(labels, scores))
+    assert found.method == method
+    assert math.isnan(found.low) == math.isnan(found.high) == method.startswith("too few")
 
 
 def test_three_classes() -> None:

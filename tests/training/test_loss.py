@@ -48,6 +48,18 @@ def test_passes_add_up_to_torchs_mean(smoothing: float, weights: Tensor | None) 
     torch.testing.assert_close(total / loss.total_weight(labels), want)
 
 
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_shares_of_one_give_the_loss_of_indices(weights: Tensor | None) -> None:
+    """torch's own mean does so without class weights only."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(7, 3), torch.tensor([0, 1, 2, 2, 1, 0, 0])
+    shares, loss = F.one_hot(labels, 3).float(), Loss(weights)
+    means = [loss(logits, targets) / loss.total_weight(targets) for targets in (labels, shares)]
+    torch.testing.assert_close(means[0], means[1])
+    is_torchs = torch.allclose(F.cross_entropy(logits, shares, weight=weights), means[1])
+    assert is_torchs == (weights is None)
+
+
 def test_balanced_weights_give_every_class_the_same_share() -> None:
     labels = np.array([0] * 6 + [1] * 2 + [2])
     weights = make_loss(TrainingConfig(class_weights="balanced"), labels, CPU).class_weights

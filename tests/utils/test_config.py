@@ -86,6 +86,16 @@ def test_older_files_say_pretrained(pretrained: bool, weights: str) -> None:
     assert Config.from_dict({"model": {"pretrained": pretrained}}).model.weights == weights
 
 
+def test_a_stored_config_adapts_filters_as_the_build_that_wrote_it() -> None:
+    stored = Config().to_dict()
+    del stored["model"]["channel_adaptation"]
+    assert Config.from_dict(stored).model.channel_adaptation == "summed"
+    stored["model"] = {"pretrained": True}
+    config = Config.from_dict(stored)
+    assert (config.model.channel_adaptation, config.model.weights) == ("summed", "imagenet")
+    assert Config.from_dict({"model": {"weights": "imagenet"}}).model.channel_adaptation == "exact"
+
+
 def test_an_option_wins_over_the_pretrained_of_an_older_file() -> None:
     merged = merge_dotted(modernized({"model": {"pretrained": True}}, "old.yaml"), {"model.weights": "none"})
     assert Config.from_dict(merged).model.weights == "none"
