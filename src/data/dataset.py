@@ -198,13 +198,6 @@ def _load(
     patients = _patient_indices(records)
     split_notes = [*group_notes, *checked.notes, *compared.notes]
     aspects = aspects_by_class(decoded, records, classes)
-    notes = [
-        *joined.notes,
-        *split_notes,
-        *find_contradictions(records),
-        *find_shortcuts(decoded),
-        *find_captures(decoded, config.channels),
-    ]
     dataset = Dataset(
         root=root,
         classes=classes,
@@ -218,7 +211,11 @@ def _load(
             *bad_notes,
             *window_notes(entries, config.window),
             *blank_notes,
-            *notes,
+            *joined.notes,
+            *split_notes,
+            *find_contradictions(records),
+            *find_shortcuts(decoded),
+            *find_captures(decoded, config.channels),
             *aspect_notes(aspects),
         ),
         counts={
