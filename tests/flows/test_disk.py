@@ -22,7 +22,7 @@ def large_files(folder: Path) -> dict[tuple[int, int], Path]:
     return {(state.st_dev, state.st_ino): path for state, path in states if state.st_size > LARGE}
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "file"])
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("file", marks=pytest.mark.slow)])
 def test_thirty_epochs_take_no_more_than_three(
     folder: Path, npz: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,9 +77,13 @@ WAYS: dict[str, tuple[Callable[[Path], tuple[int, str]], str]] = {
     "closed terminal": (to_closed_terminal, ""),
 }
 
+SLOW = {"|& true", "&> /dev/full"}  # each is a fresh start of Python
+
 
 @pytest.mark.usefixtures("npz", "sqlite")
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.slow] if way in SLOW else []) for way in WAYS]
+)
 def test_a_training_whose_output_goes_nowhere_finishes(folder: Path, way: str) -> None:
     train, said = WAYS[way]
     assert train(folder) == (0, said)

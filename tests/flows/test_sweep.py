@@ -112,6 +112,7 @@ def check_whole(folder: Path, count: int, epochs: int) -> None:
         assert [point.step for point in history] == list(range(1, epochs + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("npz", "sqlite")
 def test_a_killed_workers_trial_goes_on_in_another(folder: Path) -> None:
     write_space(folder)
@@ -124,6 +125,7 @@ def test_a_killed_workers_trial_goes_on_in_another(folder: Path) -> None:
     check_whole(folder, 3, 25)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("npz", "sqlite")
 def test_a_training_that_is_killed_fails_its_trial_alone(folder: Path) -> None:
     write_space(folder)
@@ -140,6 +142,7 @@ def test_a_training_that_is_killed_fails_its_trial_alone(folder: Path) -> None:
     assert [row["state"] for row in table(folder)] == ["failed", "finished"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("npz", "sqlite")
 def test_commands_that_start_together_share_one_run(folder: Path) -> None:
     write_space(folder)

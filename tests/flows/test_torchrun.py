@@ -53,6 +53,7 @@ def test_a_lost_process_fails_the_run_and_a_signal_ends_it_saved(folder: Path) -
     assert len(epochs(folder, "long")) >= done
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("npz")
 def test_two_launchers_are_two_nodes(folder: Path) -> None:
     with socket.socket() as free:

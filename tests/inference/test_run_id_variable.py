@@ -93,7 +93,9 @@ def test_commands_that_record_refuse_it(
     assert contents(trained) == before
 
 
-@pytest.mark.parametrize("command", OTHERS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=[pytest.mark.slow] if name == "export" else []) for name in OTHERS]
+)
 def test_commands_that_record_nothing_ignore_it(
     command: str, trained: Path, run_ids: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

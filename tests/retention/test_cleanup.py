@@ -32,7 +32,9 @@ def used(folder: Path) -> int:
     return sum({(s.st_dev, s.st_ino): s.st_size for s in states}.values())
 
 
-both_stores = pytest.mark.parametrize("runs", ["sqlite", "file"], indirect=True)
+both_stores = pytest.mark.parametrize(
+    "runs", ["sqlite", pytest.param("file", marks=pytest.mark.slow)], indirect=True
+)
 
 
 @pytest.fixture

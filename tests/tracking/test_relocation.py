@@ -17,7 +17,7 @@ TRAIN = ["--model", MODEL, "--data", "small.npz", "--epochs", "1", "--set", "tra
 TRAIN += [*FROM_SCRATCH, "--promote"]
 
 
-@pytest.fixture(params=["sqlite", "file"])
+@pytest.fixture(params=["sqlite", pytest.param("file", marks=pytest.mark.slow)])
 def moved(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a promoted run, moved; the process works in it."""
     old, new = folder / "old place", folder / "new" / "place"
