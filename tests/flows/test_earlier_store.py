@@ -33,6 +33,9 @@ DATA = {
     "P": ("manifest", [*DEEP, "data.window=[0,4095]"]),
     "V": ("dicom", [*DEEP, "data.window=[-160,240]"]),
 }
+# The defaults of that time, which ``--resume auto`` needs to find a run of it.
+THEN = ["data.fit=legacy", "data.augment.horizontal_flip=true"]
+THEN += ["training.learning_rate=0.001", "training.backbone_learning_rate=null"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
@@ -161,11 +164,10 @@ def test_an_interrupted_run_ends_as_it_would_have(earlier: Path, modality: str) 
     assert interrupted.info.status == "KILLED"
     name = interrupted.data.params["experiment.name"]
     assert torch.load(earlier / f"outputs/{name}/checkpoints/latest.pth")["epoch"] < 4
-    resume = (
-        ["--resume", interrupted.info.run_id]
-        if modality == "A"
-        else [*arguments(modality), "--resume", "auto"]
-    )
+    resume = ["--resume", interrupted.info.run_id]
+    if modality != "A":
+        then = [word for setting in THEN for word in ("--set", setting)]
+        resume = [*arguments(modality), *then, "--resume", "auto"]
     assert train.main(resume) == 0
     assert_same(earlier, finished, mlflow.get_run(interrupted.info.run_id))
 
