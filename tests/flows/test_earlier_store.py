@@ -34,7 +34,7 @@ DATA = {
     "V": ("dicom", [*DEEP, "data.window=[-160,240]"]),
 }
 # The defaults of that time, which ``--resume auto`` needs to find a run of it.
-THEN = ["data.fit=legacy", "data.augment.horizontal_flip=true"]
+THEN = ["data.fit=legacy", "data.stratify=patients", "data.augment.horizontal_flip=true"]
 THEN += ["training.learning_rate=0.001", "training.backbone_learning_rate=null"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
