@@ -75,7 +75,7 @@ class Picture:
             if they can.
         levels: The gray levels that the file itself asks for by other means than a window, before they are
             inverted; None without.
-        levels_name: What tells these means from others, "" without.
+        levels_name: What distinguishes these means from others, "" without.
         corrected: In what earlier versions read the file wrongly.
     """
 

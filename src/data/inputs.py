@@ -88,12 +88,12 @@ def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_d
         records, notes = joined.records, joined.notes
     bad = tuple(message for images in decoded for message in images.bad)
     entries = join_entries([images.entries for images in decoded])
-    told = (note for listing in listings for note in listing.notes)
+    listed = (note for listing in listings for note in listing.notes)
     return Inputs(
         records,
         tuple(images.pixels for images in decoded),
         bad,
-        (*told, *notes, *blank_notes(entries, config.window)),
+        (*listed, *notes, *blank_notes(entries, config.window)),
         describe_corrected(entries, config.window),
     )
 

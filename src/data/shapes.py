@@ -42,7 +42,7 @@ def aspects_by_class(
 
 
 def aspect_notes(aspects: dict[str, Aspect]) -> list[str]:
-    """Return a sentence where the shape of an image tells its class."""
+    """Return a sentence if the shape of an image may reveal its class."""
     medians = [aspect.median for aspect in aspects.values()]
     if max(medians, default=1.0) / min(medians, default=1.0) < _DIFFERENT:
         return []

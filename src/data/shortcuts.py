@@ -1,4 +1,4 @@
-"""What the kind of a file tells of its class: a network may learn that instead of the images."""
+"""Kinds of files that reveal the class, so that a network may learn them instead of the images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from src.data.entries import Entries, Shared
 Counts = NDArray[np.int64]
 """Images by value of a property (rows) and class (columns)."""
 
-_TELLS = 0.5
-"""A property tells the class from this Cramér's V on: 1 if it always does, 0.5 if it separates two classes
+_REVEALING = 0.5
+"""A property reveals the class from this Cramér's V on: 1 if it always does, 0.5 if it separates two classes
 with an AUC of 0.75."""
 _FEWEST = 12
-"""Of fewer images nothing is said."""
+"""Fewer images are not judged."""
 _GROUPS = 10
 _SHOWN_CLASSES, _SHOWN_VALUES, _SHOWN_FILES = 4, 2, 5
 
@@ -39,16 +39,16 @@ class _Property:
 
 
 def find_shortcuts(decoded: Sequence[DecodedImages]) -> list[str]:
-    """Return a sentence for each modality whose kinds of files tell the class; it names no image.
+    """Return a sentence for each modality whose kinds of files reveal the class; it names no image.
 
     Color, bits, format and image size are compared with the class by Cramér's V.
     """
     return [
         f"{images.listing.modality}: the kind of file tells the class, and a network may learn that instead "
-        f"of the images: {'; '.join(told)}. Export all images in the same way, or check that the images "
+        f"of the images: {'; '.join(found)}. Export all images in the same way, or check that the images "
         "of each class are from the same sources"
         for images in decoded
-        if (told := _told(images))
+        if (found := _revealing(images))
     ]
 
 
@@ -76,19 +76,19 @@ def _captures(images: DecodedImages) -> Iterator[str]:
     )
 
 
-def _told(images: DecodedImages) -> list[str]:
-    """Return the properties that tell the class, each with what the files of a class are."""
+def _revealing(images: DecodedImages) -> list[str]:
+    """Return the properties that reveal the class, each with what the files of a class are."""
     if len(images.entries) < _FEWEST:
         return []
     classes = images.listing.classes
     labels = np.fromiter(map(attrgetter("label"), images.samples), np.int64, len(images.entries))
-    told: dict[str, str] = {}
+    found: dict[str, str] = {}
     for kind in _properties(images.entries):
         counts = _cross(kind.values, labels, len(classes))
         strength = cramers_v(counts)
-        if strength >= _TELLS and kind.name not in told:
-            told[kind.name] = f"{kind.name} (Cramér's V {strength:.2f}; {_shown(counts, kind, classes)})"
-    return list(told.values())
+        if strength >= _REVEALING and kind.name not in found:
+            found[kind.name] = f"{kind.name} (Cramér's V {strength:.2f}; {_shown(counts, kind, classes)})"
+    return list(found.values())
 
 
 def _properties(entries: Entries) -> Iterator[_Property]:
@@ -125,7 +125,7 @@ def _cross(values: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -
 
 
 def cramers_v(counts: Counts) -> float:
-    """Return how well rows tell columns, from 0 to 1, corrected for many rows with few images each.
+    """Return how well rows predict columns, from 0 to 1, corrected for many rows with few images each.
 
     Source: Bergsma, A bias-correction for Cramér's V and Tschuprow's T, 2013.
     """

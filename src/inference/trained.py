@@ -140,8 +140,8 @@ def _of_run(
         raise ClaimError(f"{name}: {source} is no model of this project ({error})") from None
     weights = {key.removeprefix(_NETWORK): value for key, value in state.items()}
     network = _rebuild(name, config, classes, spec, weights=weights, device=device)
-    told = run.tags.get(DECODING, "")
-    decoding = int(told) if told.isdecimal() else 0
+    recorded = run.tags.get(DECODING, "")
+    decoding = int(recorded) if recorded.isdecimal() else 0
     return TrainedModel(name, network, config, classes, threshold, source, run, version, decoding)
 
 

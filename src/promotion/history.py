@@ -141,10 +141,10 @@ def taken_back(entries: list[Entry], group: Group) -> set[str]:
 
 
 def promotions(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """Return the last promotion of each run; a rollback or a repair puts it back and is none."""
-    told = [entry for entry in entries if entry.action == "promotion" and entry.run_id]
-    told.sort(key=lambda entry: datetime.fromisoformat(entry.time))
-    return {entry.run_id: entry for entry in told if entry.run_id}
+    """Return the last promotion of each run; rollbacks and repairs do not count."""
+    found = [entry for entry in entries if entry.action == "promotion" and entry.run_id]
+    found.sort(key=lambda entry: datetime.fromisoformat(entry.time))
+    return {entry.run_id: entry for entry in found if entry.run_id}
 
 
 def append(entry: Entry) -> None:

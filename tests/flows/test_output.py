@@ -1,6 +1,7 @@
 """What becomes of standard output never changes a run: pipes, terminals and disks behind it may go away."""
 
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,3 +101,18 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(folder: Path) -> None:
     code, error = in_shell(folder, f"{PYTHON} --modality A --dry-run > out.txt", PYTHONIOENCODING="ascii")
     assert (code, error) == (0, "")
     assert "bl\\xf6d" in (folder / "out.txt").read_text()
+
+
+@pytest.mark.parametrize("unbuffered", [[], ["-u"]])
+def test_a_line_in_a_pipe_is_there_at_once(folder: Path, unbuffered: list[str]) -> None:
+    code = "import time; from src.utils.output import never_raise; never_raise(); print(1); time.sleep(99)"
+    with subprocess.Popen(
+        [sys.executable, *unbuffered, "-c", code],
+        env=clean_environment(folder / "torch"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        is_there = bool(select.select([process.stdout], [], [], 30)[0])
+        process.kill()
+    assert is_there

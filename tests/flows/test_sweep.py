@@ -42,6 +42,7 @@ def table(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
+@pytest.mark.timeout(900)  # eight trainings, each a fresh start of Python
 @pytest.mark.usefixtures("npz", "sqlite")
 def test_trials_are_runs_and_one_that_fails_stops_nothing(
     folder: Path, capfd: pytest.CaptureFixture[str]
