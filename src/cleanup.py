@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.errors import ConfigError
-from src.utils.cli import CommandParser, add_flag, run_command
+from .errors import ConfigError
+from .utils.cli import CommandParser, add_flag, run_command
 
 if TYPE_CHECKING:
-    from src.retention.cleaning import Survey
-    from src.retention.plan import Rules
+    from .retention.cleaning import Survey
+    from .retention.plan import Rules
 
 _WIDE = 160
 
@@ -37,9 +37,9 @@ def _parser() -> CommandParser:
 
 def _cleanup(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
-    from src.retention.cleaning import clean, survey
-    from src.tracking.project_run import mark_project_run, project_run_told
-    from src.tracking.store import open_store, quiet_client
+    from .retention.cleaning import clean, survey
+    from .tracking.project_run import mark_project_run, project_run_told
+    from .tracking.store import open_store, quiet_client
 
     with project_run_told():
         rules = _rules(args)
@@ -58,7 +58,7 @@ def _cleanup(argv: Sequence[str] | None) -> None:
 
 
 def _rules(args: argparse.Namespace) -> "Rules":
-    from src.retention.plan import Rules
+    from .retention.plan import Rules
 
     best = _number("--keep-best", args.keep_best or "3")
     if best != int(best):
@@ -82,8 +82,8 @@ def _show(found: "Survey") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from src.utils.leftovers import shown
-    from src.utils.progress import is_interactive
+    from .utils.leftovers import shown
+    from .utils.progress import is_interactive
 
     table = Table("remove", "of", "size", "why")
     for removal in found.removals:

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from src.errors import ConfigError
-from src.utils.cli import CommandParser, run_command, warn
+from .errors import ConfigError
+from .utils.cli import CommandParser, run_command, warn
 
 if TYPE_CHECKING:
-    from src.inference.cases import Cases
-    from src.inference.trained import TrainedModel
+    from .inference.cases import Cases
+    from .inference.trained import TrainedModel
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    from src.inference.reference import add_model_arguments
+    from .inference.reference import add_model_arguments
 
     parser = CommandParser("python -m src.evaluate", __doc__.partition(": ")[2])
     add_model_arguments(parser)
@@ -35,15 +35,15 @@ def _parser() -> CommandParser:
 
 def _evaluate(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
-    from src.inference import evaluation
-    from src.inference.cases import load_cases
-    from src.inference.command import refuse_bad, trained_model
-    from src.inference.explain import check_explainable
-    from src.inference.judging import judge
-    from src.inference.reference import read_reference
-    from src.tracking.project_run import check_project_run, project_run_told
-    from src.tracking.run import tracked_run
-    from src.tracking.store import open_store
+    from .inference import evaluation
+    from .inference.cases import load_cases
+    from .inference.command import refuse_bad, trained_model
+    from .inference.explain import check_explainable
+    from .inference.judging import judge
+    from .inference.reference import read_reference
+    from .tracking.project_run import check_project_run, project_run_told
+    from .tracking.run import tracked_run
+    from .tracking.store import open_store
 
     with project_run_told():
         check_project_run()
@@ -73,7 +73,7 @@ def _count(args: argparse.Namespace) -> int:
 
 
 def _warn(trained: "TrainedModel", cases: "Cases") -> None:
-    from src.tracking.names import DATA_FINGERPRINT
+    from .tracking.names import DATA_FINGERPRINT
 
     for note in (*cases.notes, *trained.notes(cases.corrected)):
         warn(note)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.utils.cli import CommandParser, run_command
+from .utils.cli import CommandParser, run_command
 
 _ARRAY = ".npy"
 
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    from src.inference.reference import add_model_arguments
+    from .inference.reference import add_model_arguments
 
     parser = CommandParser("python -m src.extract", __doc__.partition(": ")[2])
     add_model_arguments(parser)
@@ -31,11 +31,11 @@ def _parser() -> CommandParser:
 
 def _extract(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
-    from src.inference.command import read_inputs, refuse_bad, trained_model
-    from src.inference.predictions import features, write_features
-    from src.inference.reference import read_reference
-    from src.tracking.project_run import project_run_told
-    from src.utils.io import checked_output
+    from .inference.command import read_inputs, refuse_bad, trained_model
+    from .inference.predictions import features, write_features
+    from .inference.reference import read_reference
+    from .tracking.project_run import project_run_told
+    from .utils.io import checked_output
 
     with project_run_told():
         reference = read_reference(args)

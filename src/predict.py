@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.utils.cli import CommandParser, run_command
+from .utils.cli import CommandParser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    from src.inference.reference import add_model_arguments
+    from .inference.reference import add_model_arguments
 
     parser = CommandParser("python -m src.predict", __doc__.partition(": ")[2])
     add_model_arguments(parser)
@@ -25,11 +25,11 @@ def _parser() -> CommandParser:
 def _predict(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     # Not before: torch and MLflow take seconds, and whoever asks for --help needs neither.
-    from src.inference.command import read_inputs, refuse_bad, trained_model
-    from src.inference.predictions import predictions, write_table
-    from src.inference.reference import read_reference
-    from src.tracking.project_run import project_run_told
-    from src.utils.io import checked_output
+    from .inference.command import read_inputs, refuse_bad, trained_model
+    from .inference.predictions import predictions, write_table
+    from .inference.reference import read_reference
+    from .tracking.project_run import project_run_told
+    from .utils.io import checked_output
 
     with project_run_told():
         reference, output = (

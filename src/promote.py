@@ -6,11 +6,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from src.errors import ConfigError, MlprojectError
-from src.utils.cli import CommandParser, add_flag, run_command
+from .errors import ConfigError, MlprojectError
+from .utils.cli import CommandParser, add_flag, run_command
 
 if TYPE_CHECKING:
-    from src.promotion.decide import Request
+    from .promotion.decide import Request
 
 
 _NAMED_LEVELS = {"true": "0.05", "false": ""}  # as `mlflow run -P significant=true` has it
@@ -50,9 +50,9 @@ def _parser() -> CommandParser:
 
 
 def _promote(argv: Sequence[str] | None) -> None:
-    from src.promotion.show import promote_and_show
-    from src.tracking.project_run import mark_project_run, project_run_told
-    from src.tracking.store import open_store
+    from .promotion.show import promote_and_show
+    from .tracking.project_run import mark_project_run, project_run_told
+    from .tracking.store import open_store
 
     with project_run_told():
         args = _parser().parse_args(argv)
@@ -68,8 +68,8 @@ def _promote(argv: Sequence[str] | None) -> None:
 
 
 def _request(args: argparse.Namespace) -> "Request":
-    from src.promotion.decide import Request
-    from src.promotion.judge import Rules
+    from .promotion.decide import Request
+    from .promotion.judge import Rules
 
     if args.rollback and args.check:
         raise ConfigError("--rollback and --check exclude each other")
@@ -108,8 +108,8 @@ def _number(option: str, text: str | None, is_allowed: Callable[[float], bool]) 
 
 
 def _roll_back(args: argparse.Namespace) -> None:
-    from src.promotion.group import Group
-    from src.promotion.rollback import roll_back
+    from .promotion.group import Group
+    from .promotion.rollback import roll_back
 
     if not (args.model and args.modality):
         raise ConfigError("--rollback needs --model and --modality")
@@ -117,7 +117,7 @@ def _roll_back(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from src.promotion.check import check
+    from .promotion.check import check
 
     found = check(args.model or None, args.modality or None)
     for name, problems in found.items():

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.errors import UserError
-from src.utils.cli import CommandParser, run_command
+from .errors import UserError
+from .utils.cli import CommandParser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,11 +25,11 @@ def _report(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     import tempfile
 
-    from src.reporting.gather import gather
-    from src.reporting.page import render
-    from src.tracking.project_run import mark_project_run, project_run_told
-    from src.tracking.store import open_store, shown_uri
-    from src.utils.io import atomic_write_text, checked_output
+    from .reporting.gather import gather
+    from .reporting.page import render
+    from .tracking.project_run import mark_project_run, project_run_told
+    from .tracking.store import open_store, shown_uri
+    from .utils.io import atomic_write_text, checked_output
 
     with project_run_told(), tempfile.TemporaryDirectory(prefix="mlproject-") as folder:
         output = checked_output(Path(args.output or "report.html"), (".html",))

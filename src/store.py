@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.errors import MlprojectError, UserError
-from src.utils.cli import CommandParser, run_command
+from .errors import MlprojectError, UserError
+from .utils.cli import CommandParser, run_command
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from src.tracking.running import RunningRun
-    from src.tracking.sync import Left
+    from .tracking.running import RunningRun
+    from .tracking.sync import Left
 
 _SHOWN = 5
 _WIDE = 160  # a pipe has no width, and a wrapped path is no path
@@ -51,9 +51,9 @@ def _store(argv: Sequence[str] | None) -> None:
 
 
 def _sync(args: argparse.Namespace) -> None:
-    from src.tracking.journal import items
-    from src.tracking.store import shown_uri
-    from src.tracking.sync import sync
+    from .tracking.journal import items
+    from .tracking.store import shown_uri
+    from .tracking.sync import sync
 
     folder = Path(args.run_folder)
     done = sync(folder)
@@ -66,8 +66,8 @@ def _sync(args: argparse.Namespace) -> None:
 
 
 def _relocate(_args: argparse.Namespace) -> None:
-    from src.tracking.relocation import relocate
-    from src.tracking.store import open_store, shown_uri
+    from .tracking.relocation import relocate
+    from .tracking.store import open_store, shown_uri
 
     open_store(must_exist=True)
     done = relocate()
@@ -82,8 +82,8 @@ def _relocate(_args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    from src.tracking.store import http_retries, open_store, quiet_client
-    from src.tracking.sync import find_left
+    from .tracking.store import http_retries, open_store, quiet_client
+    from .tracking.sync import find_left
 
     output = Path(args.output_dir or "outputs")
     if args.output_dir and not output.is_dir():
@@ -108,8 +108,8 @@ def _show_machine(output: Path) -> None:
     """What can be said without the store."""
     from importlib.metadata import version
 
-    from src.tracking.store import local_path, resolve_uri, shown_uri
-    from src.utils.runtime import environment
+    from .tracking.store import local_path, resolve_uri, shown_uri
+    from .utils.runtime import environment
 
     print(f"store      {shown_uri()}")
     places = {"the store": local_path(resolve_uri()), "outputs": output.absolute()}
@@ -139,7 +139,7 @@ def _devices() -> list[str]:
 
 
 def _check_store() -> list[str]:
-    from src.tracking.store import shown_uri, why_not_writable
+    from .tracking.store import shown_uri, why_not_writable
 
     why = why_not_writable()
     print(f"writable   {'yes' if why is None else f'no: {why}'}")
@@ -147,7 +147,7 @@ def _check_store() -> list[str]:
 
 
 def _check_runs(left: "list[Left]", *, apply: bool) -> list[str]:
-    from src.tracking.running import DEAD, mark_killed, running_runs
+    from .tracking.running import DEAD, mark_killed, running_runs
 
     runs = running_runs(left)
     dead = [run for run in runs if run.state == DEAD]
@@ -179,10 +179,10 @@ def _check_temps(output: Path, *, apply: bool) -> list[str]:
     from rich.markup import escape
     from rich.table import Table
 
-    from src.promotion.group import FOLDER
-    from src.tracking.store import local_path, resolve_uri
-    from src.utils.cli import span
-    from src.utils.leftovers import find_temps
+    from .promotion.group import FOLDER
+    from .tracking.store import local_path, resolve_uri
+    from .utils.cli import span
+    from .utils.leftovers import find_temps
 
     store = local_path(resolve_uri())
     temps = find_temps(output, FOLDER, *([store.parent] if store else []))
@@ -204,7 +204,7 @@ def _check_temps(output: Path, *, apply: bool) -> list[str]:
 
 def _check_journals(left: "list[Left]") -> list[str]:
     """Those that nobody delivers from; an empty one is of a process that had delivered all when it died."""
-    from src.tracking.journal import items
+    from .tracking.journal import items
 
     waiting = [one for one in left if not one.is_held and (one.count or one.run_id is None)]
     for one in waiting:
@@ -213,7 +213,7 @@ def _check_journals(left: "list[Left]") -> list[str]:
 
 
 def _check_agreement() -> list[str]:
-    from src.promotion.check import check
+    from .promotion.check import check
 
     found = check(None, None)
     wrong = {name: problems for name, problems in found.items() if problems}
@@ -226,7 +226,7 @@ def _check_agreement() -> list[str]:
 def _print(table: "Table") -> None:
     from rich.console import Console
 
-    from src.utils.progress import is_interactive
+    from .utils.progress import is_interactive
 
     Console(width=None if is_interactive() else _WIDE, highlight=False).print(table)
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from src.errors import ConfigError
-from src.utils.cli import CommandParser, run_command
-from src.utils.options import add_setting_options, changes_of, config_of
+from .errors import ConfigError
+from .utils.cli import CommandParser, run_command
+from .utils.options import add_setting_options, changes_of, config_of
 
 if TYPE_CHECKING:
-    from src.search.searching import Plan
+    from .search.searching import Plan
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -52,15 +52,15 @@ def _parser() -> CommandParser:
 def _sweep(argv: Sequence[str] | None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
-    from src.tracking.store import open_store
+    from .tracking.store import open_store
 
     if args.worker:
         open_store()
         _plans(args)[int(args.plan)].work(int(args.worker), int(args.draw))
         return
-    from src.search.searching import run_search
-    from src.search.worker import share_cores
-    from src.tracking.project_run import check_project_run, project_run_told
+    from .search.searching import run_search
+    from .search.worker import share_cores
+    from .tracking.project_run import check_project_run, project_run_told
 
     with project_run_told():
         check_project_run()
@@ -78,8 +78,8 @@ def _plans(args: argparse.Namespace) -> "list[Plan]":
     """A search for each model and modality, in the order they are named."""
     from pathlib import Path
 
-    from src.search.searching import Plan
-    from src.search.space import Space
+    from .search.searching import Plan
+    from .search.space import Space
 
     space = Space.from_file(Path(args.space or "config/sweep/default.yaml"))
     until = float(args.until) if args.until else _end(args.timeout)

@@ -7,19 +7,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.errors import MlprojectError, UserError
-from src.utils.cli import CommandParser, add_flag, run_command, warn
-from src.utils.options import add_setting_options, changes_of, config_of
-from src.utils.runtime import collection_paused
+from .errors import MlprojectError, UserError
+from .utils.cli import CommandParser, add_flag, run_command, warn
+from .utils.options import add_setting_options, changes_of, config_of
+from .utils.runtime import collection_paused
 
 if TYPE_CHECKING:
-    from src.data.dataset import Dataset
-    from src.experiment.resume import Interrupted
-    from src.models.spec import InputSpec
-    from src.training.folders import RunFolders
-    from src.training.setup import Setup
-    from src.utils.config import Config
-    from src.utils.launch import Together
+    from .data.dataset import Dataset
+    from .experiment.resume import Interrupted
+    from .models.spec import InputSpec
+    from .training.folders import RunFolders
+    from .training.setup import Setup
+    from .utils.config import Config
+    from .utils.launch import Together
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def _parser() -> CommandParser:
 
 
 def _train(argv: Sequence[str] | None) -> None:
-    from src.utils.launch import together
+    from .utils.launch import together
 
     with together() as group:
         if group.processes.is_first:
@@ -60,13 +60,13 @@ def _train(argv: Sequence[str] | None) -> None:
 
 def _lead(argv: Sequence[str] | None, group: "Together") -> None:
     """Trains, alone or as the first of several processes: the one that keeps the record."""
-    from src.tracking.project_run import (
+    from .tracking.project_run import (
         check_project_run,
         mark_project_run,
         project_run,
         project_run_told,
     )
-    from src.tracking.store import open_store
+    from .tracking.store import open_store
 
     with ExitStack() as held:
         with project_run_told(), collection_paused(), group.named_loss():
@@ -74,7 +74,7 @@ def _lead(argv: Sequence[str] | None, group: "Together") -> None:
             if not args.dry_run:
                 check_project_run()
             # Not before: torch and MLflow take seconds, and whoever asks for --help needs neither.
-            from src.experiment.session import train
+            from .experiment.session import train
 
             interrupted = _named_run(args, held)
             config = interrupted.config if interrupted else config_of(args, _changes(args))
@@ -109,9 +109,9 @@ def _follow(argv: Sequence[str] | None, group: "Together") -> None:
     """Trains along with the first process, by the settings that it tells."""
     with collection_paused():
         args = _parser().parse_args(argv)
-        from src.experiment.session import train_along
-        from src.models.spec import InputSpec
-        from src.utils.config import Config
+        from .experiment.session import train_along
+        from .models.spec import InputSpec
+        from .utils.config import Config
 
         said = group.processes.told()
         config = Config.from_dict(said["config"], "the first process")
@@ -124,12 +124,12 @@ def _follow(argv: Sequence[str] | None, group: "Together") -> None:
 
 def _named_run(args: argparse.Namespace, held: ExitStack) -> "Interrupted | None":
     """The run that ``--resume`` names by its id."""
-    from src.experiment.resume import resume_by_id
-    from src.tracking.store import open_store
-    from src.utils.config import RECORD_KEYS
-    from src.utils.config_history import modernized
-    from src.utils.dotted import flatten
-    from src.utils.yaml_files import read_yaml
+    from .experiment.resume import resume_by_id
+    from .tracking.store import open_store
+    from .utils.config import RECORD_KEYS
+    from .utils.config_history import modernized
+    from .utils.dotted import flatten
+    from .utils.yaml_files import read_yaml
 
     if args.resume in (None, "", "auto"):
         return None
@@ -144,8 +144,8 @@ def _fitting_run(
     args: argparse.Namespace, setup: "Setup", dataset: "Dataset", held: ExitStack
 ) -> "Interrupted | None":
     """The run that ``--resume auto`` finds; a new one is started where there is none."""
-    from src.experiment.record import tags_of
-    from src.experiment.resume import resume_auto
+    from .experiment.record import tags_of
+    from .experiment.resume import resume_auto
 
     if args.resume != "auto":
         return None
@@ -155,7 +155,7 @@ def _fitting_run(
 
 
 def _warn_inexact(interrupted: "Interrupted", setup: "Setup", dataset: "Dataset") -> None:
-    from src.experiment.record import tags_of
+    from .experiment.record import tags_of
 
     if changed := list(interrupted.inexact(tags_of(setup, dataset))):
         warn(
@@ -170,7 +170,7 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
 
 def _check_writable(folder: Path) -> None:
     """Refuses an output folder that cannot be written before anything is computed for it."""
-    from src.utils.io import check_writable
+    from .utils.io import check_writable
 
     try:
         check_writable(folder)
@@ -179,7 +179,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _load(config: "Config", *, rehash: bool) -> "Dataset":
-    from src.data.dataset import load_dataset
+    from .data.dataset import load_dataset
 
     dataset = load_dataset(config.data, config.cache_dir, rehash=rehash)
     for message in dataset.warnings:
@@ -189,7 +189,7 @@ def _load(config: "Config", *, rehash: bool) -> "Dataset":
 
 def _show(config: "Config", dataset: "Dataset") -> None:
     """The answer to --dry-run."""
-    from src.tracking.store import shown_uri
+    from .tracking.store import shown_uri
 
     print(config.to_yaml())
     _print_split(dataset)
@@ -211,8 +211,8 @@ def _print_split(dataset: "Dataset") -> None:
 
 
 def _set_up(config: "Config", dataset: "Dataset", spec: "InputSpec | None", group: "Together") -> "Setup":
-    from src.training.setup import set_up
-    from src.utils.io import sha256
+    from .training.setup import set_up
+    from .utils.io import sha256
 
     setup = set_up(config, dataset, spec, group.processes)
     for note in setup.notes:
@@ -232,7 +232,7 @@ def _set_up(config: "Config", dataset: "Dataset", spec: "InputSpec | None", grou
 
 def _claim_named(config: "Config", held: ExitStack) -> "RunFolders | None":
     """The folders of a run that the user has named; other names hold the run's id, so they come later."""
-    from src.training.folders import RunFolders
+    from .training.folders import RunFolders
 
     if not config.experiment.name:
         return None
@@ -243,8 +243,8 @@ def _claim_named(config: "Config", held: ExitStack) -> "RunFolders | None":
 
 def _promote(config: "Config", *, only_warn: bool) -> None:
     """After the end of the run, which is FINISHED whatever comes of this."""
-    from src.promotion.decide import Request
-    from src.promotion.show import promote_and_show
+    from .promotion.decide import Request
+    from .promotion.show import promote_and_show
 
     try:
         promote_and_show(Request(model=config.model.name, modality=config.modality))

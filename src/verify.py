@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.errors import ConfigError, MlprojectError
-from src.utils.cli import CommandParser, run_command
+from .errors import ConfigError, MlprojectError
+from .utils.cli import CommandParser, run_command
 
 if TYPE_CHECKING:
-    from src.training.folders import RunFolders
+    from .training.folders import RunFolders
 
 _WHOLE, _KILLED = "uninterrupted", "killed"
 _OURS = ("--resume", "--promote", "--dry-run")
@@ -70,8 +70,8 @@ def _verify(argv: Sequence[str] | None) -> None:
 
 
 def _resume(args: argparse.Namespace, options: Sequence[str], work: Path) -> None:
-    from src.experiment.outcome import outcome
-    from src.training.folders import RunFolders
+    from .experiment.outcome import outcome
+    from .training.folders import RunFolders
 
     with _store(args.store, work):
         whole, killed = (RunFolders(work, name) for name in (_WHOLE, _KILLED))
@@ -92,7 +92,7 @@ def _resume(args: argparse.Namespace, options: Sequence[str], work: Path) -> Non
 @contextlib.contextmanager
 def _store(kind: str, work: Path) -> Iterator[None]:
     """Within the block the store, of this process and of its children, is one of its own."""
-    from src.tracking.store import open_store
+    from .tracking.store import open_store
 
     before = dict(os.environ)
     for name in ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"):
@@ -120,7 +120,7 @@ def _train_killed(
     args: argparse.Namespace, options: Sequence[str], folders: "RunFolders", start_up: float, duration: float
 ) -> int:
     """Trains to the end with kills on the way; returns how many there were before the end came."""
-    from src.experiment.killing import look, moments
+    from .experiment.killing import look, moments
 
     options = [*options, "--resume", "auto"]
     for number, seconds in enumerate(moments(args.kills, start_up, duration, args.moments), 1):
@@ -144,7 +144,14 @@ def _train_killed(
 def _training(options: Sequence[str], folders: "RunFolders") -> Iterator["subprocess.Popen[bytes]"]:
     """A process that trains; it does not outlive the block."""
     own = [f"experiment.output_dir={folders.output}", f"experiment.name={folders.name}"]
-    command = [sys.executable, "-m", "src.train", *_EVERY, *options, *(f"--set={setting}" for setting in own)]
+    command = [
+        sys.executable,
+        "-m",
+        f"{__package__}.train",
+        *_EVERY,
+        *options,
+        *(f"--set={setting}" for setting in own),
+    ]
     with _log(folders).open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:

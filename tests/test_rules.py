@@ -1,7 +1,8 @@
 """Rules of the project that no tool checks."""
 
 import ast
-import importlib
+import importlib.util
+import re
 import shlex
 from pathlib import Path
 
@@ -33,28 +34,59 @@ def layer(parts: tuple[str, ...]) -> int:
     return LAYERS.get(parts[1].removesuffix(".py"), COMMAND)
 
 
-def imports(path: Path) -> list[str]:
+def imports(text: str, package: str) -> list[str]:
+    """Full names of what a module of the package imports, modules and members."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.append(node.module)
-            found += [f"{node.module}.{alias.name}" for alias in node.names if node.module == "src"]
+        elif isinstance(node, ast.ImportFrom):
+            origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            found += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
     return found
 
 
+def is_forbidden(name: str, here: tuple[str, ...]) -> bool:
+    parts = tuple(name.split("."))
+    if parts[0] == "mlflow":
+        return here[1] != "tracking"
+    if parts[0] == "torchvision":
+        return here[-1] != "torchvision_import.py"
+    if parts[0] != "src" or len(parts) == 1 or parts[1] == here[1]:
+        return False
+    is_module = any((ROOT / "src" / parts[1]).with_suffix(suffix).exists() for suffix in ("", ".py"))
+    return is_module and layer(parts) >= layer(here)
+
+
+def violations(text: str, path: Path) -> list[str]:
+    """What is wrong with the imports of a file, its path relative to the project."""
+    names = imports(text, ".".join(path.parts[:-1]))
+    absolute = re.findall(r"^\s*(?:from|import) (src\b\S*)", text, flags=re.MULTILINE)
+    return [name for name in names if is_forbidden(name, path.parts)] + absolute
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_layer_imports_only_layers_below(path: Path) -> None:
-    here = path.relative_to(ROOT).parts
-    for name in imports(path):
-        parts = tuple(name.split("."))
-        if parts[0] == "src" and len(parts) > 1 and parts[1] != here[1]:
-            assert layer(parts) < layer(here), f"{path.name} imports {name}"
-        if parts[0] == "mlflow":
-            assert here[1] == "tracking", f"{path.name} imports mlflow"
-        if parts[0] == "torchvision":
-            assert here[-1] == "torchvision_import.py"
+def test_a_layer_imports_only_layers_below_by_relative_names(path: Path) -> None:
+    assert violations(path.read_text(), path.relative_to(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("from ..training import trainer", ["src.training", "src.training.trainer"]),
+        ("from ..training.trainer import fit", ["src.training.trainer", "src.training.trainer.fit"]),
+        ("    from .. import train", ["src.train"]),
+        ("from src.utils.io import file_lock", ["src.utils.io"]),
+        ("import src.errors", ["src.errors"]),
+        ("from mlflow import MlflowClient", ["mlflow", "mlflow.MlflowClient"]),
+        ("import torchvision", ["torchvision"]),
+        ("from ..utils.io import file_lock", []),
+        ("from .. import PACKAGE", []),
+    ],
+)
+def test_a_forbidden_import_is_found(line: str, wrong: list[str]) -> None:
+    text = f"def f():\n{line}" if line.startswith(" ") else line
+    assert violations(text, Path("src/data/split.py")) == wrong
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

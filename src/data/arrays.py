@@ -15,9 +15,9 @@ import psutil
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from src.errors import DataError
-from src.utils.io import open_regular
-from src.utils.limits import ARRAY_BYTES, NPZ_DIRECTORY, Limit
+from ..errors import DataError
+from ..utils.io import open_regular
+from ..utils.limits import ARRAY_BYTES, NPZ_DIRECTORY, Limit
 
 _SUFFIX = ".npy"
 _HEADER = 20_000  # bytes of an array's header; numpy itself reads up to 10,000 characters

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from src.data.demo import DEMO_NAME
-from src.data.image_array import ImageArray
-from src.data.near_duplicates import group_near_duplicates
-from src.data.records import Records, texts
-from src.data.split import merge_groups, split_by_fold, split_by_group, split_by_image
-from src.errors import DataError
-from src.utils.config import DataConfig
+from ..errors import DataError
+from ..utils.config import DataConfig
+from .demo import DEMO_NAME
+from .image_array import ImageArray
+from .near_duplicates import group_near_duplicates
+from .records import Records, texts
+from .split import merge_groups, split_by_fold, split_by_group, split_by_image
 
 
 def assign_splits(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.utils.config import AugmentConfig
+from ..utils.config import AugmentConfig
 
 
 def draw_changes(config: AugmentConfig, seeds: Sequence[int], lengths: Sequence[int]) -> Tensor:

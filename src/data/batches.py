@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from src.utils.runtime import derive_seed
+from ..utils.runtime import derive_seed
 
 _SHUFFLE = 1  # keeps this stream apart from others that are derived from the same seed and epoch
 

@@ -18,20 +18,20 @@ import numpy as np
 from filelock import Timeout
 from numpy.typing import NDArray
 
-from src.data.decode import Task, decode_again, decode_all, look_at_all
-from src.data.entries import FORMAT, Entries, join_entries
-from src.data.image_array import ImageArray
-from src.data.images import Pixels, Shown
-from src.data.index import Index
-from src.data.npz import read_again
-from src.data.packs import GIGABYTE, NewPack, PackFolder
-from src.data.samples import Listing, Sample
-from src.data.workers import Workers
-from src.errors import DataError
-from src.utils.cli import warn
-from src.utils.config import DataConfig
-from src.utils.io import file_lock, sha256, sha256_of_lines
-from src.utils.progress import bar, track
+from ..errors import DataError
+from ..utils.cli import warn
+from ..utils.config import DataConfig
+from ..utils.io import file_lock, sha256, sha256_of_lines
+from ..utils.progress import bar, track
+from .decode import Task, decode_again, decode_all, look_at_all
+from .entries import FORMAT, Entries, join_entries
+from .image_array import ImageArray
+from .images import Pixels, Shown
+from .index import Index
+from .npz import read_again
+from .packs import GIGABYTE, NewPack, PackFolder
+from .samples import Listing, Sample
+from .workers import Workers
 
 AUTO_SIZE_LIMIT = 224
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.image_array import ImageArray
-from src.data.records import Records
-from src.data.thumbnails import Thumbnails, are_blank, correlate, make_thumbnails
-from src.utils.progress import bar
+from ..utils.progress import bar
+from .image_array import ImageArray
+from .records import Records
+from .thumbnails import Thumbnails, are_blank, correlate, make_thumbnails
 
 _BLOCK = 2048
 _SAMPLE = 1000

@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from src.data.entries import Entries
-from src.data.images import OWN_LEVELS, Range
+from .entries import Entries
+from .images import OWN_LEVELS, Range
 
 CORRECT_FROM = 5
 """The `FORMAT` from which on such files are read right."""

@@ -9,25 +9,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from src.data.assignment import assign_splits
-from src.data.cache import DecodedImages, decode_listings
-from src.data.corrected import describe_corrected
-from src.data.entries import Entries, join_entries
-from src.data.files import dicom_modalities
-from src.data.image_array import ImageArray, ImageSource
-from src.data.images import LEGACY, Range
-from src.data.leaks import Checked, check_leaks, find_contradictions
-from src.data.near_duplicates import check_near_duplicates
-from src.data.percentiles import training_window
-from src.data.records import Records, join, texts
-from src.data.samples import SPLITS, Listing
-from src.data.shapes import Aspect, aspect_notes, aspects_by_class
-from src.data.shortcuts import find_captures, find_shortcuts
-from src.data.sources import list_modalities
-from src.data.windows import check_window, is_wide, one_window, percentile_note, window_notes
-from src.errors import DataError
-from src.utils.config import DataConfig
-from src.utils.io import sha256_of_lines
+from ..errors import DataError
+from ..utils.config import DataConfig
+from ..utils.io import sha256_of_lines
+from .assignment import assign_splits
+from .cache import DecodedImages, decode_listings
+from .corrected import describe_corrected
+from .entries import Entries, join_entries
+from .files import dicom_modalities
+from .image_array import ImageArray, ImageSource
+from .images import LEGACY, Range
+from .leaks import Checked, check_leaks, find_contradictions
+from .near_duplicates import check_near_duplicates
+from .percentiles import training_window
+from .records import Records, join, texts
+from .samples import SPLITS, Listing
+from .shapes import Aspect, aspect_notes, aspects_by_class
+from .shortcuts import find_captures, find_shortcuts
+from .sources import list_modalities
+from .windows import check_window, is_wide, one_window, percentile_note, window_notes
 
 _SHOWN = 5
 

@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from src.data.entries import Entry
-from src.data.image_array import Place
-from src.data.images import BadImage, Header, Picture, Pixels, Shown, show
-from src.data.names import hash_look, hash_patient
-from src.data.samples import Sample
-from src.errors import DataError
-from src.utils.cli import warn
-from src.utils.io import sha256
+from ..errors import DataError
+from ..utils.cli import warn
+from ..utils.io import sha256
+from .entries import Entry
+from .image_array import Place
+from .images import BadImage, Header, Picture, Pixels, Shown, show
+from .names import hash_look, hash_patient
+from .samples import Sample
 
 
 @dataclass(frozen=True)

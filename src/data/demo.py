@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.data.phantoms import PHASES, patient_images
-from src.errors import DataError
-from src.utils.io import TEMP_PREFIX, file_lock
+from ..errors import DataError
+from ..utils.io import TEMP_PREFIX, file_lock
+from .phantoms import PHASES, patient_images
 
 DEMO_NAME = "demo"
 DEMO_PATIENT_REGEX = r"^(p\d+)_"

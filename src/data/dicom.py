@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.dicom_file import BARE_BYTES, DicomFile, check_palette, check_pixel_data, is_bare
-from src.data.dicom_gray import check_high_bit, gray_picture, text_of, used_bits
-from src.data.images import BadImage, Header, Picture, check_limit, check_pixels, open_image
-from src.data.names import plain_patient
-from src.utils.io import open_regular
-from src.utils.limits import IMAGE_VALUES
+from ..utils.io import open_regular
+from ..utils.limits import IMAGE_VALUES
+from .dicom_file import BARE_BYTES, DicomFile, check_palette, check_pixel_data, is_bare
+from .dicom_gray import check_high_bit, gray_picture, text_of, used_bits
+from .images import BadImage, Header, Picture, check_limit, check_pixels, open_image
+from .names import plain_patient
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from src.data.images import BadImage, check_limit
-from src.utils.limits import DICOM_HEADER, DICOM_PARTS
+from ..utils.limits import DICOM_HEADER, DICOM_PARTS
+from .images import BadImage, check_limit
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.dicom_file import has_embedded_overlay
-from src.data.images import OWN_LEVELS, BadImage, Picture, Range
-from src.utils.io import sha256
+from ..utils.io import sha256
+from .dicom_file import has_embedded_overlay
+from .images import OWN_LEVELS, BadImage, Picture, Range
 
 if TYPE_CHECKING:
     from pydicom import Dataset

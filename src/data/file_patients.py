@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from src.data.cache import DecodedImages
-from src.data.names import hash_patient, unify
+from .cache import DecodedImages
+from .names import hash_patient, unify
 
 
 def unify_file_patients(decoded: Sequence[DecodedImages]) -> dict[str, str]:

@@ -6,9 +6,9 @@ from types import ModuleType
 
 import numpy as np
 
-from src.data import dicom, raster
-from src.data.images import Header, Picture
-from src.data.samples import Sample
+from . import dicom, raster
+from .images import Header, Picture
+from .samples import Sample
 
 SUFFIXES = raster.SUFFIXES | dicom.SUFFIXES
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from src.data.files import SUFFIXES, read_header, read_picture
-from src.data.names import check_classes, check_no_masks, is_like_split, name_splits, unify
-from src.data.samples import Listing, Sample, order_classes
-from src.data.walk import Exclude, LeftOut, entries_of, image_files, is_image_name, unlisted
-from src.errors import DataError
-from src.utils.config import DataConfig
+from ..errors import DataError
+from ..utils.config import DataConfig
+from .files import SUFFIXES, read_header, read_picture
+from .names import check_classes, check_no_masks, is_like_split, name_splits, unify
+from .samples import Listing, Sample, order_classes
+from .walk import Exclude, LeftOut, entries_of, image_files, is_image_name, unlisted
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from src.data.images import Pixels
-from src.errors import DataError
-from src.utils.io import write_at
+from ..errors import DataError
+from ..utils.io import write_at
+from .images import Pixels
 
 CHECKSUM = np.dtype("<u4")
 """CRC-32 of an image; the checksums of all images follow the last image in the file."""

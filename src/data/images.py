@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.errors import DataError
-from src.utils.io import open_regular
-from src.utils.limits import IMAGE_BYTES, IMAGE_PIXELS, Limit
+from ..errors import DataError
+from ..utils.io import open_regular
+from ..utils.limits import IMAGE_BYTES, IMAGE_PIXELS, Limit
 
 Pixels = NDArray[np.uint8]
 """``(H, W)`` gray or ``(H, W, 3)`` RGB."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.arrays import Arrays
-from src.data.entries import COLUMNS, STATE, Entries, Entry, Shared, look_at_files
-from src.data.samples import Sample
-from src.utils.io import atomic_file, open_regular
+from ..utils.io import atomic_file, open_regular
+from .arrays import Arrays
+from .entries import COLUMNS, STATE, Entries, Entry, Shared, look_at_files
+from .samples import Sample
 
 _SHARE = 20  # writing the index takes at most one part in so many of the time
 DAMAGED = (

@@ -5,24 +5,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.data import manifest
-from src.data.arrays import Arrays, open_arrays
-from src.data.cache import decode_listings
-from src.data.corrected import describe_corrected
-from src.data.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
-from src.data.entries import join_entries
-from src.data.files import SUFFIXES, is_image
-from src.data.folders import listing_of_files
-from src.data.image_array import ImageArray, ImageSource
-from src.data.images import Pixels
-from src.data.names import unify
-from src.data.npz import images_of, labels_of, listing_of_arrays
-from src.data.records import Records, join, records_of
-from src.data.samples import Listing, Sample
-from src.data.walk import Exclude, LeftOut, image_files
-from src.data.windows import blank_notes
-from src.errors import DataError
-from src.utils.config import DataConfig
+from ..errors import DataError
+from ..utils.config import DataConfig
+from . import manifest
+from .arrays import Arrays, open_arrays
+from .cache import decode_listings
+from .corrected import describe_corrected
+from .demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
+from .entries import join_entries
+from .files import SUFFIXES, is_image
+from .folders import listing_of_files
+from .image_array import ImageArray, ImageSource
+from .images import Pixels
+from .names import unify
+from .npz import images_of, labels_of, listing_of_arrays
+from .records import Records, join, records_of
+from .samples import Listing, Sample
+from .walk import Exclude, LeftOut, image_files
+from .windows import blank_notes
 
 UNKNOWN = -1
 """The label of an image whose class is not told."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.records import Records
-from src.data.samples import SPLITS
-from src.errors import DataError
+from ..errors import DataError
+from .records import Records
+from .samples import SPLITS
 
 Leaks = dict[str, set[str]]
 """Splits by image hash or patient, of those that are in several."""

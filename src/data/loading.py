@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from src.data.dataset import Dataset
-from src.data.image_array import ImageSource
-from src.utils.runtime import to_device, usable_cores
+from ..utils.runtime import to_device, usable_cores
+from .dataset import Dataset
+from .image_array import ImageSource
 
 BATCHES_AHEAD = 4
 """Batches that are read before they are needed; with the one in use they bound the memory."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from src.data.folders import NamePatterns, listing_of_files, read_name
-from src.data.names import check_classes, name_splits, unify
-from src.data.samples import Listing, Sample, order_classes
-from src.errors import DataError
-from src.utils.config import DataConfig
-from src.utils.tables import TableError, read_rows
+from ..errors import DataError
+from ..utils.config import DataConfig
+from ..utils.tables import TableError, read_rows
+from .folders import NamePatterns, listing_of_files, read_name
+from .names import check_classes, name_splits, unify
+from .samples import Listing, Sample, order_classes
 
 NAME = "manifest.csv"
 

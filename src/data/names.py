@@ -4,9 +4,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-from src.data.samples import SPLITS
-from src.errors import DataError
-from src.utils.io import sha256
+from ..errors import DataError
+from ..utils.io import sha256
+from .samples import SPLITS
 
 _END = "\0"
 _NUMBER = re.compile(r"\d+(\.0+)?")

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.arrays import Arrays
-from src.data.comparison import Comparison, compare, find_components
-from src.data.image_array import ImageArray
-from src.data.index import DAMAGED
-from src.data.leaks import Checked
-from src.data.records import Records
-from src.data.split import merge_groups
-from src.errors import DataError
-from src.utils.config import DataConfig
-from src.utils.io import atomic_file, file_lock, open_regular, sha256_of_lines
-from src.utils.tables import escape_formula
+from ..errors import DataError
+from ..utils.config import DataConfig
+from ..utils.io import atomic_file, file_lock, open_regular, sha256_of_lines
+from ..utils.tables import escape_formula
+from .arrays import Arrays
+from .comparison import Comparison, compare, find_components
+from .image_array import ImageArray
+from .index import DAMAGED
+from .leaks import Checked
+from .records import Records
+from .split import merge_groups
 
 SECONDS = 60.0
 """Time for a comparison that is only reported; what it leaves out is stated."""

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.arrays import Arrays, Shape, open_arrays
-from src.data.images import Header, Picture, Pixels, check_pixels
-from src.data.names import is_like_split, name_splits
-from src.data.samples import SPLITS, Listing, Sample, order_classes
-from src.errors import DataError
-from src.utils.limits import NPZ_IMAGES
+from ..errors import DataError
+from ..utils.limits import NPZ_IMAGES
+from .arrays import Arrays, Shape, open_arrays
+from .images import Header, Picture, Pixels, check_pixels
+from .names import is_like_split, name_splits
+from .samples import SPLITS, Listing, Sample, order_classes
 
 
 def list_npz(path: Path, modality: str, positive_class: str | None) -> Listing:

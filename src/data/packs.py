@@ -18,10 +18,10 @@ from typing import IO
 
 import numpy as np
 
-from src.data.image_array import CHECKSUM, ImageArray, Place
-from src.errors import DataError
-from src.utils.cli import warn
-from src.utils.io import TEMP_PREFIX, atomic_write_text, file_lock
+from ..errors import DataError
+from ..utils.cli import warn
+from ..utils.io import TEMP_PREFIX, atomic_write_text, file_lock
+from .image_array import CHECKSUM, ImageArray, Place
 
 GIGABYTE = 1_000_000_000
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.images import Picture, Range
-from src.data.samples import Listing, Sample
-from src.data.workers import Workers
-from src.utils.io import atomic_write_text, sha256_of_lines
-from src.utils.progress import track
+from ..utils.io import atomic_write_text, sha256_of_lines
+from ..utils.progress import track
+from .images import Picture, Range
+from .samples import Listing, Sample
+from .workers import Workers
 
 IMAGES = 500
 PERCENTILES = (0.5, 99.5)

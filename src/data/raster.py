@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from src.data.images import BadImage, Header, Picture, check_pixels, open_image
-from src.utils.limits import HINT, IMAGE_PIXELS
+from ..utils.limits import HINT, IMAGE_PIXELS
+from .images import BadImage, Header, Picture, check_pixels, open_image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}) | frozenset(
     {".jpe", ".jfif", ".webp", ".gif", ".jp2", ".j2k", ".pgm", ".ppm"}

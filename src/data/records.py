@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.cache import DecodedImages
-from src.data.file_patients import unify_file_patients
-from src.errors import DataError
-from src.utils.io import sha256
+from ..errors import DataError
+from ..utils.io import sha256
+from .cache import DecodedImages
+from .file_patients import unify_file_patients
 
 _SHOWN = 5
 Key = tuple[str, str]

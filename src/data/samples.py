@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from src.data.images import Header, Picture
-from src.errors import DataError
-from src.utils.tables import is_formula
+from ..errors import DataError
+from ..utils.tables import is_formula
+from .images import Header, Picture
 
 SPLITS = ("train", "val", "test")
 

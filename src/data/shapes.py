@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.data.cache import DecodedImages
-from src.data.records import Records
+from .cache import DecodedImages
+from .records import Records
 
 _DIFFERENT = 1.05  # ratio of two classes' medians
 

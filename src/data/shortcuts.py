@@ -8,8 +8,8 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.cache import DecodedImages
-from src.data.entries import Entries, Shared
+from .cache import DecodedImages
+from .entries import Entries, Shared
 
 Counts = NDArray[np.int64]
 """Images by value of a property (rows) and class (columns)."""

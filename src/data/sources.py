@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from src.data import manifest
-from src.data.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
-from src.data.folders import NamePatterns, list_folder
-from src.data.manifest import list_manifest
-from src.data.names import check_patients, unify
-from src.data.npz import list_npz
-from src.data.samples import Listing
-from src.errors import DataError
-from src.utils.config import DataConfig
+from ..errors import DataError
+from ..utils.config import DataConfig
+from . import manifest
+from .demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
+from .folders import NamePatterns, list_folder
+from .manifest import list_manifest
+from .names import check_patients, unify
+from .npz import list_npz
+from .samples import Listing
 
 
 def list_modalities(config: DataConfig, cache_dir: Path) -> list[Listing]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from src.errors import DataError
+from ..errors import DataError
 
 _TOLERANCE = 0.05
 _MOST_PARTS = 100

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from src.data.image_array import ImageArray
+from .image_array import ImageArray
 
 Thumbnails = NDArray[np.int16]
 """``(4, N, 64)``: sums and differences of the four quarters of each thumbnail, folded over its two axes."""

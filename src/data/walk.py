@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from fnmatch import translate
 from pathlib import Path
 
-from src.data.files import ENDINGS, is_image
-from src.errors import DataError
+from ..errors import DataError
+from .files import ENDINGS, is_image
 
 _MOST_UNREAD = 0.1
 _STEM = "{stem}"

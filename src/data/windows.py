@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from src.data.entries import Entries, Shared, how_seen
-from src.data.images import Range, applied_window
-from src.errors import DataError
+from ..errors import DataError
+from .entries import Entries, Shared, how_seen
+from .images import Range, applied_window
 
 _8_BIT_SPAN = 255
 _SHOWN = 3

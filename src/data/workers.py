@@ -10,8 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Self, TypeVar
 
-from src.errors import DataError
-from src.utils.runtime import usable_cores
+from ..errors import DataError
+from ..utils.runtime import usable_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -73,7 +73,7 @@ class Workers:
 def _processes() -> Executor:
     # Forked from a server that has no threads: torch's would not survive a fork of this process.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["src.data.decode"])
+    context.set_forkserver_preload([f"{__package__}.decode"])
     return ProcessPoolExecutor(usable_cores(), context, _start_worker)
 
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from src.tracking.interrupted import read_known
-from src.tracking.running import DEAD, mark_killed, running_runs
-from src.training.checkpoint import CheckpointStore, load_checkpoint
-from src.training.folders import RunFolders
-from src.utils.io import TEMP_PREFIX
+from ..tracking.interrupted import read_known
+from ..tracking.running import DEAD, mark_killed, running_runs
+from ..training.checkpoint import CheckpointStore, load_checkpoint
+from ..training.folders import RunFolders
+from ..utils.io import TEMP_PREFIX
 
 
 @dataclass(frozen=True)

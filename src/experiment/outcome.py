@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from src.tracking import names
-from src.tracking.finished_run import metric_points
-from src.tracking.interrupted import read_known
-from src.training.checkpoint import CheckpointStore, load_checkpoint
-from src.training.folders import RunFolders
-from src.utils.io import sha256
+from ..tracking import names
+from ..tracking.finished_run import metric_points
+from ..tracking.interrupted import read_known
+from ..training.checkpoint import CheckpointStore, load_checkpoint
+from ..training.folders import RunFolders
+from ..utils.io import sha256
 
 _CLOCK = frozenset({"epoch_seconds", "images_per_second"})
 """Metrics that measure the machine."""

@@ -3,20 +3,20 @@
 from rich.console import Console
 from rich.table import Table
 
-from src.data.dataset import Dataset
-from src.data.entries import FORMAT
-from src.models.serving import ServingModel
-from src.tracking import names
-from src.tracking.run import TrackedRun
-from src.tracking.store import how_to_look
-from src.training.checkpoint import TrainerState
-from src.training.folders import RunFolders
-from src.training.metrics import optimism
-from src.training.results import Results, write_results
-from src.training.setup import Setup
-from src.utils.config import Config
-from src.utils.io import atomic_write_text, sha256
-from src.utils.runtime import environment
+from ..data.dataset import Dataset
+from ..data.entries import FORMAT
+from ..models.serving import ServingModel
+from ..tracking import names
+from ..tracking.run import TrackedRun
+from ..tracking.store import how_to_look
+from ..training.checkpoint import TrainerState
+from ..training.folders import RunFolders
+from ..training.metrics import optimism
+from ..training.results import Results, write_results
+from ..training.setup import Setup
+from ..utils.config import Config
+from ..utils.io import atomic_write_text, sha256
+from ..utils.runtime import environment
 
 _NEUTRAL = (
     "data.device_cache",

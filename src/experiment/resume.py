@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.data.dataset import Dataset
-from src.errors import ConfigError, DataError, UserError
-from src.models.spec import InputSpec
-from src.tracking import names
-from src.tracking.interrupted import KnownRun, find_unfinished, read_known
-from src.tracking.journal import Journal
-from src.tracking.sync import sync
-from src.training.checkpoint import CheckpointStore
-from src.training.defaults import resolve_defaults
-from src.training.folders import RunFolders
-from src.training.setup import Setup
-from src.utils.cli import warn
-from src.utils.config import Config
-from src.utils.config_fields import is_run_name
-from src.utils.dotted import merge_dotted
+from ..data.dataset import Dataset
+from ..errors import ConfigError, DataError, UserError
+from ..models.spec import InputSpec
+from ..tracking import names
+from ..tracking.interrupted import KnownRun, find_unfinished, read_known
+from ..tracking.journal import Journal
+from ..tracking.sync import sync
+from ..training.checkpoint import CheckpointStore
+from ..training.defaults import resolve_defaults
+from ..training.folders import RunFolders
+from ..training.setup import Setup
+from ..utils.cli import warn
+from ..utils.config import Config
+from ..utils.config_fields import is_run_name
+from ..utils.dotted import merge_dotted
 
 MAY_CHANGE = frozenset(
     {

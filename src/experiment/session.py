@@ -5,20 +5,20 @@ from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
 
-from src.data.dataset import Dataset
-from src.data.entries import FORMAT
-from src.experiment.record import print_summary, record_results, record_start, tags_of
-from src.experiment.resume import Interrupted
-from src.tracking import names
-from src.tracking.run import tracked_run
-from src.training.checkpoint import CheckpointStore, TrainerState
-from src.training.folders import RunFolders
-from src.training.keeper import Keeper, Keeping, NoKeeper
-from src.training.results import Results, score_best
-from src.training.setup import Setup
-from src.training.trainer import Trainer
-from src.utils.launch import Together
-from src.utils.runtime import determinism
+from ..data.dataset import Dataset
+from ..data.entries import FORMAT
+from ..tracking import names
+from ..tracking.run import tracked_run
+from ..training.checkpoint import CheckpointStore, TrainerState
+from ..training.folders import RunFolders
+from ..training.keeper import Keeper, Keeping, NoKeeper
+from ..training.results import Results, score_best
+from ..training.setup import Setup
+from ..training.trainer import Trainer
+from ..utils.launch import Together
+from ..utils.runtime import determinism
+from .record import print_summary, record_results, record_start, tags_of
+from .resume import Interrupted
 
 
 def train(

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.dataset import Dataset, load_dataset
-from src.data.image_array import ImageSource
-from src.data.inputs import UNKNOWN, Inputs, load_inputs
-from src.errors import ConfigError, DataError
-from src.inference.trained import TrainedModel
-from src.utils.config import DataConfig
-from src.utils.io import sha256
+from ..data.dataset import Dataset, load_dataset
+from ..data.image_array import ImageSource
+from ..data.inputs import UNKNOWN, Inputs, load_inputs
+from ..errors import ConfigError, DataError
+from ..utils.config import DataConfig
+from ..utils.io import sha256
+from .trained import TrainedModel
 
 ALL = "all"
 SIDES = ("train", "val", "test", ALL)

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from src.data.inputs import Inputs, load_inputs
-from src.errors import ConfigError, MlprojectError
-from src.inference.reference import Reference
-from src.inference.trained import TrainedModel, describe, load_trained
-from src.tracking.project_run import mark_project_run
-from src.utils.cli import warn
-from src.utils.runtime import determinism
+from ..data.inputs import Inputs, load_inputs
+from ..errors import ConfigError, MlprojectError
+from ..tracking.project_run import mark_project_run
+from ..utils.cli import warn
+from ..utils.runtime import determinism
+from .reference import Reference
+from .trained import TrainedModel, describe, load_trained
 
 
 @contextmanager

@@ -7,19 +7,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from src.inference.explain import Layer, draw_explanation
-from src.inference.judging import Judgement, write_judgement
-from src.inference.trained import TrainedModel
-from src.tracking import names
-from src.tracking.looks import count_looks
-from src.tracking.registry import set_tags
-from src.tracking.run import TrackedRun
-from src.tracking.store import how_to_look
-from src.training.estimates import Estimate
-from src.training.metrics import optimism
-from src.training.plots import save_figure
-from src.utils.cli import warn
-from src.utils.progress import is_interactive
+from ..tracking import names
+from ..tracking.looks import count_looks
+from ..tracking.registry import set_tags
+from ..tracking.run import TrackedRun
+from ..tracking.store import how_to_look
+from ..training.estimates import Estimate
+from ..training.metrics import optimism
+from ..training.plots import save_figure
+from ..utils.cli import warn
+from ..utils.progress import is_interactive
+from .explain import Layer, draw_explanation
+from .judging import Judgement, write_judgement
+from .trained import TrainedModel
 
 ROLE = "evaluation"
 _WIDE = 130

@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from src.errors import ModelError
-from src.inference.judging import Judgement
-from src.inference.trained import TrainedModel
-from src.models.forward import evaluating
-from src.models.spec import unit_range
-from src.training.metrics import decide
-from src.training.plot_style import new_figure, readable
-from src.utils.runtime import to_device
+from ..errors import ModelError
+from ..models.forward import evaluating
+from ..models.spec import unit_range
+from ..training.metrics import decide
+from ..training.plot_style import new_figure, readable
+from ..utils.runtime import to_device
+from .judging import Judgement
+from .trained import TrainedModel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.batches import in_order
-from src.data.loading import load_batches
-from src.inference.cases import Cases
-from src.inference.trained import TrainedModel
-from src.models.forward import predict_logits
-from src.training.estimates import Estimate, Patients, by_patient, estimate
-from src.training.metrics import softmax
-from src.training.plots import save_score_plots
-from src.training.predictions import write_predictions
-from src.utils.progress import track
+from ..data.batches import in_order
+from ..data.loading import load_batches
+from ..models.forward import predict_logits
+from ..training.estimates import Estimate, Patients, by_patient, estimate
+from ..training.metrics import softmax
+from ..training.plots import save_score_plots
+from ..training.predictions import write_predictions
+from ..utils.progress import track
+from .cases import Cases
+from .trained import TrainedModel
 
 
 @dataclass(frozen=True, eq=False)

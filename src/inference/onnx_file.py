@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from src.errors import ClaimError
-from src.inference.trained import TrainedModel
-from src.models.serving import ServingModel
-from src.utils.io import atomic_write_bytes
-from src.utils.silence import silenced
+from ..errors import ClaimError
+from ..models.serving import ServingModel
+from ..utils.io import atomic_write_bytes
+from ..utils.silence import silenced
+from .trained import TrainedModel
 
 _INPUT, _OUTPUT = "pixels", "probabilities"
 _TALKATIVE = ("torch.onnx", "onnxscript", "torch.export")

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from src.data.batches import in_order
-from src.data.inputs import UNKNOWN, Inputs
-from src.data.loading import load_batches
-from src.inference.trained import TrainedModel
-from src.models.features import extract_features
-from src.models.forward import predict_logits
-from src.training.metrics import decide, softmax
-from src.utils.io import atomic_file, atomic_write_text
-from src.utils.progress import track
-from src.utils.tables import escape_formula
+from ..data.batches import in_order
+from ..data.inputs import UNKNOWN, Inputs
+from ..data.loading import load_batches
+from ..models.features import extract_features
+from ..models.forward import predict_logits
+from ..training.metrics import decide, softmax
+from ..utils.io import atomic_file, atomic_write_text
+from ..utils.progress import track
+from ..utils.tables import escape_formula
+from .trained import TrainedModel
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.errors import ConfigError
+from ..errors import ConfigError
 
 
 @dataclass(frozen=True)

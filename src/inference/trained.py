@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.data.corrected import CORRECT_FROM
-from src.errors import ClaimError, UserError
-from src.inference.reference import Reference
-from src.models.build import build_model
-from src.models.spec import InputSpec
-from src.tracking.finished_run import FinishedRun, read_run
-from src.tracking.logged_model import load_model
-from src.tracking.names import CONFIG, DECODING, registered_name
-from src.tracking.registry import Registered, Version, read_registered, registered_names
-from src.tracking.store import open_store
-from src.training.checkpoint import load_checkpoint
-from src.training.evaluation import Network
-from src.utils.config import Config
-from src.utils.runtime import fit_threads, keep_freed_memory, pick_device
+from ..data.corrected import CORRECT_FROM
+from ..errors import ClaimError, UserError
+from ..models.build import build_model
+from ..models.spec import InputSpec
+from ..tracking.finished_run import FinishedRun, read_run
+from ..tracking.logged_model import load_model
+from ..tracking.names import CONFIG, DECODING, registered_name
+from ..tracking.registry import Registered, Version, read_registered, registered_names
+from ..tracking.store import open_store
+from ..training.checkpoint import load_checkpoint
+from ..training.evaluation import Network
+from ..utils.config import Config
+from ..utils.runtime import fit_threads, keep_freed_memory, pick_device
+from .reference import Reference
 
 _NETWORK = "model."  # where the network lies in what is served
 

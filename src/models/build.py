@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from src.errors import ModelError
-from src.models.forward import evaluating
-from src.models.surgery import (
+from ..errors import ModelError
+from ..utils.torchvision_import import torchvision
+from .forward import evaluating
+from .surgery import (
     has_small_stem,
     make_pooling_deterministic,
     set_stem,
     small_stem_families,
 )
-from src.models.weights import load_weights
-from src.utils.torchvision_import import torchvision
+from .weights import load_weights
 
 _SMALL_IMAGE = 40
 # Sizes tried, when an image is too small, to tell the user one that works.

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from src.errors import ModelError
-from src.models.forward import predict_logits
-from src.models.spec import InputSpec
-from src.models.surgery import head_path
+from ..errors import ModelError
+from .forward import predict_logits
+from .spec import InputSpec
+from .surgery import head_path
 
 _SHOWN = 20
 

@@ -10,8 +10,8 @@ from urllib.parse import urlparse
 
 import torch
 
-from src.errors import ModelError
-from src.utils.torchvision_import import torchvision
+from ..errors import ModelError
+from ..utils.torchvision_import import torchvision
 
 _TIMEOUT_SECONDS = 15.0  # without a byte, as for pip
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from src.errors import ModelError
-from src.models.matching import COUNTER, WRAPPERS, Match, match_names
-from src.models.surgery import (
+from ..errors import ModelError
+from ..utils.torchvision_import import torchvision
+from .matching import COUNTER, WRAPPERS, Match, match_names
+from .surgery import (
     Normalization,
     adapt_filters,
     adapt_stem,
@@ -16,7 +17,6 @@ from src.models.surgery import (
     head_path,
     shifted_by_stem,
 )
-from src.utils.torchvision_import import torchvision
 
 # Classifiers that help the training of GoogLeNet and Inception; ours are built without.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")

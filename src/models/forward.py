@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from src.models.spec import InputSpec, unit_range
-from src.utils.runtime import to_device
-from src.utils.threads import VALUES_PER_THREAD, at_most_threads
+from ..utils.runtime import to_device
+from ..utils.threads import VALUES_PER_THREAD, at_most_threads
+from .spec import InputSpec, unit_range
 
 
 def predict_logits(

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from src.models.forward import evaluating
+from .forward import evaluating
 
 _ENOUGH_DENSE_WORK = 1100
 Look = Callable[[nn.Module, Tensor, Tensor], None]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from src.errors import ModelError
-from src.models.surgery import head_path
+from ..errors import ModelError
+from .surgery import head_path
 
 WRAPPERS = ("model", "net", "backbone", "encoder", "encoder_q", "_orig_mod", "module")
 """Attributes under which other programs keep a network, so that its keys begin with their names."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from src.models.surgery import head_path
+from .surgery import head_path
 
 
 def parameter_groups(

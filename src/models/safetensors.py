@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from src.utils.limits import SAFETENSORS_HEADER
+from ..utils.limits import SAFETENSORS_HEADER
 
 _DTYPES = {
     "F64": torch.float64,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from src.models.spec import InputSpec, standardize, unit_range
+from .spec import InputSpec, standardize, unit_range
 
 
 class ServingModel(nn.Module):

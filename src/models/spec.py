@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.errors import ModelError
+from ..errors import ModelError
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from src.errors import ModelError
-from src.models.fetch import imagenet_state
-from src.models.fitting import fit_state
-from src.models.safetensors import read_safetensors
-from src.models.spec import InputSpec
-from src.models.surgery import first_convolution
-from src.utils.io import open_regular
+from ..errors import ModelError
+from ..utils.io import open_regular
+from .fetch import imagenet_state
+from .fitting import fit_state
+from .safetensors import read_safetensors
+from .spec import InputSpec
+from .surgery import first_convolution
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

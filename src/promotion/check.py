@@ -4,16 +4,16 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from src.errors import ClaimError, MlprojectError
-from src.promotion.evidence import read_config
-from src.promotion.group import FOLDER, Group
-from src.promotion.history import read_history
-from src.promotion.state import PROMOTION, RECORD_SHA256, ROLLED_BACK, State, entry_of, existing, read_state
-from src.tracking.finished_run import read_run
-from src.tracking.model_files import check_model_files
-from src.tracking.names import MODALITY, MODEL, PREVIOUS
-from src.tracking.registry import Version, champions
-from src.utils.config import Config
+from ..errors import ClaimError, MlprojectError
+from ..tracking.finished_run import read_run
+from ..tracking.model_files import check_model_files
+from ..tracking.names import MODALITY, MODEL, PREVIOUS
+from ..tracking.registry import Version, champions
+from ..utils.config import Config
+from .evidence import read_config
+from .group import FOLDER, Group
+from .history import read_history
+from .state import PROMOTION, RECORD_SHA256, ROLLED_BACK, State, entry_of, existing, read_state
 
 
 def check(model: str | None, modality: str | None) -> dict[str, list[str]]:

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.errors import DataError
-from src.promotion.evidence import gives, saw_the_same
-from src.promotion.history import Entry
-from src.promotion.judge import rank
-from src.tracking.candidates import Candidate
-from src.tracking.finished_run import fetch_of
-from src.training.predictions import Predictions, read_predictions
-from src.training.selection import corrected_auc
+from ..errors import DataError
+from ..tracking.candidates import Candidate
+from ..tracking.finished_run import fetch_of
+from ..training.predictions import Predictions, read_predictions
+from ..training.selection import corrected_auc
+from .evidence import gives, saw_the_same
+from .history import Entry
+from .judge import rank
 
 _MOST = 100  # runs whose predictions are read: the best, so that a promotion takes no longer with 10,000
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from src.errors import TrackingError
-from src.promotion.evidence import Standing, difference, stand
-from src.promotion.group import Group
-from src.promotion.judge import Rules, Verdict, is_same, judge, nothing_left, pick_fingerprints, rank
-from src.promotion.state import Incumbent, State, find_incumbent, is_settled, read_state
-from src.tracking.candidates import Candidate
-from src.tracking.finished_run import read_run
-from src.training.auc import Difference
+from ..errors import TrackingError
+from ..tracking.candidates import Candidate
+from ..tracking.finished_run import read_run
+from ..training.auc import Difference
+from .evidence import Standing, difference, stand
+from .group import Group
+from .judge import Rules, Verdict, is_same, judge, nothing_left, pick_fingerprints, rank
+from .state import Incumbent, State, find_incumbent, is_settled, read_state
 
 _NO_RULES = Rules()
 

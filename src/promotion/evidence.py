@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from src.errors import ClaimError, DataError, UserError
-from src.tracking.finished_run import FinishedRun
-from src.tracking.names import BEST_VAL_AUC, CONFIG, DATA_FINGERPRINT
-from src.training.auc import Difference, Interval, auc, compare, interval
-from src.training.predictions import Predictions, read_predictions
-from src.utils.cli import warn
-from src.utils.config import Config
+from ..errors import ClaimError, DataError, UserError
+from ..tracking.finished_run import FinishedRun
+from ..tracking.names import BEST_VAL_AUC, CONFIG, DATA_FINGERPRINT
+from ..training.auc import Difference, Interval, auc, compare, interval
+from ..training.predictions import Predictions, read_predictions
+from ..utils.cli import warn
+from ..utils.config import Config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -108,7 +108,7 @@ def verify(run: FinishedRun, folder: Path) -> str:
             claims or other probabilities than the stored ones, or nothing is there to check by.
         TrackingError: The store failed.
     """
-    from src.tracking.logged_model import load_model
+    from ..tracking.logged_model import load_model
 
     claim, stored = run.metrics[BEST_VAL_AUC], stored_predictions(run, "val", folder)
     if stored is not None:
@@ -163,10 +163,10 @@ def _predict(run: FinishedRun, model: "nn.Module", folder: Path) -> Predictions:
     """
     import torch
 
-    from src.data.batches import in_order
-    from src.data.dataset import load_dataset
-    from src.data.loading import load_batches
-    from src.utils.progress import track
+    from ..data.batches import in_order
+    from ..data.dataset import load_dataset
+    from ..data.loading import load_batches
+    from ..utils.progress import track
 
     config = read_config(run, folder)
     # A cache that is there is used; a promotion makes none.

@@ -5,19 +5,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from src.errors import ClaimError, MlprojectError, UserError
-from src.promotion import history
-from src.promotion.correction import Correction, correct
-from src.promotion.decide import Decision, Request, decide
-from src.promotion.evidence import verify
-from src.promotion.group import Group
-from src.promotion.history import Entry, now
-from src.promotion.judge import Verdict, pick_fingerprints
-from src.promotion.settle import check_restorable, enthrone, restore, writing
-from src.promotion.state import entry_of, foreign_text, read_state
-from src.tracking.candidates import Candidate, count_runs, find_candidates
-from src.tracking.finished_run import read_run
-from src.tracking.store import shown_uri
+from ..errors import ClaimError, MlprojectError, UserError
+from ..tracking.candidates import Candidate, count_runs, find_candidates
+from ..tracking.finished_run import read_run
+from ..tracking.store import shown_uri
+from . import history
+from .correction import Correction, correct
+from .decide import Decision, Request, decide
+from .evidence import verify
+from .group import Group
+from .history import Entry, now
+from .judge import Verdict, pick_fingerprints
+from .settle import check_restorable, enthrone, restore, writing
+from .state import entry_of, foreign_text, read_state
 
 Action = Literal["promoted", "kept", "refused", "failed"]
 

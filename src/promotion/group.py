@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.errors import MlprojectError
-from src.tracking.names import registered_name
-from src.utils.config_fields import TAG_PATTERN
+from ..errors import MlprojectError
+from ..tracking.names import registered_name
+from ..utils.config_fields import TAG_PATTERN
 
 FOLDER = Path("config/best_hparams")
 """Where the records lie, below the working folder."""

@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from src.promotion.group import FOLDER, Group
-from src.utils.cli import warn
-from src.utils.io import atomic_write_bytes
+from ..utils.cli import warn
+from ..utils.io import atomic_write_bytes
+from .group import FOLDER, Group
 
 PATH = FOLDER / "history.jsonl"
 

@@ -5,9 +5,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
-from src.promotion.state import Incumbent
-from src.tracking.candidates import Candidate
-from src.training.auc import Difference, is_better
+from ..tracking.candidates import Candidate
+from ..training.auc import Difference, is_better
+from .state import Incumbent
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
-from src.errors import ConfigError
-from src.promotion.group import Group
-from src.promotion.history import Entry
-from src.tracking.finished_run import FinishedRun
-from src.utils.config import Config
-from src.utils.io import sha256
-from src.utils.yaml_files import parse_yaml, read_text
+from ..errors import ConfigError
+from ..tracking.finished_run import FinishedRun
+from ..utils.config import Config
+from ..utils.io import sha256
+from ..utils.yaml_files import parse_yaml, read_text
+from .group import Group
+from .history import Entry
 
 _MAX_LENGTH = 50_000  # a replaced file is kept in the history and in a tag; MLflow's tags end at 100,000
 

@@ -4,11 +4,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from src.errors import MlprojectError, UserError
-from src.promotion.group import Group
-from src.promotion.history import Entry, now
-from src.promotion.settle import enthrone, restore, writing
-from src.promotion.state import (
+from ..errors import MlprojectError, UserError
+from ..tracking.finished_run import read_run
+from ..tracking.registry import Version
+from .group import Group
+from .history import Entry, now
+from .settle import enthrone, restore, writing
+from .state import (
     ROLLED_BACK,
     Incumbent,
     State,
@@ -18,8 +20,6 @@ from src.promotion.state import (
     is_settled,
     read_state,
 )
-from src.tracking.finished_run import read_run
-from src.tracking.registry import Version
 
 
 def roll_back(group: Group, *, dry_run: bool) -> str:

@@ -11,14 +11,29 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from src.errors import MlprojectError, TrackingError
-from src.promotion import history
-from src.promotion.correction import correction_of
-from src.promotion.evidence import read_config, stand
-from src.promotion.group import FOLDER, Group
-from src.promotion.history import Entry, now
-from src.promotion.record import compose_record
-from src.promotion.state import (
+from ..errors import MlprojectError, TrackingError
+from ..tracking import registry
+from ..tracking.finished_run import FinishedRun, read_run
+from ..tracking.names import (
+    BEST_VAL_AUC,
+    CHAMPION,
+    DATA_FINGERPRINT,
+    MODALITY,
+    MODEL,
+    PREVIOUS,
+    SPLIT_FINGERPRINT,
+)
+from ..tracking.store import promotion_lock
+from ..utils.cli import warn
+from ..utils.config import Config
+from ..utils.io import TEMP_PREFIX, atomic_write_text, check_writable, file_lock, sha256
+from . import history
+from .correction import correction_of
+from .evidence import read_config, stand
+from .group import FOLDER, Group
+from .history import Entry, now
+from .record import compose_record
+from .state import (
     PROMOTION,
     RECORD_SHA256,
     ROLLED_BACK,
@@ -30,21 +45,6 @@ from src.promotion.state import (
     foreign_text,
     predecessor,
 )
-from src.tracking import registry
-from src.tracking.finished_run import FinishedRun, read_run
-from src.tracking.names import (
-    BEST_VAL_AUC,
-    CHAMPION,
-    DATA_FINGERPRINT,
-    MODALITY,
-    MODEL,
-    PREVIOUS,
-    SPLIT_FINGERPRINT,
-)
-from src.tracking.store import promotion_lock
-from src.utils.cli import warn
-from src.utils.config import Config
-from src.utils.io import TEMP_PREFIX, atomic_write_text, check_writable, file_lock, sha256
 
 
 @contextmanager

@@ -6,14 +6,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from src.errors import MlprojectError
-from src.promotion.correction import Correction, correction_of
-from src.promotion.decide import Decision, Request
-from src.promotion.evidence import Standing
-from src.promotion.flow import Outcome, promote
-from src.promotion.judge import adjusted
-from src.promotion.state import entry_of
-from src.utils.progress import is_interactive
+from ..errors import MlprojectError
+from ..utils.progress import is_interactive
+from .correction import Correction, correction_of
+from .decide import Decision, Request
+from .evidence import Standing
+from .flow import Outcome, promote
+from .judge import adjusted
+from .state import entry_of
 
 _WIDE = 160  # a pipe has no width, and a wrapped number is no number
 

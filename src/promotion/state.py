@@ -5,12 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from src.errors import TrackingError
-from src.promotion.group import Group
-from src.promotion.history import Entry, last_version, of_group, promotions, read_history, taken_back
-from src.promotion.record import Record, read_record
-from src.tracking.finished_run import read_run
-from src.tracking.names import (
+from ..errors import TrackingError
+from ..tracking.finished_run import read_run
+from ..tracking.names import (
     BEST_VAL_AUC,
     CHAMPION,
     DATA_FINGERPRINT,
@@ -19,8 +16,11 @@ from src.tracking.names import (
     PREVIOUS,
     SPLIT_FINGERPRINT,
 )
-from src.tracking.registry import Registered, Version, read_registered
-from src.training.auc import is_better
+from ..tracking.registry import Registered, Version, read_registered
+from ..training.auc import is_better
+from .group import Group
+from .history import Entry, last_version, of_group, promotions, read_history, taken_back
+from .record import Record, read_record
 
 PROMOTION = "promotion"
 """Tag of a version: the event that made it champion, as the history has it."""

@@ -6,24 +6,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from src.errors import ClaimError, ConfigError, TrackingError
-from src.promotion.correction import Correction, correction_of
-from src.promotion.evidence import Standing, difference, read_config, stand, stored_predictions
-from src.promotion.group import Group
-from src.promotion.history import Entry, of_group, read_history
-from src.promotion.judge import pick_fingerprints, rank
-from src.promotion.state import entry_of
-from src.tracking.candidates import Candidate, find_candidates
-from src.tracking.finished_run import FinishedRun, read_run
-from src.tracking.names import BEST_VAL_AUC
-from src.tracking.registry import read_registered
-from src.training.auc import Difference
-from src.training.defaults import resolve_defaults
-from src.training.estimates import Estimate, estimate
-from src.training.metrics import optimism
-from src.utils.cli import warn
-from src.utils.config import Config
-from src.utils.tables import read_rows
+from ..errors import ClaimError, ConfigError, TrackingError
+from ..promotion.correction import Correction, correction_of
+from ..promotion.evidence import Standing, difference, read_config, stand, stored_predictions
+from ..promotion.group import Group
+from ..promotion.history import Entry, of_group, read_history
+from ..promotion.judge import pick_fingerprints, rank
+from ..promotion.state import entry_of
+from ..tracking.candidates import Candidate, find_candidates
+from ..tracking.finished_run import FinishedRun, read_run
+from ..tracking.names import BEST_VAL_AUC
+from ..tracking.registry import read_registered
+from ..training.auc import Difference
+from ..training.defaults import resolve_defaults
+from ..training.estimates import Estimate, estimate
+from ..training.metrics import optimism
+from ..utils.cli import warn
+from ..utils.config import Config
+from ..utils.tables import read_rows
 
 _SHOWN = 30
 _HISTORY = "training_history.csv"

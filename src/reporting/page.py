@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from src.reporting.gather import GroupReport, Side
-from src.training.estimates import Estimate
-from src.training.plot_scores import curves
-from src.training.plot_style import readable
-from src.training.plots import learning_curves
+from ..training.estimates import Estimate
+from ..training.plot_scores import curves
+from ..training.plot_style import readable
+from ..training.plots import learning_curves
+from .gather import GroupReport, Side
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from src.data.packs import OldPack, find_old
-from src.errors import ClaimError, MlprojectError, UserError
-from src.retention.owning import Owned, kept_elsewhere, owned, remove_folders
-from src.retention.plan import Past, Rules, Verdict, plan
-from src.tracking.names import CHECKPOINTS
-from src.tracking.past_runs import (
+from ..data.packs import OldPack, find_old
+from ..errors import ClaimError, MlprojectError, UserError
+from ..tracking.names import CHECKPOINTS
+from ..tracking.past_runs import (
     PastRun,
     artifact_bytes,
     delete_checkpoints,
@@ -21,15 +19,17 @@ from src.tracking.past_runs import (
     past_runs,
     registered_versions,
 )
-from src.tracking.purging import purge, unpurged
-from src.tracking.store import is_server, promotion_lock, resolve_uri
-from src.training.folders import RunFolders
-from src.training.ownership import owners
-from src.utils.cli import warn
-from src.utils.config_fields import is_run_name
-from src.utils.contained import contained
-from src.utils.io import file_lock
-from src.utils.leftovers import Temp, find_temps
+from ..tracking.purging import purge, unpurged
+from ..tracking.store import is_server, promotion_lock, resolve_uri
+from ..training.folders import RunFolders
+from ..training.ownership import owners
+from ..utils.cli import warn
+from ..utils.config_fields import is_run_name
+from ..utils.contained import contained
+from ..utils.io import file_lock
+from ..utils.leftovers import Temp, find_temps
+from .owning import Owned, kept_elsewhere, owned, remove_folders
+from .plan import Past, Rules, Verdict, plan
 
 _DAY = 86_400
 _NAME_LENGTH = 12  # of a pack, whose name is a hash

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.errors import ClaimError
-from src.tracking.names import CHECKPOINTS
-from src.tracking.past_runs import PastRun, own_models, place_of_model
-from src.training.folders import RunFolders
-from src.training.ownership import owners
-from src.utils.config_fields import is_run_name
-from src.utils.contained import contained, files_below, remove_tree
+from ..errors import ClaimError
+from ..tracking.names import CHECKPOINTS
+from ..tracking.past_runs import PastRun, own_models, place_of_model
+from ..training.folders import RunFolders
+from ..training.ownership import owners
+from ..utils.config_fields import is_run_name
+from ..utils.contained import contained, files_below, remove_tree
 
 _SHOWN = 80  # characters of a name
 

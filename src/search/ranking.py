@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from src.search.training import Training, best_score, known_run
-from src.tracking.interrupted import read_known
-from src.training.folders import RunFolders
-from src.utils.cli import warn
-from src.utils.config import Config
+from ..tracking.interrupted import read_known
+from ..training.folders import RunFolders
+from ..utils.cli import warn
+from ..utils.config import Config
+from .training import Training, best_score, known_run
 
 if TYPE_CHECKING:
     from optuna import Study

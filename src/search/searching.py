@@ -13,20 +13,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from src.errors import TrainingError
-from src.search.ranking import Ranked, Repeats, over_folds, ranking_csv, ranking_table, with_seeds
-from src.search.space import Space
-from src.search.study import RUN, Search, check_settings, open_search
-from src.search.summary import metrics, trials_shown, write_summary
-from src.search.training import end_with_parent
-from src.search.worker import Worker
-from src.tracking.project_run import mark_project_run
-from src.tracking.run import TrackedRun
-from src.tracking.sweep_run import keep_running, record_search, sweep_run, where_to_look
-from src.utils.config import Config
-from src.utils.io import atomic_write_text, file_lock
-from src.utils.runtime import derive_seed
-from src.utils.yaml_files import read_text
+from .. import PACKAGE
+from ..errors import TrainingError
+from ..tracking.project_run import mark_project_run
+from ..tracking.run import TrackedRun
+from ..tracking.sweep_run import keep_running, record_search, sweep_run, where_to_look
+from ..utils.config import Config
+from ..utils.io import atomic_write_text, file_lock
+from ..utils.runtime import derive_seed
+from ..utils.yaml_files import read_text
+from .ranking import Ranked, Repeats, over_folds, ranking_csv, ranking_table, with_seeds
+from .space import Space
+from .study import RUN, Search, check_settings, open_search
+from .summary import metrics, trials_shown, write_summary
+from .training import end_with_parent
+from .worker import Worker
 
 _POLL = 1.0
 _PARENT_SECONDS = 90.0  # for whoever has begun a search to begin its run
@@ -154,7 +155,7 @@ def _begin(plan: Plan, run: TrackedRun) -> None:
 @contextmanager
 def _workers(count: int, arguments: Sequence[str]) -> "Iterator[list[subprocess.Popen[bytes]]]":
     """Starts the workers and waits until they leave; an error ends them, with their trainings saved."""
-    command = [sys.executable, "-m", "src.sweep", *arguments, "--worker"]
+    command = [sys.executable, "-m", f"{PACKAGE}.sweep", *arguments, "--worker"]
     # A session of their own: Ctrl-C comes here alone, and is passed on once.
     processes = [
         subprocess.Popen(

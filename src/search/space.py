@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from src.errors import ConfigError
-from src.utils.config import Config
-from src.utils.yaml_files import read_yaml
+from ..errors import ConfigError
+from ..utils.config import Config
+from ..utils.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

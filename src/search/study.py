@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from src.errors import ConfigError, UserError
-from src.search.space import Space
-from src.tracking.heartbeat import Beat
-from src.tracking.store import reason
-from src.utils.config_history import EARLIER
-from src.utils.dotted import flatten
+from ..errors import ConfigError, UserError
+from ..tracking.heartbeat import Beat
+from ..tracking.store import reason
+from ..utils.config_history import EARLIER
+from ..utils.dotted import flatten
+from .space import Space
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from src.search.study import REASON, RUN, Search
-from src.training.plot_style import legend_below, new_figure
-from src.utils.io import atomic_file, atomic_write_text
-from src.utils.tables import escape_formula
+from ..training.plot_style import legend_below, new_figure
+from ..utils.io import atomic_file, atomic_write_text
+from ..utils.tables import escape_formula
+from .study import REASON, RUN, Search
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

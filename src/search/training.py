@@ -11,10 +11,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from src.training.auc import is_better
-from src.training.folders import RunFolders
-from src.utils.config import Config
-from src.utils.io import atomic_write_text
+from .. import PACKAGE
+from ..training.auc import is_better
+from ..training.folders import RunFolders
+from ..utils.config import Config
+from ..utils.io import atomic_write_text
 
 _PR_SET_PDEATHSIG = 1  # of prctl.h
 _RUN = "run "  # how the line starts in which a training names its run
@@ -38,8 +39,8 @@ class Training:
         self._said = folder / f"{name}.log"
         settings = folder / f"{name}.yaml"
         atomic_write_text(settings, config.to_yaml())
-        command = ["-m", "src.train", "--config", str(settings), "--parent", parent]
-        resume = ["-m", "src.train", "--resume", run_id or ""]
+        command = ["-m", f"{PACKAGE}.train", "--config", str(settings), "--parent", parent]
+        resume = ["-m", f"{PACKAGE}.train", "--resume", run_id or ""]
         with self._said.open("ab") as said:
             self._process = subprocess.Popen(
                 [sys.executable, "-u", *(resume if run_id else command)],

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.errors import UserError
-from src.search.space import Space
-from src.search.study import NAME, RUN, Search
-from src.search.training import Training, best_score, known_run
-from src.tracking.interrupted import read_known
-from src.tracking.sweep_run import mark_trial
-from src.training.defaults import resolve_defaults
-from src.training.folders import RunFolders
-from src.utils.cli import warn
-from src.utils.config import Config
+from ..errors import UserError
+from ..tracking.interrupted import read_known
+from ..tracking.sweep_run import mark_trial
+from ..training.defaults import resolve_defaults
+from ..training.folders import RunFolders
+from ..utils.cli import warn
+from ..utils.config import Config
+from .space import Space
+from .study import NAME, RUN, Search
+from .training import Training, best_score, known_run
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -160,6 +160,6 @@ class Worker:
 
 def share_cores(workers: int) -> None:
     """Gives the trainings of each worker on this machine its part of the cores."""
-    from src.utils.runtime import usable_cores
+    from ..utils.runtime import usable_cores
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // workers)))

@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from src.errors import ClaimError
-from src.tracking.graph_check import check_graph
-from src.utils.io import open_regular
-from src.utils.zip_layout import check_layout
+from ..errors import ClaimError
+from ..utils.io import open_regular
+from ..utils.zip_layout import check_layout
+from .graph_check import check_graph
 
 _KINDS = {
     "json": r"models/model\.json|data/weights/model_weights_config\.json"

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from src.errors import UserError
-from src.tracking.names import (
+from ..errors import UserError
+from .names import (
     ALLOWED_LEAKS,
     BEST_VAL_AUC,
     DATA_FINGERPRINT,
@@ -14,7 +14,7 @@ from src.tracking.names import (
     ROLE,
     SPLIT_FINGERPRINT,
 )
-from src.tracking.store import is_database, pages, resolve_uri, shown_uri, store_errors
+from .store import is_database, pages, resolve_uri, shown_uri, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from src.tracking.held import MAX_TAG, AnswerError, Held, has_model_files
-from src.tracking.journal import ARTIFACT, DATASETS, METRICS, MODEL, PARAMS, STATUS, TAGS, Item
-from src.tracking.logged_model import deliver_model
+from .held import MAX_TAG, AnswerError, Held, has_model_files
+from .journal import ARTIFACT, DATASETS, METRICS, MODEL, PARAMS, STATUS, TAGS, Item
+from .logged_model import deliver_model
 
 COMPARISON = "comparison"
 """The kind of an item that is never in a journal: a look at what the server holds."""

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.errors import ClaimError, TrackingError
-from src.tracking.candidates import Candidate
-from src.tracking.names import ALLOWED_LEAKS, BEST_VAL_AUC, DATA_FINGERPRINT, SPLIT_FINGERPRINT
-from src.tracking.places import run_place
-from src.tracking.store import store_errors
-from src.utils.contained import contained
+from ..errors import ClaimError, TrackingError
+from ..utils.contained import contained
+from .candidates import Candidate
+from .names import ALLOWED_LEAKS, BEST_VAL_AUC, DATA_FINGERPRINT, SPLIT_FINGERPRINT
+from .places import run_place
+from .store import store_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment

@@ -14,10 +14,10 @@ from typing import Any, Self
 
 import psutil
 
-from src.errors import ConfigError
-from src.tracking.names import HEARTBEAT
-from src.tracking.store import reason
-from src.utils.cli import warn
+from ..errors import ConfigError
+from ..utils.cli import warn
+from .names import HEARTBEAT
+from .store import reason
 
 SECONDS = 60.0
 """Between two heartbeats."""

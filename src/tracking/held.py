@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.errors import TrackingError
-from src.tracking.journal import ARTIFACT, DATASETS, METRICS, MODEL, PARAMS, TAGS, Item
+from ..errors import TrackingError
+from .journal import ARTIFACT, DATASETS, METRICS, MODEL, PARAMS, TAGS, Item
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

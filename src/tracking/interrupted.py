@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from src.errors import UserError
-from src.tracking.candidates import experiment_ids, search_runs
-from src.tracking.finished_run import how_to_restore
-from src.tracking.heartbeat import SECONDS, Beat
-from src.tracking.names import (
+from ..errors import UserError
+from ..utils.cli import span, warn
+from .candidates import experiment_ids, search_runs
+from .finished_run import how_to_restore
+from .heartbeat import SECONDS, Beat
+from .names import (
     CONFIG_SHA256,
     DATA_FINGERPRINT,
     ERROR,
@@ -18,9 +19,8 @@ from src.tracking.names import (
     MODEL,
     SPLIT_FINGERPRINT,
 )
-from src.tracking.places import run_place
-from src.tracking.store import reason, shown_uri, store_errors
-from src.utils.cli import span, warn
+from .places import run_place
+from .store import reason, shown_uri, store_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -16,12 +16,12 @@ from typing import Any, Self
 
 from filelock import Timeout
 
-from src.errors import TrackingError, UserError
-from src.tracking.journal_lines import decode, encode, has_sum
-from src.tracking.names import ERROR, HEARTBEAT
-from src.tracking.system_metrics import PREFIX
-from src.utils.cli import warn
-from src.utils.io import atomic_write_bytes, file_lock, is_locked
+from ..errors import TrackingError, UserError
+from ..utils.cli import warn
+from ..utils.io import atomic_write_bytes, file_lock, is_locked
+from .journal_lines import decode, encode, has_sum
+from .names import ERROR, HEARTBEAT
+from .system_metrics import PREFIX
 
 FOLDER = "undelivered"
 _FILE = "journal.jsonl"

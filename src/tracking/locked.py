@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from src.utils.cli import warn
-from src.utils.runtime import is_ending, raise_pending
+from ..utils.cli import warn
+from ..utils.runtime import is_ending, raise_pending
 
 PATIENCE = 3600.0
 """Seconds that one statement waits for the lock."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from src.errors import ClaimError
-from src.tracking.archive import checked_copy
-from src.tracking.model_files import local_model_folder
-from src.tracking.names import DELIVERY, LOGGED_MODEL
-from src.tracking.store import local_folder, pages, reason, resolve_uri, store_errors
-from src.utils.io import TEMP_PREFIX, atomic_write_text
-from src.utils.silence import silenced
+from ..errors import ClaimError
+from ..utils.io import TEMP_PREFIX, atomic_write_text
+from ..utils.silence import silenced
+from .archive import checked_copy
+from .model_files import local_model_folder
+from .names import DELIVERY, LOGGED_MODEL
+from .store import local_folder, pages, reason, resolve_uri, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

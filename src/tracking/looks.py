@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from src.tracking.candidates import active_runs, experiment_ids, rows, search_runs
-from src.tracking.names import ROLE, SPLIT_FINGERPRINT
-from src.tracking.store import is_database, resolve_uri, store_errors
+from .candidates import active_runs, experiment_ids, rows, search_runs
+from .names import ROLE, SPLIT_FINGERPRINT
+from .store import is_database, resolve_uri, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

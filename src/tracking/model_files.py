@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.errors import ClaimError
-from src.tracking.places import model_place
-from src.tracking.store import store_errors
+from ..errors import ClaimError
+from .places import model_place
+from .store import store_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from src.errors import ConfigError, TrackingError
-from src.tracking.delivery import (
+from ..errors import ConfigError, TrackingError
+from ..utils.cli import warn
+from ..utils.io import atomic_link
+from .delivery import (
     COMPARISON,
     ROUNDS,
     Delivery,
@@ -19,11 +21,9 @@ from src.tracking.delivery import (
     is_answer,
     is_finished,
 )
-from src.tracking.journal import ARTIFACT, MODEL, STATUS, Item, Journal, items, journal_lock
-from src.tracking.names import LOGGED_MODEL
-from src.tracking.store import reason, shown_uri
-from src.utils.cli import warn
-from src.utils.io import atomic_link
+from .journal import ARTIFACT, MODEL, STATUS, Item, Journal, items, journal_lock
+from .names import LOGGED_MODEL
+from .store import reason, shown_uri
 
 _MAX_PAUSE, _MAX_LAST_PAUSE = 30.0, 5.0
 _PATIENCE_NAME = "MLPROJECT_SERVER_PATIENCE"

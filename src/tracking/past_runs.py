@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.tracking.candidates import search_runs
-from src.tracking.names import BEST_VAL_AUC, CHECKPOINTS, DATA_FINGERPRINT, MODALITY, MODEL, ROLE
-from src.tracking.places import model_place, run_place
-from src.tracking.store import pages, store_errors
-from src.utils.contained import remove_tree
+from ..utils.contained import remove_tree
+from .candidates import search_runs
+from .names import BEST_VAL_AUC, CHECKPOINTS, DATA_FINGERPRINT, MODALITY, MODEL, ROLE
+from .places import model_place, run_place
+from .store import pages, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -6,10 +6,10 @@ A store is data: anybody who can write it can make a URI lead to any folder. MLf
 from collections.abc import Iterable
 from pathlib import Path
 
-from src.errors import ClaimError
-from src.tracking.store import local_folder, local_path, resolve_uri
-from src.utils.contained import contained
-from src.utils.masking import masked_uri
+from ..errors import ClaimError
+from ..utils.contained import contained
+from ..utils.masking import masked_uri
+from .store import local_folder, local_path, resolve_uri
 
 ARTIFACTS = "artifacts"
 _SHOWN = 200  # characters of a URI

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.errors import StoreError, UserError
-from src.tracking.held import MAX_TAG
-from src.tracking.names import CONFIG_SHA256, ERROR, ROLE
-from src.tracking.run import message_of
-from src.tracking.store import open_store, reason, shown_uri
-from src.utils.cli import warn
-from src.utils.runtime import Stopped
+from ..errors import StoreError, UserError
+from ..utils.cli import warn
+from ..utils.runtime import Stopped
+from .held import MAX_TAG
+from .names import CONFIG_SHA256, ERROR, ROLE
+from .run import message_of
+from .store import open_store, reason, shown_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

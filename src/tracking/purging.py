@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from src.errors import ClaimError, TrackingError
-from src.tracking.past_runs import CLEANED, PastRun, locations_of, past_of, place_of_model
-from src.tracking.store import is_server, local_path, pages, resolve_uri, store_errors
-from src.utils.contained import contained, remove_tree
+from ..errors import ClaimError, TrackingError
+from ..utils.contained import contained, remove_tree
+from .past_runs import CLEANED, PastRun, locations_of, past_of, place_of_model
+from .store import is_server, local_path, pages, resolve_uri, store_errors
 
 
 def unpurged() -> list[PastRun]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from src.tracking.names import CHAMPION, PREVIOUS
-from src.tracking.store import pages, store_errors
+from .names import CHAMPION, PREVIOUS
+from .store import pages, store_errors
 
 _ATTEMPTS = 5
 _ALIASES = (CHAMPION, PREVIOUS)

@@ -11,9 +11,11 @@ from typing import Any
 
 import yaml
 
-from src.errors import UserError
-from src.tracking.places import local_of
-from src.tracking.store import (
+from ..errors import UserError
+from ..utils.contained import contained
+from ..utils.io import atomic_write_text
+from .places import local_of
+from .store import (
     is_database,
     is_server,
     local_path,
@@ -21,8 +23,6 @@ from src.tracking.store import (
     shown_uri,
     store_errors,
 )
-from src.utils.contained import contained
-from src.utils.io import atomic_write_text
 
 _KEYS = ("artifact_location", "artifact_uri", "storage_location", "source")
 _ID_KEYS = ("run_id", "model_id", "source")

@@ -9,16 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.errors import MlprojectError, StoreError, TrackingError, UserError
-from src.tracking.delivery import Delivery, insist
-from src.tracking.heartbeat import Heartbeat, beat, seconds_between
-from src.tracking.held import read_whole_run
-from src.tracking.interrupted import clear_error
-from src.tracking.journal import DATASETS, METRICS, PARAMS, TAGS, Item
-from src.tracking.logged_model import log_model, save_model
-from src.tracking.names import ERROR
-from src.tracking.outbox import Outbox, UndeliveredError, read_patience
-from src.tracking.store import (
+from ..errors import MlprojectError, StoreError, TrackingError, UserError
+from ..utils.cli import warn
+from ..utils.io import atomic_link, remove_temps
+from ..utils.runtime import Stopped
+from .delivery import Delivery, insist
+from .heartbeat import Heartbeat, beat, seconds_between
+from .held import read_whole_run
+from .interrupted import clear_error
+from .journal import DATASETS, METRICS, PARAMS, TAGS, Item
+from .logged_model import log_model, save_model
+from .names import ERROR
+from .outbox import Outbox, UndeliveredError, read_patience
+from .store import (
     http_retries,
     is_server,
     local_folder,
@@ -27,15 +30,12 @@ from src.tracking.store import (
     resolve_uri,
     shown_uri,
 )
-from src.tracking.system_metrics import Monitor, wants_system_metrics
-from src.utils.cli import warn
-from src.utils.io import atomic_link, remove_temps
-from src.utils.runtime import Stopped
+from .system_metrics import Monitor, wants_system_metrics
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from src.data.dataset import Dataset
+    from ..data.dataset import Dataset
 
 _CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
 
@@ -254,7 +254,7 @@ def _start(tags: Mapping[str, str], run_id: str | None) -> TrackedRun:
     import mlflow
 
     # At a server the outbox's monitor does this: MLflow's own ends at the first request that fails.
-    from src.tracking.project_run import take_project_run
+    from .project_run import take_project_run
 
     wanted = wants_system_metrics() and not is_server(resolve_uri())
     seconds = seconds_between()  # a wrong one is told before there is a run

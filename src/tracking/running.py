@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from src.tracking.candidates import experiment_ids, search_runs
-from src.tracking.heartbeat import Beat
-from src.tracking.held import MAX_TAG
-from src.tracking.names import ERROR, HEARTBEAT
-from src.tracking.store import store_errors
-from src.tracking.sync import Left
-from src.utils.cli import span
+from ..utils.cli import span
+from .candidates import experiment_ids, search_runs
+from .heartbeat import Beat
+from .held import MAX_TAG
+from .names import ERROR, HEARTBEAT
+from .store import store_errors
+from .sync import Left
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from src.errors import MlprojectError, StoreError, TrackingError
-from src.tracking.locked import wait_for_locks
-from src.utils.io import TEMP_PREFIX, file_lock
-from src.utils.masking import masked_text, masked_uri
-from src.utils.silence import quiet_loggers
+from ..errors import MlprojectError, StoreError, TrackingError
+from ..utils.io import TEMP_PREFIX, file_lock
+from ..utils.masking import masked_text, masked_uri
+from ..utils.silence import quiet_loggers
+from .locked import wait_for_locks
 
 _SQLITE = "sqlite:///"
 

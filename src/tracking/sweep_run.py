@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from src.tracking.names import ERROR, PRUNED, ROLE, SWEEP, TRIAL
-from src.tracking.run import TrackedRun, tracked_run
-from src.tracking.store import how_to_look, reason
-from src.utils.cli import warn
+from ..utils.cli import warn
+from .names import ERROR, PRUNED, ROLE, SWEEP, TRIAL
+from .run import TrackedRun, tracked_run
+from .store import how_to_look, reason
 
 
 @contextmanager

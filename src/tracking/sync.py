@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from src.errors import StoreError, TrackingError, UserError
-from src.tracking.delivery import ROUNDS, Delivery, allowed_attempts, in_order, insist, is_finished
-from src.tracking.finished_run import how_to_restore
-from src.tracking.held import AnswerError, read_experiment, read_whole_run
-from src.tracking.interrupted import clear_error
-from src.tracking.journal import (
+from ..errors import StoreError, TrackingError, UserError
+from ..utils.signature import signature
+from .delivery import ROUNDS, Delivery, allowed_attempts, in_order, insist, is_finished
+from .finished_run import how_to_restore
+from .held import AnswerError, read_experiment, read_whole_run
+from .interrupted import clear_error
+from .journal import (
     ARTIFACT,
     FOLDER,
     MODEL,
@@ -22,10 +23,9 @@ from src.tracking.journal import (
     items,
     journal_lock,
 )
-from src.tracking.names import ERROR
-from src.tracking.places import run_place
-from src.tracking.store import http_retries, open_store, quiet_client, reason, shown_uri
-from src.utils.signature import signature
+from .names import ERROR
+from .places import run_place
+from .store import http_retries, open_store, quiet_client, reason, shown_uri
 
 _PATIENCE = 10.0  # seconds that each item waits for a server which answers now and then
 _UNKNOWN_END = "the process ended without saying why; src.store sync delivered what it left"

@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 
-from src.utils.cli import warn
+from ..utils.cli import warn
 
 PREFIX = "system/"
 """Starts the names of these metrics."""

@@ -11,10 +11,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from src.errors import DataError
-from src.training.auc import is_better
-from src.utils.io import atomic_file, atomic_link, open_regular
-from src.utils.zip_layout import check_layout
+from ..errors import DataError
+from ..utils.io import atomic_file, atomic_link, open_regular
+from ..utils.zip_layout import check_layout
+from .auc import is_better
 
 LATEST = "latest.pth"
 PREVIOUS = "latest.prev.pth"

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.errors import ConfigError, TrainingError
-from src.training.evaluation import Network
-from src.utils.cli import warn
-from src.utils.config import TrainingConfig
+from ..errors import ConfigError, TrainingError
+from ..utils.cli import warn
+from ..utils.config import TrainingConfig
+from .evaluation import Network
 
 
 class GraphedModel(nn.Module):

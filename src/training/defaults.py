@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from src.data.demo import DEMO_NAME
-from src.utils.config import Config
+from ..data.demo import DEMO_NAME
+from ..utils.config import Config
 
 _DEMO_EPOCHS = 10  # a first run ends within two minutes on two cores
 _FINE_TUNING_EPOCHS = 30

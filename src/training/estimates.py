@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from src.training.auc import Z, auc, combine, interval, number_units, widening
-from src.training.metrics import decide
+from .auc import Z, auc, combine, interval, number_units, widening
+from .metrics import decide
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]

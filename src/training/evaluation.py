@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from src.data.batches import in_order
-from src.data.dataset import Split
-from src.data.loading import BatchLoader
-from src.models.forward import predict_logits
-from src.models.spec import InputSpec
-from src.training.metrics import Scores, evaluate, softmax
-from src.utils.processes import ALONE, Processes
+from ..data.batches import in_order
+from ..data.dataset import Split
+from ..data.loading import BatchLoader
+from ..models.forward import predict_logits
+from ..models.spec import InputSpec
+from ..utils.processes import ALONE, Processes
+from .metrics import Scores, evaluate, softmax
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from src.errors import UserError
-from src.utils.contained import contained
-from src.utils.io import file_lock, remove_temps
-from src.utils.signature import sign, signature
+from ..errors import UserError
+from ..utils.contained import contained
+from ..utils.io import file_lock, remove_temps
+from ..utils.signature import sign, signature
 
 _LOCK = ".lock"
 

@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from src.utils.io import atomic_write_text
+from ..utils.io import atomic_write_text
 
 METRICS = ("train_loss", "val_loss", "val_acc", "val_auc", "val_sensitivity", "val_specificity")
 COLUMNS = ("epoch", *METRICS)

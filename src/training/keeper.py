@@ -5,10 +5,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from src.training.checkpoint import CheckpointStore, TrainerState
-from src.training.history import write_history
-from src.training.snapshot import Snapshot
-from src.utils.background import Background
+from ..utils.background import Background
+from .checkpoint import CheckpointStore, TrainerState
+from .history import write_history
+from .snapshot import Snapshot
 
 Row = Mapping[str, float]
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from src.utils.config import TrainingConfig
-from src.utils.torchvision_import import submodule
+from ..utils.config import TrainingConfig
+from ..utils.torchvision_import import submodule
 
 Mixup = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from src.errors import ConfigError
-from src.training.auc import auc
+from ..errors import ConfigError
+from .auc import auc
 
 _UNDECIDABLE = 0.5  # the threshold of scores that offer nothing to choose by
 _ABOVE_ALL = 1.0 + 1e-6  # no probability reaches it, neither as float64 nor as float32

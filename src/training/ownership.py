@@ -1,8 +1,8 @@
 """Whose folders are: by the record that a run leaves in them, and by its checkpoints."""
 
-from src.training.checkpoint import run_of_checkpoint
-from src.training.folders import RunFolders
-from src.utils.contained import contained, is_regular_file
+from ..utils.contained import contained, is_regular_file
+from .checkpoint import run_of_checkpoint
+from .folders import RunFolders
 
 
 def owners(folders: RunFolders) -> set[str]:

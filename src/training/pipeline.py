@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from src.data.augment import augment, draw_changes
-from src.data.batches import training_batches
-from src.data.loading import BatchLoader
-from src.models.spec import unit_range
-from src.training.evaluation import Network
-from src.training.loss import make_mixup
-from src.training.step import Optimization, Share
-from src.utils.config import Config
-from src.utils.runtime import derive_seed, seed_everything, to_device
+from ..data.augment import augment, draw_changes
+from ..data.batches import training_batches
+from ..data.loading import BatchLoader
+from ..models.spec import unit_range
+from ..utils.config import Config
+from ..utils.runtime import derive_seed, seed_everything, to_device
+from .evaluation import Network
+from .loss import make_mixup
+from .step import Optimization, Share
 
 _AUGMENT, _DROPOUT = 2, 3  # random streams apart from the one that shuffles
 _ALIGNMENT = 64  # bytes; what torch allocates on a CPU, and a multiple of what libraries ask for

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src.training import plot_style as style
-from src.training.auc import auc
-from src.training.metrics import class_rates, confusion, decide
+from . import plot_style as style
+from .auc import auc
+from .metrics import class_rates, confusion, decide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from src.training import plot_scores
-from src.training import plot_style as style
-from src.utils.io import atomic_file
+from ..utils.io import atomic_file
+from . import plot_scores
+from . import plot_style as style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from src.errors import DataError
-from src.utils.io import atomic_write_text
-from src.utils.tables import TableError, escape_formula, read_rows, unescape_formula
+from ..errors import DataError
+from ..utils.io import atomic_write_text
+from ..utils.tables import TableError, escape_formula, read_rows, unescape_formula
 
 _FIXED = ["sample", "patient", "label", "label_index"]
 _FIXED_BEFORE = ["sample", "patient", "label"]  # of earlier versions, with the index as the label

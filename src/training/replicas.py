@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from src.training.evaluation import Network
+from .evaluation import Network
 
 
 def replicated(network: Network) -> Network:

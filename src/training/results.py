@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.data.loading import BatchLoader
-from src.training.checkpoint import TrainerState
-from src.training.evaluation import Network, SplitScores, score_split
-from src.training.plots import save_plots
-from src.training.predictions import write_predictions
-from src.utils.config import Config
+from ..data.loading import BatchLoader
+from ..utils.config import Config
+from .checkpoint import TrainerState
+from .evaluation import Network, SplitScores, score_split
+from .plots import save_plots
+from .predictions import write_predictions
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from src.training.auc import number_units, positives_of
+from .auc import number_units, positives_of
 
 DRAWS = 100
 """Bootstrap draws; 20 give the same on average and vary more."""

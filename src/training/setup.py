@@ -5,23 +5,23 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from src.data.batches import training_batches
-from src.data.dataset import Dataset
-from src.errors import ConfigError
-from src.models.build import BuiltModel, build_model
-from src.models.kernels import has_idle_weights, is_bound_by_depthwise
-from src.models.parameters import parameter_groups
-from src.models.spec import InputSpec
-from src.training.compile import check_compile
-from src.training.defaults import resolve_defaults
-from src.training.evaluation import Network
-from src.training.loss import make_loss
-from src.training.optim import WeightAverage, make_optimizer, make_schedule
-from src.training.replicas import has_batch_norm, synchronized
-from src.training.step import Optimization
-from src.utils.config import Config
-from src.utils.processes import ALONE, Processes
-from src.utils.runtime import fit_threads, keep_freed_memory, pick_autocast, pick_device, seed_everything
+from ..data.batches import training_batches
+from ..data.dataset import Dataset
+from ..errors import ConfigError
+from ..models.build import BuiltModel, build_model
+from ..models.kernels import has_idle_weights, is_bound_by_depthwise
+from ..models.parameters import parameter_groups
+from ..models.spec import InputSpec
+from ..utils.config import Config
+from ..utils.processes import ALONE, Processes
+from ..utils.runtime import fit_threads, keep_freed_memory, pick_autocast, pick_device, seed_everything
+from .compile import check_compile
+from .defaults import resolve_defaults
+from .evaluation import Network
+from .loss import make_loss
+from .optim import WeightAverage, make_optimizer, make_schedule
+from .replicas import has_batch_norm, synchronized
+from .step import Optimization
 
 _SIDED = frozenset({"CT", "CR", "DX", "RF", "RG", "XA"})
 """DICOM modalities in which a mirrored body is another one: heart and liver change sides."""

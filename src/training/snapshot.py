@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.utils.threads import at_most_threads
+from ..utils.threads import at_most_threads
 
 Place = tuple[object, ...]
 

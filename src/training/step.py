@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from src.training.evaluation import Network
-from src.training.loss import Loss
-from src.training.replicas import unreduced
-from src.utils.processes import ALONE, Processes
+from ..utils.processes import ALONE, Processes
+from .evaluation import Network
+from .loss import Loss
+from .replicas import unreduced
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,20 @@ from typing import Any
 
 from torch import Tensor
 
-from src.data.dataset import Dataset
-from src.data.loading import BatchLoader
-from src.errors import TrainingError
-from src.models.parameters import train_mode
-from src.training.checkpoint import TrainerState, load_checkpoint
-from src.training.compile import compiled
-from src.training.evaluation import Network, score_split
-from src.training.keeper import Keeping
-from src.training.pipeline import Batch, BatchPipeline
-from src.training.replicas import replicated
-from src.training.step import Optimization
-from src.utils.config import Config
-from src.utils.progress import bar
-from src.utils.runtime import Stopped, uninterrupted
+from ..data.dataset import Dataset
+from ..data.loading import BatchLoader
+from ..errors import TrainingError
+from ..models.parameters import train_mode
+from ..utils.config import Config
+from ..utils.progress import bar
+from ..utils.runtime import Stopped, uninterrupted
+from .checkpoint import TrainerState, load_checkpoint
+from .compile import compiled
+from .evaluation import Network, score_split
+from .keeper import Keeping
+from .pipeline import Batch, BatchPipeline
+from .replicas import replicated
+from .step import Optimization
 
 _REFRESH_SECONDS = 0.5
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from src.errors import ConfigError, MlprojectError
-from src.utils.output import never_raise
-from src.utils.runtime import Stopped, stop_signals
+from ..errors import ConfigError, MlprojectError
+from .output import never_raise
+from .runtime import Stopped, stop_signals
 
 _DISK = "check the disk's free space and permissions"
 

@@ -8,19 +8,19 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from src.errors import ConfigError
-from src.utils.config_data import AugmentConfig, DataConfig, Section
-from src.utils.config_errors import check_text, explain, relevant
-from src.utils.config_fields import (
+from ..errors import ConfigError
+from .config_data import AugmentConfig, DataConfig, Section
+from .config_errors import check_text, explain, relevant
+from .config_fields import (
     Compile,
     Means,
     RunName,
     Stds,
     Threshold,
 )
-from src.utils.config_history import modernized
-from src.utils.dotted import flatten, merge_dotted
-from src.utils.yaml_files import read_yaml
+from .config_history import modernized
+from .dotted import flatten, merge_dotted
+from .yaml_files import read_yaml
 
 __all__ = [
     "RECORD_KEYS",

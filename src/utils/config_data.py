@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from src.utils.config_fields import EXCLUDE, ClassName, DeviceCache, Modalities, Patterns, Window
+from .config_fields import EXCLUDE, ClassName, DeviceCache, Modalities, Patterns, Window
 
 _AUTO_CACHE_SHARE = 0.25
 

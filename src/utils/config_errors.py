@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from src.errors import ConfigError
+from ..errors import ConfigError
 
 _LONG = 200
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from src.errors import ConfigError
+from ..errors import ConfigError
 
 EARLIER: dict[str, dict[str, Any]] = {
     "data": {

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from src.errors import ConfigError
-from src.utils.yaml_files import parse_yaml
+from ..errors import ConfigError
+from .yaml_files import parse_yaml
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

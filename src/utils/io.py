@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
-from src.errors import ConfigError
+from ..errors import ConfigError
 
 TEMP_PREFIX = ".tmp-"
 """Names of files that were being written; one that is left over after a crash is safe to delete."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import psutil
 
-from src.errors import MlprojectError, TrainingError
-from src.utils.cli import fall_silent
-from src.utils.processes import ALONE, Processes
-from src.utils.runtime import Stopped, ignore_stops, uninterrupted
+from ..errors import MlprojectError, TrainingError
+from .cli import fall_silent
+from .processes import ALONE, Processes
+from .runtime import Stopped, ignore_stops, uninterrupted
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from src.utils.contained import files_below, is_regular_file
-from src.utils.io import TEMP_PREFIX, is_locked
+from .contained import files_below, is_regular_file
+from .io import TEMP_PREFIX, is_locked
 
 _DAY, _MINUTE = 86400.0, 60.0
 _OWNER = re.compile(re.escape(TEMP_PREFIX) + r"(\d{1,9})-")

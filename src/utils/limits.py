@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import dataclass
 
-from src.errors import ConfigError
+from ..errors import ConfigError
 
 FACTOR = "MLPROJECT_LIMIT_FACTOR"
 """Environment variable: every limit is multiplied by it; 1 where it is unset."""

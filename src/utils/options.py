@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from src.utils.config import Config
+    from .config import Config
 
 
 def add_setting_options(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +26,8 @@ def changes_of(args: argparse.Namespace, model: str | None, modality: str | None
     Raises:
         ConfigError: An option is malformed.
     """
-    from src.utils.dotted import parse_overrides, split_overrides
-    from src.utils.yaml_files import parse_yaml
+    from .dotted import parse_overrides, split_overrides
+    from .yaml_files import parse_yaml
 
     # `mlflow run` passes all of them.
     changes: dict[str, Any] = {}
@@ -48,10 +48,10 @@ def config_of(args: argparse.Namespace, changes: Mapping[str, Any]) -> "Config":
     Raises:
         ConfigError: A setting is wrong, or the file is.
     """
-    from src.utils.config import Config
-    from src.utils.config_history import modernized
-    from src.utils.dotted import merge_dotted
-    from src.utils.yaml_files import read_yaml
+    from .config import Config
+    from .config_history import modernized
+    from .dotted import merge_dotted
+    from .yaml_files import read_yaml
 
     values = modernized(read_yaml(Path(args.config)), args.config) if args.config else {}
     return Config.from_dict(merge_dotted(values, changes), args.config or "settings")

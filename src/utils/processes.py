@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from src.errors import ConfigError
-from src.utils.runtime import answer_stop, pending_stop
+from ..errors import ConfigError
+from .runtime import answer_stop, pending_stop
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from src.errors import ConfigError
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -293,7 +293,7 @@ def environment(device: "torch.device | None" = None) -> dict[str, Any]:
 
     import torch
 
-    from src.utils.torchvision_import import torchvision
+    from .torchvision_import import torchvision
 
     return {
         "python": platform.python_version(),

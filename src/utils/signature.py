@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from src.utils.contained import is_regular_file
-from src.utils.io import atomic_write_text
+from .contained import is_regular_file
+from .io import atomic_write_text
 
 _NAME = "run_id"
 _MAX_ID = 256  # bytes; MLflow's ids have 32

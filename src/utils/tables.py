@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from src.utils.io import open_regular
-from src.utils.limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_LINE, TABLE_ROWS
+from .io import open_regular
+from .limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_LINE, TABLE_ROWS
 
 # A number may begin with a sign: no spreadsheet runs it, and readers need it as it is.
 _FORMULA = re.compile(r"(?![+-]?\d+(?:\.\d+)?\Z)[=+\-@\t\r]", re.ASCII)

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from src.errors import ConfigError
-from src.utils.io import open_regular
-from src.utils.limits import CONFIG_BYTES, CONFIG_DEPTH, CONFIG_NUMBER, CONFIG_VALUES, Limit
+from ..errors import ConfigError
+from .io import open_regular
+from .limits import CONFIG_BYTES, CONFIG_DEPTH, CONFIG_NUMBER, CONFIG_VALUES, Limit
 
 _MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
