@@ -23,7 +23,7 @@ from tests.flows.processes import client_of
 from tests.images import make_images, write_npz
 
 # Add the commit before a change to what is stored or to how images are read.
-COMMITS = ["513fa2014c917f71371dca2372b77fb755f12d81"]
+COMMITS = ["513fa2014c917f71371dca2372b77fb755f12d81", "8745eb4b47867b505a98522896453a51762f1876"]
 MODEL = "shufflenet_v2_x0_5"
 CLOCK = {"epoch_seconds", "images_per_second"}
 COMMON = ["--model", MODEL, "--epochs", "4", "--set", "training.batch_size=8", "--set", "model.weights=none"]
