@@ -1,6 +1,5 @@
 """``python -m src.cleanup``: frees disk of what no longer matters; shows the plan, and waits for --apply."""
 
-import argparse
 import math
 import sys
 from collections import Counter
@@ -8,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import ConfigError
-from .utils.cli import CommandParser, add_flag, run_command
+from .utils.cli import CommandParser, add_flag, number, run_command, whole_number
 
 if TYPE_CHECKING:
     from .retention.cleaning import Survey
-    from .retention.plan import Rules
 
 _WIDE = 160
 
@@ -26,11 +23,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser("python -m src.cleanup", __doc__.partition(": ")[2])
     parser.add_argument(
-        "--keep-best", metavar="N", help="runs of each model, modality and data, by val AUC (3)"
+        "--keep-best",
+        metavar="N",
+        type=whole_number(0),
+        default=3,
+        help="runs of each model, modality and data with the highest val AUC (3)",
     )
-    parser.add_argument("--keep-days", metavar="DAYS", help="everything that ended less long ago (7)")
+    parser.add_argument(
+        "--keep-days",
+        metavar="DAYS",
+        type=number(lambda days: 0 <= days < math.inf, "a number of days from 0"),
+        default=7.0,
+        help="runs that ended within this many days (7)",
+    )
     add_flag(parser, "--runs", "remove whole runs, and not their checkpoints alone")
-    parser.add_argument("--output-dir", metavar="DIR", help="where runs keep their files (outputs)")
+    parser.add_argument(
+        "--output-dir", metavar="DIR", default="outputs", help="where runs keep their files (outputs)"
+    )
     add_flag(parser, "--apply", "remove; without it nothing is changed")
     return parser
 
@@ -38,12 +47,13 @@ def _parser() -> CommandParser:
 def _cleanup(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     from .retention.cleaning import clean, survey
+    from .retention.plan import Rules
     from .tracking.project_run import mark_project_run, project_run_told
     from .tracking.store import open_store, quiet_client
 
     with project_run_told():
-        rules = _rules(args)
-        output = Path(args.output_dir or "outputs")
+        rules = Rules(args.keep_best, args.keep_days, args.runs)
+        output = Path(args.output_dir)
         open_store(must_exist=True)
         mark_project_run("cleanup")
         with quiet_client():
@@ -55,25 +65,6 @@ def _cleanup(argv: Sequence[str] | None) -> None:
             from rich.filesize import decimal
 
             print(f"freed {decimal(clean(found.removals))}")
-
-
-def _rules(args: argparse.Namespace) -> "Rules":
-    from .retention.plan import Rules
-
-    best = _number("--keep-best", args.keep_best or "3")
-    if best != int(best):
-        raise ConfigError(f"--keep-best {args.keep_best}: a whole number belongs here")
-    return Rules(int(best), _number("--keep-days", args.keep_days or "7"), bool(args.runs))
-
-
-def _number(option: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise ConfigError(f"{option} {text}: a number from 0 belongs here")
-    return value
 
 
 def _show(found: "Survey") -> None:

@@ -1,12 +1,10 @@
 """``python -m src.evaluate``: how good a trained model is on labelled images, as an MLflow run of its own."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .errors import ConfigError
-from .utils.cli import CommandParser, run_command, warn
+from .utils.cli import CommandParser, run_command, warn, whole_number
 
 if TYPE_CHECKING:
     from .inference.cases import Cases
@@ -24,11 +22,17 @@ def _parser() -> CommandParser:
     parser = CommandParser("python -m src.evaluate", __doc__.partition(": ")[2])
     add_model_arguments(parser)
     parser.add_argument(
-        "--data", metavar="PATH", help="labelled images; without it, those of the model's run"
+        "--data", metavar="PATH", default="", help="labelled images; without it, those of the model's run"
     )
-    parser.add_argument("--split", metavar="NAME", help="train, val, test (default), or all of --data")
     parser.add_argument(
-        "--explain", metavar="N", help="Grad-CAM overlays of the N most wrong and the N surest decisions"
+        "--split", metavar="NAME", default="test", help="train, val, test (default), or all of --data"
+    )
+    parser.add_argument(
+        "--explain",
+        metavar="N",
+        type=whole_number(1, 48),
+        default=0,
+        help="Grad-CAM overlays of the N most wrong and the N surest decisions",
     )
     return parser
 
@@ -47,29 +51,21 @@ def _evaluate(argv: Sequence[str] | None) -> None:
 
     with project_run_told():
         check_project_run()
-        reference, count = read_reference(args), _count(args)
-        with trained_model(reference, args.device or "auto", evaluation.ROLE) as (trained, _):
-            layer = check_explainable(trained) if count else None
-            cases = load_cases(trained, args.data or "", args.split or "test")
+        reference = read_reference(args)
+        with trained_model(reference, args.device, evaluation.ROLE) as (trained, _):
+            layer = check_explainable(trained) if args.explain else None
+            cases = load_cases(trained, args.data, args.split)
             _warn(trained, cases)
             judgement = judge(trained, cases)
             open_store()  # a checkpoint needs none until here
             with tracked_run(evaluation.tags_of(trained, judgement)) as run:
-                folder = evaluation.record_evaluation(run, trained, judgement, layer, count)
+                folder = evaluation.record_evaluation(run, trained, judgement, layer, args.explain)
         evaluation.tell_version(trained, judgement, run.run_id)
         evaluation.show(judgement, trained)
         if cases.split in ("test", "all"):
             evaluation.show_looks(cases.split, cases.split_fingerprint)
         evaluation.show_place(run, folder)
         refuse_bad(cases.bad, folder)
-
-
-def _count(args: argparse.Namespace) -> int:
-    if not args.explain:
-        return 0
-    if not args.explain.isdigit() or not 1 <= int(args.explain) <= 48:
-        raise ConfigError(f"--explain {args.explain}: a number from 1 to 48 belongs here")
-    return int(args.explain)
 
 
 def _warn(trained: "TrainedModel", cases: "Cases") -> None:

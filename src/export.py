@@ -17,7 +17,7 @@ def _parser() -> CommandParser:
 
     parser = CommandParser("python -m src.export", __doc__.partition(": ")[2])
     add_model_arguments(parser)
-    parser.add_argument("--output", metavar="FILE", help="an .onnx (model.onnx)")
+    parser.add_argument("--output", metavar="FILE", default="model.onnx", help="an .onnx (model.onnx)")
     return parser
 
 
@@ -30,10 +30,8 @@ def _export(argv: Sequence[str] | None) -> None:
     from .utils.io import checked_output
 
     with project_run_told():
-        reference, output = (
-            read_reference(args),
-            checked_output(Path(args.output or "model.onnx"), (".onnx",)),
-        )
+        reference = read_reference(args)
+        output = checked_output(Path(args.output), (".onnx",))
         with trained_model(reference, "cpu", "export") as (trained, folder):
             difference = export_onnx(trained, output, folder)
         print(

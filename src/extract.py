@@ -23,6 +23,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--output",
         metavar="FILE",
+        default="features.parquet",
         help="a .parquet or .csv, or an .npy with a .csv of the images beside it (features.parquet)",
     )
     parser.add_argument("--layer", metavar="NAME", help="whose output; without it, the last layer's input")
@@ -39,10 +40,10 @@ def _extract(argv: Sequence[str] | None) -> None:
 
     with project_run_told():
         reference = read_reference(args)
-        output = checked_output(Path(args.output or "features.parquet"), (".parquet", ".csv", _ARRAY))
-        with trained_model(reference, args.device or "auto", "extract") as (trained, _):
+        output = checked_output(Path(args.output), (".parquet", ".csv", _ARRAY))
+        with trained_model(reference, args.device, "extract") as (trained, _):
             inputs = read_inputs(args, trained)
-            table, found = features(trained, inputs, args.layer or None)
+            table, found = features(trained, inputs, args.layer)
         write_features(table, found, output)
         print(f"{output}: {found.shape[0]} images, {found.shape[1]} features each")
         refuse_bad(inputs.bad, output)

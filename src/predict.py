@@ -18,7 +18,9 @@ def _parser() -> CommandParser:
     parser = CommandParser("python -m src.predict", __doc__.partition(": ")[2])
     add_model_arguments(parser)
     parser.add_argument("--input", metavar="PATH", help="an image, a folder, a manifest.csv, or an .npz")
-    parser.add_argument("--output", metavar="FILE", help="a .csv or .parquet (predictions.csv)")
+    parser.add_argument(
+        "--output", metavar="FILE", default="predictions.csv", help="a .csv or .parquet (predictions.csv)"
+    )
     return parser
 
 
@@ -32,11 +34,9 @@ def _predict(argv: Sequence[str] | None) -> None:
     from .utils.io import checked_output
 
     with project_run_told():
-        reference, output = (
-            read_reference(args),
-            checked_output(Path(args.output or "predictions.csv"), (".csv", ".parquet")),
-        )
-        with trained_model(reference, args.device or "auto", "predict") as (trained, _):
+        reference = read_reference(args)
+        output = checked_output(Path(args.output), (".csv", ".parquet"))
+        with trained_model(reference, args.device, "predict") as (trained, _):
             inputs = read_inputs(args, trained)
             table = predictions(trained, inputs)
         write_table(table, output)

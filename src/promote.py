@@ -1,19 +1,28 @@
 """``python -m src.promote``: the best run of each model and modality, to YAML and to the registry."""
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .errors import ConfigError, MlprojectError
-from .utils.cli import CommandParser, add_flag, run_command
+from .utils.cli import CommandParser, add_flag, number, run_command
 
 if TYPE_CHECKING:
     from .promotion.decide import Request
 
 
-_NAMED_LEVELS = {"true": "0.05", "false": ""}  # as `mlflow run -P significant=true` has it
+_LEVEL = 0.05
+
+
+_auc = number(lambda value: 0 <= value <= 1, "a number between 0 and 1")
+
+
+def _level(text: str) -> float | None:
+    """Return a significance level; ``mlflow run -P significant=true`` gives the usual one."""
+    if text.lower() in ("true", "false"):
+        return _LEVEL if text.lower() == "true" else None
+    return number(lambda value: 0 < value < 1, "a number between 0 and 1, or true")(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,12 +40,13 @@ def _parser() -> CommandParser:
         metavar="HEX",
         help="compare on this data (its first digits), not on the newest run's",
     )
-    parser.add_argument("--min-auc", metavar="X", help="promote nothing below this val AUC")
+    parser.add_argument("--min-auc", metavar="X", type=_auc, help="promote nothing below this val AUC")
     parser.add_argument(
         "--significant",
         metavar="ALPHA",
         nargs="?",
-        const="0.05",
+        const=_LEVEL,
+        type=_level,
         help="promote only a gain whose p value (paired DeLong test), times the number of runs since the "
         "champion, is below ALPHA (0.05 where none is given)",
     )
@@ -74,37 +84,13 @@ def _request(args: argparse.Namespace) -> "Request":
     if args.rollback and args.check:
         raise ConfigError("--rollback and --check exclude each other")
     rules = Rules(
-        min_auc=_number("--min-auc", args.min_auc, lambda value: 0 <= value <= 1),
-        significant=_number(
-            "--significant",
-            _NAMED_LEVELS.get((args.significant or "").lower(), args.significant),
-            lambda value: 0 < value < 1,
-        ),
+        min_auc=args.min_auc,
+        significant=args.significant,
         force=args.force,
         new_data=args.new_data,
         verify=not args.no_verify,
     )
-    # An option that is empty says nothing: `mlflow run` passes all of them.
-    return Request(
-        rules,
-        args.model or None,
-        args.modality or None,
-        args.experiment or None,
-        args.data_fingerprint or None,
-        args.dry_run,
-    )
-
-
-def _number(option: str, text: str | None, is_allowed: Callable[[float], bool]) -> float | None:
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not is_allowed(value):
-        raise ConfigError(f"{option} {text}: a number between 0 and 1 belongs here")
-    return value
+    return Request(rules, args.model, args.modality, args.experiment, args.data_fingerprint, args.dry_run)
 
 
 def _roll_back(args: argparse.Namespace) -> None:
@@ -119,7 +105,7 @@ def _roll_back(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> None:
     from .promotion.check import check
 
-    found = check(args.model or None, args.modality or None)
+    found = check(args.model, args.modality)
     for name, problems in found.items():
         print(f"{name}: {'; '.join(problems) or 'YAML, registry and history agree'}")
     if not found:

@@ -17,7 +17,7 @@ def _parser() -> CommandParser:
     parser = CommandParser("python -m src.report", __doc__.partition(": ")[2])
     parser.add_argument("--model", metavar="NAME", help="only runs of this model")
     parser.add_argument("--modality", metavar="TAG", help="only runs of this modality")
-    parser.add_argument("--output", metavar="FILE", help="an .html (report.html)")
+    parser.add_argument("--output", metavar="FILE", default="report.html", help="an .html (report.html)")
     return parser
 
 
@@ -32,10 +32,10 @@ def _report(argv: Sequence[str] | None) -> None:
     from .utils.io import atomic_write_text, checked_output
 
     with project_run_told(), tempfile.TemporaryDirectory(prefix="mlproject-") as folder:
-        output = checked_output(Path(args.output or "report.html"), (".html",))
+        output = checked_output(Path(args.output), (".html",))
         open_store(must_exist=True)
         mark_project_run("report")
-        reports = gather(args.model or None, args.modality or None, Path(folder))
+        reports = gather(args.model, args.modality, Path(folder))
         if not reports:
             raise UserError(f"{shown_uri()}: no finished training run of such a model and modality")
         atomic_write_text(output, render(reports, shown_uri()))

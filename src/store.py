@@ -37,7 +37,9 @@ def _parser() -> CommandParser:
         "doctor", help="look for runs whose process is gone, leftovers, and what does not agree; exit 1 if so"
     )
     doctor.add_argument("--apply", action="store_true", help="mark such runs KILLED and delete the leftovers")
-    doctor.add_argument("--output-dir", metavar="DIR", help="where runs keep their files (outputs)")
+    doctor.add_argument(
+        "--output-dir", metavar="DIR", default="outputs", help="where runs keep their files (outputs)"
+    )
     commands.add_parser(
         "relocate",
         help="after the folder was moved or copied: make the store's paths lead to where it is now",
@@ -85,8 +87,8 @@ def _doctor(args: argparse.Namespace) -> None:
     from .tracking.store import http_retries, open_store, quiet_client
     from .tracking.sync import find_left
 
-    output = Path(args.output_dir or "outputs")
-    if args.output_dir and not output.is_dir():
+    output = Path(args.output_dir)
+    if output != Path("outputs") and not output.is_dir():
         raise UserError(f"--output-dir {output}: no folder; experiment.output_dir of the runs belongs here")
     _show_machine(output)
     with http_retries(2), quiet_client():

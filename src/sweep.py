@@ -1,20 +1,16 @@
 """``python -m src.sweep``: searches for the best settings; each trial is a training run of its own."""
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .errors import ConfigError
-from .utils.cli import CommandParser, run_command
+from .utils.cli import CommandParser, duration, run_command, whole_number
 from .utils.options import add_setting_options, changes_of, config_of
 
 if TYPE_CHECKING:
     from .search.searching import Plan
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,28 +20,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser("python -m src.sweep", __doc__.partition(": ")[2])
-    parser.add_argument(
-        "--model", metavar="NAMES", help="such as resnet18; several with commas: a search each"
-    )
-    parser.add_argument("--modality", metavar="TAGS", help="such as A; several with commas: a search each")
-    parser.add_argument("--trials", metavar="N", help="trials of each search, over all workers; 20")
-    parser.add_argument("--space", metavar="FILE", help="what is tried; config/sweep/default.yaml")
-    parser.add_argument("--workers", metavar="N", help="processes here that train at the same time; 1")
-    parser.add_argument(
-        "--timeout", metavar="TIME", help="no new trial after this, such as 2h; those begun come to their end"
+    text, count, some = parser.add_argument, whole_number(0), whole_number(1)
+    text("--model", metavar="NAMES", default="resnet18", help="several with commas: a search each (resnet18)")
+    text("--modality", metavar="TAGS", default="A", help="several with commas: a search each (A)")
+    text("--trials", metavar="N", type=some, default=20, help="trials of each search, over all workers (20)")
+    text("--space", metavar="FILE", default="config/sweep/default.yaml", help="search space (%(default)s)")
+    text("--workers", metavar="N", type=some, default=1, help="trainings at the same time, here (1)")
+    text(
+        "--timeout",
+        metavar="TIME",
+        type=duration,
+        help="no new trial after this, such as 2h; running ones end",
     )
     add_setting_options(parser)
-    parser.add_argument(
-        "--storage", metavar="URL", help="a database for several machines, such as postgresql://...; a file"
+    text(
+        "--storage", metavar="URL", default="", help="database for several machines, such as postgresql://..."
     )
-    parser.add_argument(
-        "--name", metavar="NAME", help="commands with the same name work on one search; sweep"
+    text("--name", metavar="NAME", default="sweep", help="commands with the same name share a search (sweep)")
+    text("--seeds", metavar="N", type=count, default=0, help="train the best settings with N more seeds (0)")
+    text(
+        "--top",
+        metavar="N",
+        type=count,
+        default=3,
+        help="number of best settings for --seeds and --folds (3)",
     )
-    parser.add_argument("--seeds", metavar="N", help="train the best settings again with N other seeds; 0")
-    parser.add_argument("--top", metavar="N", help="how many settings those are; 3")
-    parser.add_argument("--folds", metavar="N", help="cross-validate the best settings by patient; 0")
-    for name in ("--worker", "--plan", "--until", "--draw"):  # how the command starts its workers
-        parser.add_argument(name, default="", help=argparse.SUPPRESS)
+    text(
+        "--folds", metavar="N", type=count, default=0, help="cross-validate the best settings by patient (0)"
+    )
+    for name in ("--worker", "--plan", "--draw"):  # how the command starts its workers
+        text(name, default="", help=argparse.SUPPRESS)
+    text("--until", type=float, help=argparse.SUPPRESS)
     return parser
 
 
@@ -81,47 +86,29 @@ def _plans(args: argparse.Namespace) -> "list[Plan]":
     from .search.searching import Plan
     from .search.space import Space
 
-    space = Space.from_file(Path(args.space or "config/sweep/default.yaml"))
-    until = float(args.until) if args.until else _end(args.timeout)
+    space = Space.from_file(Path(args.space))
+    until = time.time() + args.timeout if args.timeout and args.until is None else args.until
     plans = []
-    for model in (args.model or "resnet18").split(","):
-        for modality in (args.modality or "A").split(","):
+    for model in args.model.split(","):
+        for modality in args.modality.split(","):
             changes = changes_of(args, model.strip(), modality.strip())
             base = config_of(args, changes | {"experiment.name": None})  # each trial gets one
-            name = f"{args.name or 'sweep'}_{base.model.name}_{'-'.join(base.data.modalities)}"
+            name = f"{args.name}_{base.model.name}_{'-'.join(base.data.modalities)}"
             plans.append(
                 Plan(
                     name,
                     base,
                     space,
-                    _count(args.trials, "--trials", 20),
-                    args.storage or "",
-                    workers=_count(args.workers, "--workers", 1),
+                    args.trials,
+                    args.storage,
+                    workers=args.workers,
                     until=until,
-                    seeds=_count(args.seeds, "--seeds", 0),
-                    top=_count(args.top, "--top", 3),
-                    folds=_count(args.folds, "--folds", 0),
+                    seeds=args.seeds,
+                    top=args.top,
+                    folds=args.folds,
                 )
             )
     return plans
-
-
-def _count(text: str | None, option: str, default: int) -> int:
-    if not text:
-        return default
-    if not text.isdecimal():
-        raise ConfigError(f"{option}: {text!r} is no whole number")
-    return int(text)
-
-
-def _end(text: str | None) -> float | None:
-    """When a span from now is over, in seconds of the clock."""
-    if not text:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if found is None:
-        raise ConfigError(f"--timeout: {text!r} is no time such as 90s, 30m, 2h or 1d")
-    return time.time() + float(found[1]) * _UNITS[found[2]]
 
 
 if __name__ == "__main__":

@@ -126,18 +126,13 @@ def _named_run(args: argparse.Namespace, held: ExitStack) -> "Interrupted | None
     """The run that ``--resume`` names by its id."""
     from .experiment.resume import resume_by_id
     from .tracking.store import open_store
-    from .utils.config import RECORD_KEYS
-    from .utils.config_history import modernized
-    from .utils.dotted import flatten
-    from .utils.yaml_files import read_yaml
+    from .utils.config import Config
 
-    if args.resume in (None, "", "auto"):
+    if args.resume in (None, "auto"):
         return None
     open_store(must_exist=True)
-    values = read_yaml(Path(args.config)) if args.config else {}
-    sections = {key: value for key, value in values.items() if key not in RECORD_KEYS}
-    changes = flatten(modernized(sections, args.config or "")) | _changes(args)
-    return resume_by_id(args.resume, changes, held)
+    settings = Config.settings_in(args.config) if args.config else {}
+    return resume_by_id(args.resume, settings | _changes(args), held)
 
 
 def _fitting_run(

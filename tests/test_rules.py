@@ -147,24 +147,31 @@ LAUNCHER = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-pe
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 
 
+VALUES = {"significant": "0.5", "timeout": "2h"}
+
+
 @pytest.mark.parametrize("name", PROJECT["entry_points"])
 def test_every_entry_point_parses_with_all_parameters_empty_and_set(name: str) -> None:
     assert (ROOT / PROJECT["python_env"]).exists()
     entry = PROJECT["entry_points"][name]
     command = "train" if name in TRAINING else name
     parser = importlib.import_module(f"src.{command}")._parser()
-    flags = {action.dest for action in parser._actions if action.const is True and action.nargs == "?"}
+    options = {action.dest: action for action in parser._actions}
+    flags = {key for key, action in options.items() if action.const is True and action.nargs == "?"}
     names = [key for key in entry["parameters"] if key != "nproc"]
-    assert set(names) <= {action.dest for action in parser._actions}
-    for value, flag in (("", False), ("x", True)):
-        given = {key: shlex.quote("true" if value and key in flags else value) for key in names}
+    assert set(names) <= set(options)
+    for is_set in (False, True):
+        words = {key: "true" if key in flags else VALUES.get(key, "1") for key in names} if is_set else {}
+        given = {key: shlex.quote(words.get(key, "")) for key in names}
         filled = shlex.split(entry["command"].format(nproc="2", **given))
         if name == "distributed":
             assert filled[:6] == [*LAUNCHER, "2"]
             filled = ["python", *filled[6:]]
         assert filled[:3] == ["python", "-m", f"src.{command}"]
         args = parser.parse_args(filled[3:])
-        assert {key: getattr(args, key) for key in names} == {k: flag if k in flags else value for k in names}
+        expected = {key: (options[key].type or str)(word) for key, word in words.items()}
+        defaults = {key: parser.get_default(key) for key in names}
+        assert {key: getattr(args, key) for key in names} == defaults | expected
 
 
 def test_params_do_not_clash_with_those_that_mlflow_run_logs() -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..utils.cli import whole_number
 
 
 @dataclass(frozen=True)
@@ -22,27 +23,28 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `read_reference` reads."""
     parser.add_argument("--model", metavar="NAME", help="of the registered model, with --modality")
     parser.add_argument("--modality", metavar="TAG", help="of the registered model, with --model")
-    parser.add_argument("--version", metavar="N", help="of the registered model; without it, its champion")
+    parser.add_argument(
+        "--version",
+        metavar="N",
+        type=whole_number(1),
+        help="of the registered model; without it, its champion",
+    )
     parser.add_argument("--run", metavar="RUN_ID", help="instead: the model of a run")
-    parser.add_argument("--checkpoint", metavar="FILE", help="instead: the weights of a best_model.pth")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", type=Path, help="instead: the weights of a best_model.pth"
+    )
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
 
 def read_reference(args: argparse.Namespace) -> Reference:
-    """What the options say; an option that is empty says nothing: ``mlflow run`` passes all of them.
+    """Return the model that the options name.
 
     Raises:
         ConfigError: They name none, or more than one.
     """
-    registered = bool(args.model or args.modality or args.version)
-    if registered + bool(args.run) + bool(args.checkpoint) != 1:
+    is_registered = any((args.model, args.modality, args.version))
+    if is_registered + bool(args.run) + bool(args.checkpoint) != 1:
         raise ConfigError("name one model: --model and --modality, or --run, or --checkpoint")
-    if not registered:
-        return Reference(
-            run_id=args.run or None, checkpoint=Path(args.checkpoint) if args.checkpoint else None
-        )
-    if not (args.model and args.modality):
+    if is_registered and not (args.model and args.modality):
         raise ConfigError("a registered model is named by --model and --modality, such as resnet18 and A")
-    if args.version and not (args.version.isdigit() and int(args.version) > 0):
-        raise ConfigError(f"--version {args.version}: a number from 1 belongs here")
-    return Reference(args.model, args.modality, int(args.version) if args.version else None)
+    return Reference(args.model, args.modality, args.version, args.run, args.checkpoint)

@@ -1,9 +1,11 @@
 """What every command does around its work: signals, messages, exit statuses."""
 
 import argparse
+import math
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +17,10 @@ _DISK = "check the disk's free space and permissions"
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Arguments of a command; a mistake is an error like any other, and options are spelled in full."""
+    """Parser of a command's options, which are spelled in full; a mistake raises `ConfigError`.
+
+    An option with an empty value counts as not given, because ``mlflow run`` passes all of them.
+    """
 
     def __init__(self, prog: str, description: str = "") -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
@@ -23,6 +28,20 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises what `run_command` turns into a message and exit status 2."""
         raise ConfigError(f"{message}; {self.prog} --help lists the options")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse the arguments (those of the process unless given) without the empty options."""
+        actions = self._option_string_actions.items()
+        names = {name for name, action in actions if action.nargs in (None, "?") and action.default != []}
+        kept: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            if not word and kept and kept[-1] in names:
+                kept.pop()
+            elif not (word.endswith("=") and word[:-1] in names):
+                kept.append(word)
+        return super().parse_known_args(kept, namespace)
 
 
 def add_flag(parser: argparse.ArgumentParser, name: str, help_text: str) -> None:
@@ -33,9 +52,44 @@ def add_flag(parser: argparse.ArgumentParser, name: str, help_text: str) -> None
 
 
 def _flag(text: str) -> bool:
-    if text.lower() not in ("true", "false", ""):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
     return text.lower() == "true"
+
+
+def whole_number(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """Return an argument type: a whole number from ``low`` to ``high``."""
+    expected = f"a whole number from {low}" + (f" to {high}" if high < math.inf else "")
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def number(is_allowed: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    """Return an argument type: a number for which ``is_allowed`` holds; ``expected`` names such numbers."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not is_allowed(value):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return parse
+
+
+def duration(text: str) -> float:
+    """Return the seconds of an argument such as ``90s``, ``30m``, ``2h`` or ``1d``."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected a duration such as 90s, 30m, 2h or 1d, got {text!r}")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 def run_command(work: Callable[[], None]) -> int:

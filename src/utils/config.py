@@ -190,13 +190,28 @@ class Config(Section):
             raise ConfigError(f"{source}: {error}") from None
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Self:
-        """Reads a YAML config, or a ``config/best_hparams`` record, which is one too.
+    def from_file(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Read a YAML config, or a ``config/best_hparams`` record, which is one too.
+
+        Args:
+            path: The file.
+            overrides: Values by dotted key that replace those of the file.
 
         Raises:
-            ConfigError: The file is missing, no YAML, or holds a wrong setting.
+            ConfigError: The file is missing or not valid YAML, or a setting is wrong.
         """
-        return cls.from_dict(read_yaml(Path(path)), source=str(path))
+        values = modernized(read_yaml(Path(path)), str(path))
+        return cls.from_dict(merge_dotted(values, overrides or {}), str(path))
+
+    @staticmethod
+    def settings_in(path: str | Path) -> dict[str, Any]:
+        """Return the settings that a YAML config names, by dotted key, without defaults.
+
+        Raises:
+            ConfigError: The file is missing or not valid YAML.
+        """
+        values = modernized(read_yaml(Path(path)), str(path))
+        return flatten({key: value for key, value in values.items() if key not in RECORD_KEYS})
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values; tuples become lists."""

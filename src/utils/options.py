@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
 
 
 def changes_of(args: argparse.Namespace, model: str | None, modality: str | None) -> dict[str, Any]:
-    """What the options ask for, by dotted key; an option that is empty says nothing.
+    """Return the settings that the options change, by dotted key.
 
     Raises:
         ConfigError: An option is malformed.
@@ -29,7 +28,6 @@ def changes_of(args: argparse.Namespace, model: str | None, modality: str | None
     from .dotted import parse_overrides, split_overrides
     from .yaml_files import parse_yaml
 
-    # `mlflow run` passes all of them.
     changes: dict[str, Any] = {}
     if model:
         changes["model.name"] = model
@@ -43,15 +41,14 @@ def changes_of(args: argparse.Namespace, model: str | None, modality: str | None
 
 
 def config_of(args: argparse.Namespace, changes: Mapping[str, Any]) -> "Config":
-    """Settings by precedence: --set over named options over the file over defaults.
+    """Return the settings: ``changes`` over the file of ``--config`` over the defaults.
 
     Raises:
         ConfigError: A setting is wrong, or the file is.
     """
     from .config import Config
-    from .config_history import modernized
     from .dotted import merge_dotted
-    from .yaml_files import read_yaml
 
-    values = modernized(read_yaml(Path(args.config)), args.config) if args.config else {}
-    return Config.from_dict(merge_dotted(values, changes), args.config or "settings")
+    if args.config is None:
+        return Config.from_dict(merge_dotted({}, changes), "settings")
+    return Config.from_file(args.config, changes)

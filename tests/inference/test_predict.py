@@ -127,7 +127,7 @@ def test_an_npz_with_and_without_labels(trained: Path) -> None:
         ([], "name one model"),
         (["--run", "abc", "--checkpoint", "x.pth"], "name one model"),
         (["--checkpoint", "d/A/test/pos/testpos00_1.png"], "not a checkpoint that can be opened"),
-        ([*NAMED, "--version", "new"], "a number from 1 belongs here"),
+        ([*NAMED, "--version", "new"], "expected a whole number from 1, got 'new'"),
     ],
 )
 def test_what_is_no_model(

@@ -426,12 +426,15 @@ def test_a_group_named_like_another_is_refused(npz: Path, capsys: pytest.Capture
 
 def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     for options, message in [
-        (["--min-auc", "2"], "--min-auc 2: a number between 0 and 1"),
-        (["--significant", "x"], "--significant x"),
+        (["--min-auc", "2"], "argument --min-auc: expected a number between 0 and 1, got '2'"),
+        (
+            ["--significant", "x"],
+            "argument --significant: expected a number between 0 and 1, or true, got 'x'",
+        ),
         (["--rollback"], "--rollback needs --model and --modality"),
         (["--rollback", "--model", "resnet18", "--modality", "../x"], "would name a file"),
         (["--rollback", "--check"], "exclude each other"),
-        (["--force", "maybe"], "neither true nor false"),
+        (["--force", "maybe"], "expected true or false, got 'maybe'"),
         (["--experiment", "none"], "--experiment none: "),
         ([], "holds 0 runs and none that can be promoted"),
     ]:

@@ -156,7 +156,7 @@ def test_old_caches_and_leftovers_go(
     [
         (["--keep-best", "x"], "--keep-best x: a number from 0"),
         (["--keep-best", "1.5"], "--keep-best 1.5: a whole number"),
-        (["--keep-days", "-1"], "a number from 0 belongs here"),
+        (["--keep-days", "-1"], "expected a number of days from 0, got '-1'"),
         ([], "there is none yet, so it holds no run"),
     ],
 )
