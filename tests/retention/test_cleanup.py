@@ -154,8 +154,8 @@ def test_old_caches_and_leftovers_go(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--keep-best", "x"], "--keep-best x: a number from 0"),
-        (["--keep-best", "1.5"], "--keep-best 1.5: a whole number"),
+        (["--keep-best", "x"], "--keep-best: expected a whole number from 0, got 'x'"),
+        (["--keep-best", "1.5"], "--keep-best: expected a whole number from 0, got '1.5'"),
         (["--keep-days", "-1"], "expected a number of days from 0, got '-1'"),
         ([], "there is none yet, so it holds no run"),
     ],
