@@ -23,15 +23,14 @@ from ..utils.cli import warn
 from ..utils.config import DataConfig
 from ..utils.io import file_lock, sha256, sha256_of_lines
 from ..utils.progress import bar, track
-from .decode import Task, decode_again, decode_all, look_at_all
+from .array_cache import GIGABYTE, NewPack, PackFolder
+from .decode import Task, Workers, decode_again, decode_all, look_at_all
 from .entries import FORMAT, Entries, join_entries
 from .image_array import ImageArray
-from .images import Pixels, Shown
 from .index import Index
 from .npz import read_again
-from .packs import GIGABYTE, NewPack, PackFolder
+from .pixels import Pixels, Shown
 from .samples import Listing, Sample
-from .workers import Workers
 
 AUTO_SIZE_LIMIT = 224
 

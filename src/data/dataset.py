@@ -12,22 +12,26 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..utils.config import DataConfig
 from ..utils.io import sha256_of_lines
-from .assignment import assign_splits
 from .cache import DecodedImages, decode_listings
-from .corrected import describe_corrected
 from .entries import Entries, join_entries
-from .files import dicom_modalities
 from .image_array import ImageArray, ImageSource
-from .images import LEGACY, Range
-from .leaks import Checked, check_leaks, find_contradictions
-from .near_duplicates import check_near_duplicates
-from .percentiles import training_window
-from .records import Records, join, texts
+from .image_files import dicom_modalities
+from .join import Records, join, texts
+from .leaks import Checked, check_leaks, check_near_duplicates, find_contradictions
+from .pixels import LEGACY, Range
 from .samples import SPLITS, Listing
-from .shapes import Aspect, aspect_notes, aspects_by_class
-from .shortcuts import find_captures, find_shortcuts
+from .shortcuts import Aspect, aspect_notes, aspects_by_class, find_captures, find_shortcuts
 from .sources import list_modalities
-from .windows import check_window, is_wide, one_window, percentile_note, window_notes
+from .split import assign_splits
+from .windows import (
+    check_window,
+    describe_corrected,
+    is_wide,
+    one_window,
+    percentile_note,
+    training_window,
+    window_notes,
+)
 
 _SHOWN = 5
 

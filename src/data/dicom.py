@@ -15,8 +15,8 @@ from ..utils.io import open_regular
 from ..utils.limits import IMAGE_VALUES
 from .dicom_file import BARE_BYTES, DicomFile, check_palette, check_pixel_data, is_bare
 from .dicom_gray import check_high_bit, gray_picture, text_of, used_bits
-from .images import BadImage, Header, Picture, check_limit, check_pixels, open_image
 from .names import plain_patient
+from .pixels import BadImage, Header, Picture, check_limit, check_pixels, open_image
 
 if TYPE_CHECKING:
     from pydicom import Dataset

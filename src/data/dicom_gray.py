@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..utils.io import sha256
 from .dicom_file import has_embedded_overlay
-from .images import OWN_LEVELS, BadImage, Picture, Range
+from .pixels import OWN_LEVELS, BadImage, Picture, Range
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .images import BadImage, Range, Shown, applied_window
+from .pixels import BadImage, Range, Shown, applied_window
 
 FORMAT = 5
 """Part of every name in the cache: raise it when decoding, hashing or resizing changes."""

@@ -9,10 +9,19 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..utils.config import DataConfig
-from .files import SUFFIXES, read_header, read_picture
+from .image_files import (
+    SUFFIXES,
+    Exclude,
+    LeftOut,
+    entries_of,
+    image_files,
+    is_image_name,
+    read_header,
+    read_picture,
+    unlisted,
+)
 from .names import check_classes, check_no_masks, is_like_split, name_splits, unify
 from .samples import Listing, Sample, order_classes
-from .walk import Exclude, LeftOut, entries_of, image_files, is_image_name, unlisted
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..utils.io import write_at
-from .images import Pixels
+from .pixels import Pixels
 
 CHECKSUM = np.dtype("<u4")
 """CRC-32 of an image; the checksums of all images follow the last image in the file."""

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..utils.io import atomic_file, open_regular
-from .arrays import Arrays
 from .entries import COLUMNS, STATE, Entries, Entry, Shared, look_at_files
+from .npz import Arrays
 from .samples import Sample
 
 _SHARE = 20  # writing the index takes at most one part in so many of the time

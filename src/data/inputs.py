@@ -5,24 +5,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..demo.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from ..errors import DataError
 from ..utils.config import DataConfig
 from . import manifest
-from .arrays import Arrays, open_arrays
 from .cache import decode_listings
-from .corrected import describe_corrected
-from .demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from .entries import join_entries
-from .files import SUFFIXES, is_image
 from .folders import listing_of_files
 from .image_array import ImageArray, ImageSource
-from .images import Pixels
+from .image_files import SUFFIXES, Exclude, LeftOut, image_files, is_image
+from .join import Records, join, records_of
 from .names import unify
-from .npz import images_of, labels_of, listing_of_arrays
-from .records import Records, join, records_of
+from .npz import Arrays, images_of, labels_of, listing_of_arrays, open_arrays
+from .pixels import Pixels
 from .samples import Listing, Sample
-from .walk import Exclude, LeftOut, image_files
-from .windows import blank_notes
+from .windows import blank_notes, describe_corrected
 
 UNKNOWN = -1
 """The label of an image whose class is not told."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..errors import DataError
 from ..utils.tables import is_formula
-from .images import Header, Picture
+from .pixels import Header, Picture
 
 SPLITS = ("train", "val", "test")
 

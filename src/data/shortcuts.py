@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .cache import DecodedImages
 from .entries import Entries, Shared
+from .join import Records
 
 Counts = NDArray[np.int64]
 """Images by value of a property (rows) and class (columns)."""
@@ -147,3 +149,48 @@ def _shown(counts: Counts, kind: _Property, classes: Sequence[str]) -> str:
         values = (f"{column[i]} {kind.value_name(i)}" for i in common if column[i])
         parts.append(f"{name}: {', '.join(values)}")
     return "; ".join(parts) + "; ..." * (len(classes) > _SHOWN_CLASSES)
+
+
+_DIFFERENT = 1.05  # ratio of two classes' medians
+
+
+class Aspect(NamedTuple):
+    """Width divided by height of the images of a class, as stored (before an EXIF rotation)."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Show the range where there is one."""
+        span = "" if self.low == self.high else f" ({self.low:.2f} to {self.high:.2f})"
+        return f"{self.median:.2f}{span}"
+
+
+def aspects_by_class(
+    decoded: Sequence[DecodedImages], records: Records, classes: Sequence[str]
+) -> dict[str, Aspect]:
+    """Return the aspect ratios of the images of each class, over all modalities and splits."""
+    ratios = []
+    for images, rows in zip(decoded, records.rows.T, strict=True):
+        known = images.entries.rows[np.searchsorted(images.rows, rows)]
+        ratios.append(known["width"] / known["height"])
+    joined, labels = np.concatenate(ratios), np.tile(records.labels, len(ratios))
+    of_class = {name: joined[labels == label] for label, name in enumerate(classes)}
+    return {
+        name: Aspect(float(np.median(found)), float(found.min()), float(found.max()))
+        for name, found in of_class.items()
+        if len(found)
+    }
+
+
+def aspect_notes(aspects: dict[str, Aspect]) -> list[str]:
+    """Return a sentence if the shape of an image may reveal its class."""
+    medians = [aspect.median for aspect in aspects.values()]
+    if max(medians, default=1.0) / min(medians, default=1.0) < _DIFFERENT:
+        return []
+    shown = ", ".join(f"{name} {aspect}" for name, aspect in aspects.items())
+    return [
+        f"the images of the classes differ in width / height ({shown}): a network can learn the class from "
+        "their shape, with data.fit=pad from the black bars; check how the images were taken or cropped"
+    ]

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..demo.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from ..errors import DataError
 from ..utils.config import DataConfig
 from . import manifest
-from .demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from .folders import NamePatterns, list_folder
 from .manifest import list_manifest
 from .names import check_patients, unify

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.batches import in_order
-from ..data.loading import load_batches
+from ..data.loading import in_order, load_batches
 from ..models.forward import predict_logits
 from ..training.estimates import Estimate, Patients, by_patient, estimate
 from ..training.metrics import softmax

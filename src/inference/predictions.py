@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..data.batches import in_order
 from ..data.inputs import UNKNOWN, Inputs
-from ..data.loading import load_batches
+from ..data.loading import in_order, load_batches
 from ..models.features import extract_features
 from ..models.forward import predict_logits
 from ..training.metrics import decide, softmax

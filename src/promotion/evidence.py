@@ -163,9 +163,8 @@ def _predict(run: FinishedRun, model: "nn.Module", folder: Path) -> Predictions:
     """
     import torch
 
-    from ..data.batches import in_order
     from ..data.dataset import load_dataset
-    from ..data.loading import load_batches
+    from ..data.loading import in_order, load_batches
     from ..utils.progress import track
 
     config = read_config(run, folder)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..data.packs import OldPack, find_old
+from ..data.array_cache import OldPack, find_old
 from ..errors import ClaimError, MlprojectError, UserError
 from ..tracking.names import CHECKPOINTS
 from ..tracking.past_runs import (

@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..data.batches import in_order
 from ..data.dataset import Split
-from ..data.loading import BatchLoader
+from ..data.loading import BatchLoader, in_order
 from ..models.forward import predict_logits
 from ..models.spec import InputSpec
 from ..utils.processes import ALONE, Processes

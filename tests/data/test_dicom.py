@@ -12,7 +12,7 @@ from pydicom.pixels.processing import apply_windowing
 
 from src.data import dicom, dicom_gray
 from src.data.dataset import Dataset, load_dataset
-from src.data.images import BadImage, to_8_bits
+from src.data.pixels import BadImage, to_8_bits
 from src.errors import DataError
 from src.training.setup import set_up
 from src.utils.config import Config, DataConfig

@@ -11,8 +11,8 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windo
 
 from src.data import dicom
 from src.data.dataset import Dataset, load_dataset
-from src.data.files import is_image
-from src.data.images import BadImage, to_8_bits
+from src.data.image_files import is_image
+from src.data.pixels import BadImage, to_8_bits
 from src.errors import DataError
 from src.utils.config import DataConfig
 from tests.data.test_dicom_values import item, read, write

@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from src.data import dicom
-from src.data.images import BadImage, Picture, to_8_bits
+from src.data.pixels import BadImage, Picture, to_8_bits
 
 NATIVE = {
     "explicit": ExplicitVRLittleEndian,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from src.data.dataset import Dataset, load_dataset
-from src.data.images import Picture, Shown, resize, show, to_8_bits
+from src.data.pixels import Picture, Shown, resize, show, to_8_bits
 from src.utils.config import Config
 from tests.images import pixels_of, write_folder
 

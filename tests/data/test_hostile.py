@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from src.data.arrays import open_arrays
 from src.data.dataset import load_dataset
-from src.data.images import BadImage
 from src.data.inputs import load_inputs
-from src.data.raster import read_picture
+from src.data.npz import open_arrays
+from src.data.pillow_images import read_picture
+from src.data.pixels import BadImage
 from src.errors import ConfigError, DataError
 from src.training.checkpoint import load_checkpoint
 from src.training.predictions import read_predictions
@@ -26,7 +26,7 @@ READ = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9))
 from pathlib import Path
-from src.data import dicom, raster
+from src.data import dicom, pillow_images
 from src.data.manifest import NEEDED, read_lines
 from src.data.npz import list_npz
 from src.errors import UserError
@@ -40,7 +40,7 @@ try:
     elif path.suffix == ".dcm":
         print(dicom.read_picture(path).values.shape)
     else:
-        print(raster.read_picture(path).values.shape)
+        print(pillow_images.read_picture(path).values.shape)
 except UserError as error:
     print(error)
 """

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from src.data.array_cache import NewPack, PackFolder
 from src.data.dataset import load_dataset
-from src.data.packs import NewPack, PackFolder
 from src.errors import DataError
 from src.utils.config import DataConfig
 from src.utils.io import TEMP_PREFIX

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.pixels.processing import convert_color_space
 
-from src.data import dicom, raster
-from src.data.images import BadImage, to_8_bits
+from src.data import dicom, pillow_images
+from src.data.pixels import BadImage, to_8_bits
 from tests.data.test_dicom_values import NATIVE
 from tests.data.test_dicom_values import write as write_dicom
-from tests.data.test_raster import exif, ramp, turned
+from tests.data.test_pillow_images import exif, ramp, turned
 from tests.pngs import write_png
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -33,12 +33,12 @@ def test_gray_png(bits: int, interlaced: bool) -> None:
     top = (1 << bits) - 1
     stored = noise(top, 11, 13, dtype=np.uint16 if bits == 16 else np.uint8)
     path = write_png(Path("x.png"), stored, bits=bits, interlaced=interlaced)
-    picture = raster.read_picture(path)
+    picture = pillow_images.read_picture(path)
     if bits == 16:
         assert np.array_equal(picture.values, stored)
     seen = np.rint(stored * (255 / top)) if bits == 16 else stored.astype(int) * 255 // top
     assert np.array_equal(to_8_bits(picture, None), seen)
-    assert raster.read_header(path).channels == 1
+    assert pillow_images.read_header(path).channels == 1
 
 
 @pytest.mark.parametrize("interlaced", [False, True], ids=["plain", "Adam7"])
@@ -46,7 +46,7 @@ def test_gray_png(bits: int, interlaced: bool) -> None:
 def test_colour_png(samples: int, interlaced: bool) -> None:
     """On black: color times opacity (PNG 1.2, 10.8), rounded."""
     stored = noise(255, 11, 13, samples)
-    values = raster.read_picture(write_png(Path("x.png"), stored, interlaced=interlaced)).values
+    values = pillow_images.read_picture(write_png(Path("x.png"), stored, interlaced=interlaced)).values
     color = stored[..., 0] if samples == 2 else stored[..., :3]
     opacity = stored[..., -1].astype(int) if samples in (2, 4) else np.full((11, 13), 255)
     expected = color * (opacity if samples == 2 else opacity[..., None]) / 255
@@ -60,7 +60,7 @@ def test_png_with_a_palette(bits: int, interlaced: bool) -> None:
     places, palette = noise((1 << bits) - 1, 11, 13), noise(255, 1 << bits, 3)
     chunk = (b"PLTE", palette.tobytes())
     path = write_png(Path("x.png"), places, chunk, bits=bits, has_palette=True, interlaced=interlaced)
-    assert np.array_equal(raster.read_picture(path).values, palette[places])
+    assert np.array_equal(pillow_images.read_picture(path).values, palette[places])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -72,7 +72,7 @@ def test_other_formats_in_each_orientation(kind: str, samples: int, orientation:
     stored = Image.fromarray(turned(ramp(np.uint8, samples), orientation))
     options: dict[str, Any] = {"lossless": True} if kind == "WebP" else {"quality": 95}
     stored.save("x.img", kind, exif=exif(orientation), **options)
-    values = raster.read_picture(Path("x.img")).values
+    values = pillow_images.read_picture(Path("x.img")).values
     assert values.shape == ramp(np.uint8, samples).shape
     assert np.abs(values.astype(int) - ramp(np.uint8, samples)).max() <= (0 if kind == "WebP" else 12)
 
@@ -97,9 +97,9 @@ def test_gray_tiff(bits: int, photometric: int, order: str) -> None:
     expected = seen if photometric else 255 - seen
     if (bits, photometric, order) == (16, 0, ">"):  # Pillow does not know it
         with pytest.raises(BadImage, match=r"x\.tif: not an image that can be read.*convert it to PNG"):
-            raster.read_picture(Path("x.tif"))
+            pillow_images.read_picture(Path("x.tif"))
         return
-    assert np.array_equal(to_8_bits(raster.read_picture(Path("x.tif")), None), expected)
+    assert np.array_equal(to_8_bits(pillow_images.read_picture(Path("x.tif")), None), expected)
 
 
 @pytest.mark.parametrize("planar", [0, 1], ids=["by pixel", "by plane"])

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..utils.limits import HINT, IMAGE_PIXELS
-from .images import BadImage, Header, Picture, check_pixels, open_image
+from .pixels import BadImage, Header, Picture, check_pixels, open_image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}) | frozenset(
     {".jpe", ".jfif", ".webp", ".gif", ".jp2", ".j2k", ".pgm", ".ppm"}

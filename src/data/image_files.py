@@ -1,4 +1,4 @@
-"""The files below a folder: which are images, which are left out, and how many of each."""
+"""One image file: which reader takes it."""
 
 import os
 import re
@@ -7,9 +7,68 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
 from pathlib import Path
+from types import ModuleType
+
+import numpy as np
 
 from ..errors import DataError
-from .files import ENDINGS, is_image
+from . import dicom, pillow_images
+from .pixels import Header, Picture
+from .samples import Sample
+
+SUFFIXES = pillow_images.SUFFIXES | dicom.SUFFIXES
+
+ENDINGS = tuple(SUFFIXES)
+
+_LOOKED_AT = 20  # files whose Modality is read
+
+
+def is_image(path: str) -> bool:
+    """Whether a file in a folder of images is one of them: by its ending, or by DICOM's mark.
+
+    Scanners and archives name DICOM files without an ending, or by numbers (``1.2.840.113619``).
+    """
+    if path.lower().endswith(ENDINGS):  # the common case, without a Path object
+        return True
+    suffix = Path(path).suffix
+    return (suffix[1:].isdigit() or not suffix) and dicom.is_dicom(Path(path))
+
+
+def read_header(sample: Sample) -> Header:
+    """Size, channels and patient of a file, without its pixels.
+
+    Raises:
+        BadImage: It cannot be read.
+    """
+    path = Path(sample.file)
+    header: Header = _reader(path).read_header(path)
+    return header
+
+
+def read_picture(sample: Sample) -> Picture:
+    """Decodes a file.
+
+    Raises:
+        BadImage: It cannot be read.
+    """
+    path = Path(sample.file)
+    picture: Picture = _reader(path).read_picture(path)
+    return picture
+
+
+def dicom_modalities(samples: Sequence[Sample]) -> frozenset[str]:
+    """Return the values of Modality that a few DICOM files of a listing name, such as CT."""
+    chosen = np.linspace(0, len(samples) - 1, min(len(samples), _LOOKED_AT)).astype(int).tolist()
+    paths = [Path(samples[i].file) for i in chosen]
+    return frozenset(dicom.read_modality(path) for path in paths if _reader(path) is dicom) - {""}
+
+
+def _reader(path: Path) -> ModuleType:
+    suffix = path.suffix.lower()
+    if suffix in pillow_images.SUFFIXES:
+        return pillow_images
+    return dicom if suffix in dicom.SUFFIXES or dicom.is_dicom(path) else pillow_images
+
 
 _MOST_UNREAD = 0.1
 _STEM = "{stem}"

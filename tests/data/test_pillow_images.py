@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.data.images import BadImage, to_8_bits
-from src.data.raster import read_header, read_picture
+from src.data.pillow_images import read_header, read_picture
+from src.data.pixels import BadImage, to_8_bits
 from tests.pngs import read_png, write_png
 
 pytestmark = pytest.mark.usefixtures("folder")
