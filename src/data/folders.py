@@ -21,7 +21,7 @@ from .image_files import (
     unlisted,
 )
 from .names import check_classes, check_no_masks, is_like_split, name_splits, unify
-from .samples import Listing, Sample, order_classes
+from .samples import UNKNOWN, Listing, Sample, order_classes
 
 
 @dataclass(frozen=True)
@@ -210,3 +210,58 @@ def read_name(file: str, pattern: re.Pattern[str] | None, setting: str) -> str |
             public=f"a file's name does not match data.{setting}={pattern.pattern}",
         )
     return match[1]
+
+
+@dataclass(frozen=True)
+class NameHints:
+    """Label, patient and image id of an image, as far as its path names them (inference needs none).
+
+    Attributes:
+        classes: Classes of the model.
+        patient_regex: Group 1 of a match in the file name is the patient.
+        image_id_regex: Group 1 of a match in the file name is the image id.
+    """
+
+    classes: tuple[str, ...]
+    patient_regex: str | None
+    image_id_regex: str | None
+
+    def sample(self, file: str, key: str) -> Sample:
+        """Return the sample of an image file; exactly one folder named as a class labels it."""
+        *folders, name = key.split("/")
+        named = [folder for folder in folders if folder in self.classes]
+        return Sample(
+            file,
+            key,
+            self.label(named[0] if len(named) == 1 else ""),
+            find_group(self.patient_regex, name),
+            None,
+            find_group(self.image_id_regex, name),
+        )
+
+    def label(self, name: str) -> int:
+        """Return the index of a class, `UNKNOWN` for another name."""
+        return self.classes.index(name) if name in self.classes else UNKNOWN
+
+
+def find_group(pattern: str | None, name: str) -> str | None:
+    """Return group 1 of the first match of a pattern in a name, None without a match or a pattern."""
+    match = re.search(pattern, name) if pattern else None
+    return match[1] if match else None
+
+
+def list_unlabeled_folder(root: Path, modality: str, config: DataConfig, names: NameHints) -> Listing:
+    """List every image below a folder, or below its subfolder named as the modality, for inference.
+
+    Raises:
+        DataError: A model of several modalities finds no folder for one of them.
+    """
+    base, modalities = root / modality, config.modalities
+    if not base.is_dir():
+        if len(modalities) > 1:
+            raise DataError(f"{root}: no folder {modality}; the model stacks {', '.join(modalities)}")
+        base = root
+    left_out = LeftOut()
+    files = image_files(base, root, Exclude(config.exclude), left_out)
+    samples = [names.sample(file, key) for file, key in files]
+    return listing_of_files(root, modality, names.classes, samples, left_out.notes(str(base)))

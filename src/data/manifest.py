@@ -9,9 +9,9 @@ from pathlib import Path
 from ..errors import DataError
 from ..utils.config import DataConfig
 from ..utils.tables import TableError, read_rows
-from .folders import NamePatterns, listing_of_files, read_name
+from .folders import NameHints, NamePatterns, find_group, listing_of_files, read_name
 from .names import check_classes, name_splits, unify
-from .samples import Listing, Sample, order_classes
+from .samples import UNKNOWN, Listing, Sample, order_classes
 
 NAME = "manifest.csv"
 
@@ -212,4 +212,42 @@ def _sample(
         cells.get("patient_id") or read_name(file, patterns.patient, "patient_regex"),
         cells.get("split") or None,
         cells["image_id"] if "image_id" in cells else read_name(file, patterns.image_id, "image_id_regex"),
+    )
+
+
+def list_unlabeled_manifest(
+    path: Path, modality: str, modalities: tuple[str, ...], names: NameHints
+) -> Listing:
+    """List the images of one modality of a manifest for inference: only the column ``path`` is required.
+
+    Raises:
+        DataError: The file is not a manifest, a path is refused, or a class has two spellings.
+    """
+    needed = ("path", "modality") if len(modalities) > 1 else ("path",)
+    lines = [line for line in read_lines(path, needed) if line.cells.get("modality", modality) == modality]
+    # The listed files may be anywhere: they are only ever decoded as images.
+    place = placer(path.parent, allow_outside=True)
+    places = places_of(lines, "label") | dict.fromkeys(names.classes, "a class of the model")
+    spellings = unify(places, "class", str(path))
+    known = {spellings[name]: label for label, name in enumerate(names.classes)}
+    labels = {spelling: known.get(name, UNKNOWN) for spelling, name in spellings.items()}
+    samples = [_unlabeled_sample(line, place, names, labels) for line in lines]
+    return listing_of_files(path.parent, modality, names.classes, samples)
+
+
+def _unlabeled_sample(
+    line: Line, place: Callable[[str], Path], names: NameHints, labels: Mapping[str, int]
+) -> Sample:
+    cells = line.cells
+    try:
+        file = place(cells["path"])
+    except (ValueError, OSError, RuntimeError) as error:
+        raise DataError(f"line {line.number}: the path {cells['path']!r} {error}") from None
+    return Sample(
+        str(file),
+        cells["path"],
+        labels.get(cells.get("label", ""), UNKNOWN),
+        cells.get("patient_id") or find_group(names.patient_regex, file.name),
+        None,
+        cells.get("image_id") or find_group(names.image_id_regex, file.name),
     )

@@ -5,7 +5,7 @@ import math
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -20,12 +20,13 @@ from ..utils.io import open_regular
 from ..utils.limits import ARRAY_BYTES, NPZ_DIRECTORY, NPZ_IMAGES, Limit
 from .names import is_like_split, name_splits
 from .pixels import Header, Picture, Pixels, check_pixels
-from .samples import SPLITS, Listing, Sample, order_classes
+from .samples import SPLITS, UNKNOWN, Listing, Sample, order_classes
 
 _SUFFIX = ".npy"
 _HEADER = 20_000  # bytes of an array's header; numpy itself reads up to 10,000 characters
 _DEFLATED = 1032  # of what zlib has compressed, at most so many times as much comes out
 _SLACK = 1000
+_IMAGES, _LABELS = "images", "labels"
 
 
 class Shape(NamedTuple):
@@ -251,3 +252,35 @@ def labels_of(arrays: Arrays, path: Path, name: str, count: int) -> NDArray[np.i
             "or number the classes from 0"
         )
     return labels
+
+
+def list_unlabeled_npz(path: Path, modality: str, classes: tuple[str, ...]) -> Listing:
+    """List all images of an ``.npz`` for inference; labels are optional.
+
+    Raises:
+        DataError: No array is named as images, or one cannot be read.
+    """
+    with open_arrays(path) as arrays:
+        keys = [name for name in arrays if name == _IMAGES or name.endswith(f"_{_IMAGES}")]
+        if not keys:
+            raise DataError(
+                f"{path}: no array named {_IMAGES} or such as test_{_IMAGES}; there are: "
+                f"{', '.join(arrays)[:500] or 'none'}"
+            )
+        images = {_stem(name): images_of(arrays, path, name) for name in keys}
+        samples = [sample for name in keys for sample in _samples_of(arrays, path, name, images, classes)]
+    return listing_of_arrays(path, modality, classes, tuple(samples), images)
+
+
+def _samples_of(
+    arrays: Arrays, path: Path, name: str, images: Mapping[str, Pixels], classes: tuple[str, ...]
+) -> Iterator[Sample]:
+    own, count = f"{name.removesuffix(_IMAGES)}{_LABELS}", len(images[_stem(name)])
+    labels: Iterable[int] = labels_of(arrays, path, own, count) if own in arrays else [UNKNOWN] * count
+    for row, label in enumerate(labels):
+        known = classes.index(str(label)) if str(label) in classes else UNKNOWN
+        yield Sample(str(path), f"{_stem(name)}/{row:07d}", known, None, None)
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(f"_{_IMAGES}")

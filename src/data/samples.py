@@ -10,6 +10,8 @@ from ..utils.tables import is_formula
 from .pixels import Header, Picture
 
 SPLITS = ("train", "val", "test")
+UNKNOWN = -1
+"""Label of an image whose class is not known."""
 
 
 class Sample(NamedTuple):

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..data.inputs import UNKNOWN, Inputs
+from ..data.inputs import Inputs
 from ..data.loading import in_order, load_batches
+from ..data.samples import UNKNOWN
 from ..models.features import extract_features
 from ..models.forward import predict_logits
 from ..training.metrics import decide, softmax
