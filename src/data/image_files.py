@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import DataError
 from . import dicom, pillow_images
-from .pixels import Header, Picture
+from .pixels import DecodedImage, Header
 from .samples import Sample
 
 SUFFIXES = pillow_images.SUFFIXES | dicom.SUFFIXES
@@ -45,14 +45,14 @@ def read_header(sample: Sample) -> Header:
     return header
 
 
-def read_picture(sample: Sample) -> Picture:
+def read_image(sample: Sample) -> DecodedImage:
     """Decodes a file.
 
     Raises:
         BadImage: It cannot be read.
     """
     path = Path(sample.file)
-    picture: Picture = _reader(path).read_picture(path)
+    picture: DecodedImage = _reader(path).read_image(path)
     return picture
 
 
@@ -128,7 +128,7 @@ def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
 
 
 @dataclass
-class LeftOut:
+class SkippedFiles:
     """What is not taken, counted.
 
     Attributes:
@@ -202,7 +202,7 @@ def _listed(parts: list[str], most: int = 10) -> str:
 
 
 def image_files(
-    folder: Path, root: Path, exclude: Exclude, left_out: LeftOut, name: str = ""
+    folder: Path, root: Path, exclude: Exclude, skipped: SkippedFiles, name: str = ""
 ) -> Iterator[tuple[str, str]]:
     """Yield the path of each image file below a folder and its path relative to ``root``.
 
@@ -212,7 +212,7 @@ def image_files(
         folder: Where to start.
         root: Where the keys start.
         exclude: What to leave out.
-        left_out: Where to count what is left out.
+        skipped: Where to count what is left out.
         name: The class of the files, for the counts.
 
     Raises:
@@ -227,21 +227,21 @@ def image_files(
         path, key = linked.pop()
         real = Path(os.path.realpath(path))
         if real in above or not listed.isdisjoint({real, *real.parents}):
-            left_out.links += 1
+            skipped.links += 1
             continue
         listed.add(real)
         above.update(real.parents)
         waiting = [(path, key)]
         while waiting:
             path, key = waiting.pop()
-            folders, links, names = entries_of(path, exclude, left_out)
+            folders, links, names = entries_of(path, exclude, skipped)
             waiting += [(f"{path}{below}/", f"{key}{below}/") for below in sorted(folders)]
             linked += [(f"{path}{below}/", f"{key}{below}/") for below in sorted(links, reverse=True)]
-            for file in _images(path, names, exclude, left_out, name):
+            for file in _images(path, names, exclude, skipped, name):
                 yield path + file, key + file
 
 
-def entries_of(path: str, exclude: Exclude, left_out: LeftOut) -> tuple[list[str], list[str], list[str]]:
+def entries_of(path: str, exclude: Exclude, skipped: SkippedFiles) -> tuple[list[str], list[str], list[str]]:
     """Return the folders, links to folders, and files of a folder that are not excluded by their names."""
     folders: list[str] = []
     links: list[str] = []
@@ -256,24 +256,24 @@ def entries_of(path: str, exclude: Exclude, left_out: LeftOut) -> tuple[list[str
     for kind in (folders, links, names):
         excluded = exclude.plain(kind)
         for name, pattern in excluded.items():
-            left_out.leave(name, pattern, is_folder=kind is not names)
+            skipped.leave(name, pattern, is_folder=kind is not names)
         if excluded:
             kind[:] = [name for name in kind if name not in excluded]
     return folders, links, names
 
 
-def _images(path: str, names: list[str], exclude: Exclude, left_out: LeftOut, name: str) -> Iterator[str]:
+def _images(path: str, names: list[str], exclude: Exclude, skipped: SkippedFiles, name: str) -> Iterator[str]:
     beside = exclude.beside(names)
     taken = 0
     for file in names:
         if file in beside:
-            left_out.leave(file, beside[file], is_folder=False)
+            skipped.leave(file, beside[file], is_folder=False)
         elif is_image_name(file) or (not _is_other(file) and is_image(path + file)):
             taken += 1
             yield file
         elif not _is_other(file):
-            left_out.unread[_kind(file), name] += 1
-    left_out.taken[name] += taken
+            skipped.unread[_kind(file), name] += 1
+    skipped.taken[name] += taken
 
 
 def is_image_name(name: str) -> bool:

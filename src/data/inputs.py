@@ -5,9 +5,9 @@ from pathlib import Path
 
 from ..utils.config import DataConfig
 from .cache import decode_listings
-from .entries import join_entries
+from .file_table import concatenate_tables
 from .image_array import ImageArray, ImageSource
-from .join import Records, join, records_of
+from .join import Records, join, to_records
 from .sources import list_unlabeled
 from .windows import blank_notes, describe_corrected
 
@@ -25,7 +25,7 @@ class Inputs:
     """
 
     records: Records
-    packs: tuple[ImageArray, ...]
+    arrays: tuple[ImageArray, ...]
     bad: tuple[str, ...]
     notes: tuple[str, ...]
     corrected: str
@@ -36,7 +36,7 @@ class Inputs:
     @property
     def images(self) -> ImageSource:
         """The images, to be read in batches."""
-        return ImageSource(self.packs, self.records.rows)
+        return ImageSource(self.arrays, self.records.rows)
 
 
 def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path) -> Inputs:
@@ -58,17 +58,17 @@ def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_d
     listings = list_unlabeled(path, config, classes, cache_dir)
     decoded = decode_listings(listings, config, cache_dir)
     if len(decoded) == 1:
-        records, notes = records_of(decoded[0]), list[str]()
+        records, notes = to_records(decoded[0]), list[str]()
     else:
         joined = join(decoded)
         records, notes = joined.records, joined.notes
     bad = tuple(message for images in decoded for message in images.bad)
-    entries = join_entries([images.entries for images in decoded])
+    table = concatenate_tables([images.table for images in decoded])
     listed = (note for listing in listings for note in listing.notes)
     return Inputs(
         records,
         tuple(images.pixels for images in decoded),
         bad,
-        (*listed, *notes, *blank_notes(entries, config.window)),
-        describe_corrected(entries, config.window),
+        (*listed, *notes, *blank_notes(table, config.window)),
+        describe_corrected(table, config.window),
     )

@@ -16,9 +16,9 @@ from ..errors import DataError
 from ..utils.config import DataConfig
 from ..utils.io import atomic_file, file_lock, open_regular, sha256_of_lines
 from ..utils.tables import escape_formula
+from .file_index import DAMAGED
 from .image_array import ImageArray
 from .image_similarity import Comparison, compare
-from .index import DAMAGED
 from .join import Records
 from .npz import Arrays
 from .samples import SPLITS
@@ -28,7 +28,7 @@ Leaks = dict[str, set[str]]
 
 
 @dataclass(frozen=True)
-class Checked:
+class LeakCheck:
     """What is left to train and to score on.
 
     Attributes:
@@ -43,7 +43,7 @@ class Checked:
     notes: list[str]
 
 
-def check_leaks(records: Records, on_leak: str) -> Checked:
+def check_leaks(records: Records, on_leak: str) -> LeakCheck:
     """Looks for the same image (of any modality) or the same patient in two splits.
 
     Args:
@@ -62,17 +62,17 @@ def check_leaks(records: Records, on_leak: str) -> Checked:
     found = "; ".join(filter(None, [describe_leaks(images, "image"), describe_leaks(patients, "patient")]))
     counts = {"leaked_images": 0, "allowed_leaks": 0}
     if not found:
-        return Checked(records, counts, [])
+        return LeakCheck(records, counts, [])
     if on_leak == "error":
         raise DataError(f"leak between splits: {found}. Mend the split, or choose data.on_leak=drop or allow")
     if on_leak == "allow":
         allowed = sum("train" in splits for splits in [*images.values(), *patients.values()])
         note = f"leak between splits, allowed by data.on_leak: {found}"
-        return Checked(records, counts | {"allowed_leaks": allowed}, [note])
+        return LeakCheck(records, counts | {"allowed_leaks": allowed}, [note])
     kept = records.take((records.splits != "train") | ~_are_leaked(records, images, patients))
     dropped = len(records) - len(kept)
     note = f"leak between splits: {found}; dropped from train: {dropped}; val and test stay"
-    return Checked(kept, counts | {"leaked_images": dropped}, [note])
+    return LeakCheck(kept, counts | {"leaked_images": dropped}, [note])
 
 
 def _are_leaked(records: Records, images: Leaks, patients: Leaks) -> NDArray[np.bool_]:
@@ -142,7 +142,7 @@ _COLUMNS = ("split", "image", "training_image", "same_class", "correlation")
 
 def check_near_duplicates(
     records: Records, arrays: Sequence[ImageArray], config: DataConfig, cache_dir: Path
-) -> Checked:
+) -> LeakCheck:
     """Compare val and test with training images, and do with near-duplicates what the settings say.
 
     Args:
@@ -255,13 +255,13 @@ def _describe(
 
 def _resolve(
     records: Records, comparison: Comparison, config: DataConfig, *, found: str, pairs: Path
-) -> Checked:
+) -> LeakCheck:
     """Do with near-duplicates what ``data.on_near_duplicate`` says."""
     threshold = config.near_duplicate_threshold
     count = int((comparison.held_out > threshold).sum())
     counts = {"near_duplicates": count}
     if not count:
-        return Checked(records, counts, [found] if found else [])
+        return LeakCheck(records, counts, [found] if found else [])
     found += f"; the pairs are in {pairs}"
     if config.on_near_duplicate == "error":
         raise DataError(
@@ -269,7 +269,7 @@ def _resolve(
             public=f"{count} val and test images look like a training image (data.on_near_duplicate=error)",
         )
     if config.on_near_duplicate != "drop":
-        return Checked(
+        return LeakCheck(
             records,
             counts,
             [f"{found}; nothing is dropped (data.on_near_duplicate={config.on_near_duplicate})"],
@@ -277,4 +277,4 @@ def _resolve(
     is_dropped = np.zeros(len(records), bool)
     is_dropped[np.flatnonzero(records.splits == "train")] = comparison.train > threshold
     note = f"{found}; dropped from train: {is_dropped.sum()}; val and test stay"
-    return Checked(records.take(~is_dropped), counts, [note])
+    return LeakCheck(records.take(~is_dropped), counts, [note])

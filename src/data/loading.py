@@ -39,13 +39,13 @@ def training_batches(
         Positions in the split, one int64 array per batch.
     """
     order = np.random.default_rng(derive_seed(seed, epoch, _SHUFFLE)).permutation(count).astype(np.int64)
-    batches = in_order(order, batch_size)
+    batches = sequential_batches(order, batch_size)
     if len(batches) > 1 and len(batches[-1]) < smallest:
         batches[-2:] = [np.concatenate(batches[-2:])]
     return batches
 
 
-def in_order(positions: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+def sequential_batches(positions: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
     """``positions`` cut into batches, in order; the last may be smaller."""
     return [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
 

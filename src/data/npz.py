@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..utils.io import open_regular
 from ..utils.limits import ARRAY_BYTES, NPZ_DIRECTORY, NPZ_IMAGES, Limit
 from .names import is_like_split, name_splits
-from .pixels import Header, Picture, Pixels, check_pixels
+from .pixels import DecodedImage, Header, Pixels, check_pixels
 from .samples import SPLITS, UNKNOWN, Listing, Sample, order_classes
 
 _SUFFIX = ".npy"
@@ -183,9 +183,9 @@ def listing_of_arrays(
 ) -> Listing:
     """A listing of images in memory; the key of a sample is ``{name in images}/{row}``."""
 
-    def read(sample: Sample) -> Picture:
+    def read(sample: Sample) -> DecodedImage:
         name, _, row = sample.key.partition("/")
-        return Picture(images[name][int(row)])
+        return DecodedImage(images[name][int(row)])
 
     def header(sample: Sample) -> Header:
         shape = images[sample.key.partition("/")[0]].shape
@@ -194,7 +194,7 @@ def listing_of_arrays(
     return Listing(path, modality, classes, samples, header, read, in_memory=True)
 
 
-def read_again(sample: Sample) -> Picture:
+def read_again(sample: Sample) -> DecodedImage:
     """Read one image of an ``.npz`` that is no longer in memory.
 
     Raises:
@@ -205,7 +205,7 @@ def read_again(sample: Sample) -> Picture:
         images = images_of(arrays, path, f"{name}_images" if f"{name}_images" in arrays else name)
     if int(row) >= len(images):
         raise DataError(f"{path}: no image {sample.key}")
-    return Picture(images[int(row)])
+    return DecodedImage(images[int(row)])
 
 
 def _describe(arrays: Arrays, path: Path, name: str) -> Shape:

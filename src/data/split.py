@@ -13,7 +13,7 @@ from ..errors import DataError
 from ..utils.config import DataConfig
 from .image_array import ImageArray
 from .image_similarity import find_components
-from .join import Records, texts
+from .join import Records, text_column
 
 _TOLERANCE = 0.05
 _MOST_PARTS = 100
@@ -211,7 +211,7 @@ def _groups_by_class(groups: Sequence[str], classes: Sequence[str]) -> dict[str,
 
 
 def assign_splits(
-    records: Records, packs: Sequence[ImageArray], classes: tuple[str, ...], config: DataConfig
+    records: Records, arrays: Sequence[ImageArray], classes: tuple[str, ...], config: DataConfig
 ) -> tuple[Records, list[str]]:
     """Assign the records to splits, of which a cross-validation divides all but test; notes for the user."""
     by_patient = config.stratify == "patients" or (config.stratify == "auto" and config.root_dir == DEMO_NAME)
@@ -224,17 +224,17 @@ def assign_splits(
                 "data.on_near_duplicate=group needs a split of ours, and the data bring their own; choose "
                 "drop, or take their split out"
             )
-        groups, note = group_near_duplicates(records, groups, packs, config.near_duplicate_threshold)
+        groups, note = group_near_duplicates(records, groups, arrays, config.near_duplicate_threshold)
         notes.append(note)
     placed = _place(records, groups, classes, config, by_patient=by_patient)
     if config.folds is None:
         return placed, notes
     is_rest = placed.splits != "test"
-    rest, rest_groups = placed.take(is_rest), texts(groups)[is_rest].tolist()
+    rest, rest_groups = placed.take(is_rest), text_column(groups)[is_rest].tolist()
     sides = split_by_fold(
         rest_groups, rest.labels.tolist(), folds=config.folds, fold=config.fold, seed=config.split_seed
     )
-    return replace(rest, splits=texts(sides)), notes
+    return replace(rest, splits=text_column(sides)), notes
 
 
 def group_near_duplicates(
@@ -288,4 +288,4 @@ def _place(
         test_fraction=config.test_fraction,
         seed=config.split_seed,
     )
-    return replace(records, splits=texts(sides))
+    return replace(records, splits=text_column(sides))

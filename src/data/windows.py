@@ -13,87 +13,87 @@ from ..errors import DataError
 from ..utils.io import atomic_write_text, sha256_of_lines
 from ..utils.progress import track
 from .decode import Workers
-from .entries import Entries, Shared, how_seen
-from .pixels import OWN_LEVELS, Picture, Range, applied_window
+from .file_table import FileTable, SharedInfo, gray_level_key
+from .pixels import OWN_LEVELS, DecodedImage, Range, applied_window
 from .samples import Listing, Sample
 
 _8_BIT_SPAN = 255
 _SHOWN = 3
 
 
-def one_window(entries: Entries, configured: Range | None) -> Range | None:
+def shared_window(table: FileTable, configured: Range | None) -> Range | None:
     """The window that all images with more than plain 8-bit pixels share, None where they share none."""
-    kinds = {how_seen(shared, configured) for shared, _ in entries.counted()} - {None}
+    kinds = {gray_level_key(shared, configured) for shared, _ in table.counted()} - {None}
     applied = kinds.pop() if len(kinds) == 1 else None
     return None if isinstance(applied, str) else applied
 
 
-def check_window(entries: Entries, configured: Range | None) -> list[str]:
+def check_window(table: FileTable, configured: Range | None) -> list[str]:
     """Return `blank_notes`, unless it is all images that are shown as one gray.
 
     Raises:
         DataError: It is, so that nothing could be learned.
     """
-    blank = _blank(entries, configured)
-    notes = blank_notes(entries, configured)
-    if notes and len(blank) == len(entries):
+    blank = _blank(table, configured)
+    notes = blank_notes(table, configured)
+    if notes and len(blank) == len(table):
         raise DataError(notes[0], public="a window shows every image as one gray")
     return notes
 
 
-def blank_notes(entries: Entries, configured: Range | None) -> list[str]:
+def blank_notes(table: FileTable, configured: Range | None) -> list[str]:
     """Return a sentence on images of which a window shows nothing, if there are any."""
-    blank = _blank(entries, configured)
+    blank = _blank(table, configured)
     if not len(blank):
         return []
     observed = blank.rows["observed"]
     held = _span((float(observed[:, 0].min()), float(observed[:, 1].max())))
     named = "the window of the file" if configured is None else f"data.window={_list(configured)}"
     return [
-        f"{len(blank)} of {len(entries)} images hold only values outside of {named} and are shown as one "
+        f"{len(blank)} of {len(table)} images hold only values outside of {named} and are shown as one "
         f"gray: they hold {held}; choose data.window in the units of the files (HU for CT)"
     ]
 
 
-def _blank(entries: Entries, configured: Range | None) -> Entries:
+def _blank(table: FileTable, configured: Range | None) -> FileTable:
     """Return the images that are not one gray by themselves, but through their window."""
-    applied = [applied_window(shared.own, shared.full, configured) for shared in entries.numbers]
+    applied = [applied_window(shared.own, shared.full, configured) for shared in table.numbers]
     ends = np.array([window or (-np.inf, np.inf) for window in applied], dtype=np.float64).reshape(-1, 2)
-    low, high = ends[entries.rows["shared"]].T
-    lowest, highest = entries.rows["observed"].T
-    return entries.take((lowest < highest) & ((highest <= low) | (lowest >= high)))
+    low, high = ends[table.rows["shared"]].T
+    lowest, highest = table.rows["observed"].T
+    return table.take((lowest < highest) & ((highest <= low) | (lowest >= high)))
 
 
-def window_notes(entries: Entries, configured: Range | None) -> list[str]:
+def window_notes(table: FileTable, configured: Range | None) -> list[str]:
     """Sentences on windows that are missing, differ between files, or change nothing."""
-    with_units = [(shared, count) for shared, count in entries.counted() if shared.full is not None]
+    with_units = [(shared, count) for shared, count in table.counted() if shared.full is not None]
     if configured is not None:
         return [] if with_units else ["data.window changes nothing: all images have plain 8-bit pixels"]
     own: Counter[Range | str] = Counter()
     for shared, count in with_units:
         if asked := shared.levels or shared.own:
             own[asked] += count
-    return [*_note_full_range(entries.take(entries.where(is_wide))), *_note_different(own)]
+    return [*_note_full_range(table.take(table.where(is_wide))), *_note_different(own)]
 
 
-def percentile_note(entries: Entries, window: Range) -> str:
+def percentile_note(table: FileTable, window: Range) -> str:
     """Return a sentence on what a window of percentiles is used for."""
-    wide = entries.take(entries.where(is_wide))
-    others = "" if len(wide) == len(entries) else " (and so are all others, whatever window they name)"
+    wide = table.take(table.where(is_wide))
+    others = "" if len(wide) == len(table) else " (and so are all others, whatever window they name)"
     return (
         f"{len(wide)} images of more than 8 bits name no window: they are shown{others} from {_span(window)}"
         ", the 0.5th to 99.5th percentile of the training images; data.window=[low, high] sets another"
     )
 
 
-def is_wide(shared: Shared) -> bool:
+def is_wide(shared: SharedInfo) -> bool:
     """Return whether the values exceed 8 bits and the file names no window."""
     if shared.own is not None or shared.levels or shared.full is None:
         return False
     return shared.full[1] - shared.full[0] > _8_BIT_SPAN
 
 
-def _note_full_range(wide: Entries) -> list[str]:
+def _note_full_range(wide: FileTable) -> list[str]:
     if not len(wide):
         return []
     full = _union(shared.full for shared, _ in wide.counted())
@@ -188,12 +188,14 @@ def _sample(listing: Listing, rows: Sequence[int]) -> list[NDArray[np.float32]]:
         return list(track(found, f"Gray levels of {listing.modality}", len(samples)))
 
 
-def values_of_all(read: Callable[[Sample], Picture], samples: Sequence[Sample]) -> list[NDArray[np.float32]]:
+def values_of_all(
+    read: Callable[[Sample], DecodedImage], samples: Sequence[Sample]
+) -> list[NDArray[np.float32]]:
     """Return evenly spaced values of each image, none of one with plain 8-bit pixels."""
     return [_values_of(read(sample)) for sample in samples]
 
 
-def _values_of(picture: Picture) -> NDArray[np.float32]:
+def _values_of(picture: DecodedImage) -> NDArray[np.float32]:
     if picture.full is None:
         return np.empty(0, np.float32)
     values = picture.values.ravel()
@@ -205,15 +207,15 @@ CORRECT_FROM = 5
 """The `FORMAT` from which on such files are read right."""
 
 
-def describe_corrected(entries: Entries, window: Range | None) -> str:
+def describe_corrected(table: FileTable, window: Range | None) -> str:
     """Return the kinds of such files with the number of each, such as ``3 DICOM with padding``; "" without.
 
     Args:
-        entries: What is known of the files.
+        table: What is known of the files.
         window: The configured one, beside which the files' own gray levels do not matter.
     """
     counts: Counter[str] = Counter()
-    for shared, count in entries.counted():
+    for shared, count in table.counted():
         for kind in shared.corrected:
             if kind != OWN_LEVELS or window is None:
                 counts[kind] += count

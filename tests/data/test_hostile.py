@@ -10,7 +10,7 @@ import pytest
 from src.data.dataset import load_dataset
 from src.data.inputs import load_inputs
 from src.data.npz import open_arrays
-from src.data.pillow_images import read_picture
+from src.data.pillow_images import read_image
 from src.data.pixels import BadImage
 from src.errors import ConfigError, DataError
 from src.training.checkpoint import load_checkpoint
@@ -163,7 +163,7 @@ def test_a_tiff_whose_pages_lead_back_is_one_image(folder: Path) -> None:
     whole = bytearray((folder / "x.tif").read_bytes())
     whole[-4:] = (72).to_bytes(4, "little")
     (folder / "x.tif").write_bytes(whole)
-    assert read_picture(folder / "x.tif").values.shape == (8, 8)
+    assert read_image(folder / "x.tif").values.shape == (8, 8)
 
 
 @pytest.mark.parametrize("kind", hostile.KINDS)
@@ -171,7 +171,7 @@ def test_what_is_no_file_is_refused_by_its_kind(kind: str, folder: Path) -> None
     write, message = hostile.KINDS[kind]
     write(folder / "x.png")
     with pytest.raises(BadImage, match=f"x.png: damaged or unreadable: {message}"):
-        read_picture(folder / "x.png")
+        read_image(folder / "x.png")
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x.csv", "x.png", "x.dcm", "x", "folder/manifest.csv"])
