@@ -30,8 +30,8 @@ if __name__ == "__main__":
 SHARE = """
 import sys, time
 from pathlib import Path
-from src.data.files import read_header, read_picture
-from src.data.images import Shown, show
+from src.data.image_files import read_header, read_picture
+from src.data.pixels import Shown, show
 from src.data.samples import Sample
 from src.utils.io import sha256
 root, share, shares = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -20,9 +20,9 @@ MEASURE = """
 import json, resource, sys, time
 from pathlib import Path
 import numpy as np
-from src.data.comparison import Comparison, compare
+from src.data.image_similarity import Comparison, compare
 from src.data.image_array import ImageArray
-from src.data.records import Records, texts
+from src.data.join import Records, texts
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from src.data.augment import augment, draw_changes
-from src.data.batches import in_order, training_batches
 from src.data.dataset import Dataset, load_dataset
+from src.data.loading import sequential_batches, training_batches
 from src.models.spec import unit_range
 from src.training.setup import Setup, set_up
 from src.utils.config import Config
@@ -104,7 +104,7 @@ def _batches(setup: Setup, dataset: Dataset, split: str) -> Iterator[tuple[Tenso
     labels, spec = dataset.splits[split].labels, setup.network.spec
     size, is_train = setup.config.training.batch_size, split == "train"
     order = training_batches(len(labels), size, seed=0, epoch=1)
-    for positions in order if is_train else in_order(torch.arange(len(labels)).numpy(), size):
+    for positions in order if is_train else sequential_batches(torch.arange(len(labels)).numpy(), size):
         pixels = unit_range(dataset.batch(split, positions))
         strengths = setup.config.data.augment
         changes = draw_changes(strengths, [0], [len(pixels)])

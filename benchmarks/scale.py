@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from src.data.cache import decode_listings
-from src.data.images import Header, Picture
+from src.data.pixels import Header, Picture
 from src.data.sources import list_modalities
 from src.utils.config import DataConfig
 

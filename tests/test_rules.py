@@ -13,9 +13,10 @@ from src.utils.config import Config
 from tests.conftest import ROOT, Run
 
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-LAYERS = {
+LAYERS: dict[str, float] = {
     "errors": 0,
     "utils": 1,
+    "demo": 1.5,
     "data": 2,
     "models": 2,
     "training": 3,
@@ -30,7 +31,7 @@ LAYERS = {
 COMMAND = 6
 
 
-def layer(parts: tuple[str, ...]) -> int:
+def layer(parts: tuple[str, ...]) -> float:
     return LAYERS.get(parts[1].removesuffix(".py"), COMMAND)
 
 

@@ -1,4 +1,4 @@
-"""The data of a run: decoded, split, checked for leaks, and named by fingerprints."""
+"""The dataset of a run: decoded, split, checked for leaks, and identified by fingerprints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,34 +12,38 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..utils.config import DataConfig
 from ..utils.io import sha256_of_lines
-from .assignment import assign_splits
-from .cache import DecodedImages, decode_listings
-from .corrected import describe_corrected
-from .entries import Entries, join_entries
-from .files import dicom_modalities
+from .cache import DecodedListing, decode_listings
+from .file_table import FileTable, concatenate_tables
 from .image_array import ImageArray, ImageSource
-from .images import LEGACY, Range
-from .leaks import Checked, check_leaks, find_contradictions
-from .near_duplicates import check_near_duplicates
-from .percentiles import training_window
-from .records import Records, join, texts
+from .image_files import dicom_modalities
+from .join import Records, join, text_column
+from .leaks import LeakCheck, check_leaks, check_near_duplicates, find_contradictions
+from .pixels import LEGACY, Range
 from .samples import SPLITS, Listing
-from .shapes import Aspect, aspect_notes, aspects_by_class
-from .shortcuts import find_captures, find_shortcuts
+from .shortcuts import Aspect, aspect_notes, aspects_by_class, find_captures, find_shortcuts
 from .sources import list_modalities
-from .windows import check_window, is_wide, one_window, percentile_note, window_notes
+from .split import assign_splits
+from .windows import (
+    check_window,
+    describe_corrected,
+    is_wide,
+    percentile_note,
+    shared_window,
+    training_window,
+    window_notes,
+)
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Split:
-    """One side of the split.
+    """The samples of one split.
 
     Attributes:
-        rows: int64 ``(N, M)``, the row of each sample in the packs of the M modalities.
+        rows: int64 ``(N, M)``, row of each sample in the array of each of the M modalities.
         labels: int64 ``(N,)``, class indices.
-        hashes: SHA-256 that names each sample by its native pixels.
+        hashes: SHA-256 of each sample's native pixels.
         patients: Index of each sample's patient, None where unknown.
     """
 
@@ -57,27 +61,27 @@ class Dataset:
     """All samples of a run: images of one modality, or of several stacked as channels.
 
     Attributes:
-        root: What was read.
-        classes: Class names; of two, the last is the positive one.
+        root: Folder or file that was read.
+        classes: Class names; with two classes, the last is the positive one.
         packs: The decoded images of each modality.
-        window: (low, high) that images with more than plain 8-bit pixels are seen through, None where
-            there are none, or each file says its own.
+        window: (low, high) that is applied to all images of more than plain 8-bit pixels; None if there are
+            no such images, or if their files name different windows.
         splits: ``train``, ``val`` and perhaps ``test``.
         fingerprint: SHA-256 over pixels, class, patient group and split of every sample.
         split_fingerprint: SHA-256 over which pixels are on which side.
-        warnings: Sentences to show and to record.
+        warnings: Sentences to show and to log.
         counts: ``bad_images`` that were skipped, ``unpaired_images`` that lack a modality,
             ``leaked_images`` that were dropped from train, ``allowed_leaks``, and ``near_duplicates``: val
             and test images that look like a training image, whether or not that was dropped.
-        corrected: Kinds and numbers of files that earlier versions read wrongly, "" without.
-        modalities: Values of DICOM's Modality (such as CT) that a few of the files name; empty where
-            `data.augment.horizontal_flip` does not ask for them.
+        corrected: Kinds and counts of files that earlier versions decoded incorrectly, "" if none.
+        modalities: DICOM Modality (such as CT) of a sample of the files; empty unless
+            `data.augment.horizontal_flip` is auto.
         aspects: Width divided by height of the files' images, by class.
     """
 
     root: Path
     classes: tuple[str, ...]
-    packs: tuple[ImageArray, ...]
+    arrays: tuple[ImageArray, ...]
     window: Range | None
     splits: dict[str, Split]
     fingerprint: str
@@ -90,22 +94,22 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        """Channels of every sample, over all modalities."""
-        return sum(int(pack.shape[1]) for pack in self.packs)
+        """Channels of a sample, over all modalities."""
+        return sum(int(pack.shape[1]) for pack in self.arrays)
 
     @property
     def channels_each(self) -> int:
         """Channels of each modality."""
-        return int(self.packs[0].shape[1])
+        return int(self.arrays[0].shape[1])
 
     @property
     def size(self) -> int:
         """Side of every image in pixels."""
-        return int(self.packs[0].shape[2])
+        return int(self.arrays[0].shape[2])
 
     def images(self, split: str) -> ImageSource:
-        """The images of a split, to be read in batches."""
-        return ImageSource(self.packs, self.splits[split].rows)
+        """Return the images of a split, to be read in batches."""
+        return ImageSource(self.arrays, self.splits[split].rows)
 
     def batch(self, split: str, positions: NDArray[np.int64]) -> torch.Tensor:
         """Read uint8 images ``(len(positions), C, S, S)`` of a split into main memory."""
@@ -141,33 +145,33 @@ class Dataset:
 
 
 def load_dataset(config: DataConfig, cache_dir: Path, *, rehash: bool = False) -> Dataset:
-    """Lists, decodes (or finds in the cache), joins, splits and checks the images of a run.
+    """Load the images of a run: list, decode (or find in the cache), join, split, and check for leaks.
 
     Args:
         config: The data section.
         cache_dir: Folder of the decode cache and of the demo.
-        rehash: Decode and hash every file again, whatever the cache says.
+        rehash: Decode and hash every file again, ignoring the cache.
 
     Raises:
-        DataError: The data cannot be used; the message says why and what to do.
+        DataError: The data cannot be used; the message states the reason and the remedy.
     """
     listings = list_modalities(config, cache_dir)
-    dataset, entries = _load(listings, config, cache_dir, rehash=rehash)
-    if not _lacks_window(entries, config):
+    dataset, table = _load(listings, config, cache_dir, rehash=rehash)
+    if not _lacks_window(table, config):
         return dataset
     train, notes = dataset.splits["train"], []
     window = training_window(listings, train.rows, train.hashes, cache_dir)
-    del dataset  # its packs are in use while it lives, and may have to make room
+    del dataset  # releases its arrays, so that the cache may evict them
     if window is not None:
         config = config.model_copy(update={"window": window})
-        notes = [percentile_note(entries, window)]
+        notes = [percentile_note(table, window)]
     seen, _ = _load(listings, config, cache_dir, has_window=True)
     return replace(seen, warnings=(*notes, *seen.warnings))
 
 
-def _lacks_window(entries: Entries, config: DataConfig) -> bool:
-    """Whether files of more than 8 bits name no window, and none is configured."""
-    return config.window is None and config.fit != LEGACY and bool(entries.where(is_wide).any())
+def _lacks_window(table: FileTable, config: DataConfig) -> bool:
+    """Return whether files of more than 8 bits name no window, and none is configured."""
+    return config.window is None and config.fit != LEGACY and bool(table.where(is_wide).any())
 
 
 def _load(
@@ -177,23 +181,23 @@ def _load(
     *,
     rehash: bool = False,
     has_window: bool = False,
-) -> tuple[Dataset, Entries]:
-    """Return the data seen through the configured window, and what is known of its files.
+) -> tuple[Dataset, FileTable]:
+    """Return the windowed dataset and the information of its files.
 
-    Near-duplicates are looked for once the window is final: ``has_window`` says that no other one follows.
+    Near-duplicates are searched once the window is final, which ``has_window`` states.
     """
     classes, root = listings[0].classes, listings[0].root
     decoded = decode_listings(listings, config, cache_dir, rehash=rehash)
     bad_notes = _check_bad(decoded, config)
-    entries = join_entries([images.entries for images in decoded])
-    blank_notes = check_window(entries, config.window)
+    table = concatenate_tables([images.table for images in decoded])
+    blank_notes = check_window(table, config.window)
     joined = join(decoded)
-    packs = tuple(images.pixels for images in decoded)
-    placed, group_notes = assign_splits(joined.records, packs, classes, config)
+    arrays = tuple(images.pixels for images in decoded)
+    placed, group_notes = assign_splits(joined.records, arrays, classes, config)
     checked = check_leaks(placed, config.on_leak)
-    compared = Checked(_sorted(checked.records), {}, [])
-    if has_window or not _lacks_window(entries, config):
-        compared = check_near_duplicates(compared.records, packs, config, cache_dir)
+    compared = LeakCheck(_sorted(checked.records), {}, [])
+    if has_window or not _lacks_window(table, config):
+        compared = check_near_duplicates(compared.records, arrays, config, cache_dir)
     records = compared.records
     patients = _patient_indices(records)
     split_notes = [*group_notes, *checked.notes, *compared.notes]
@@ -201,15 +205,15 @@ def _load(
     dataset = Dataset(
         root=root,
         classes=classes,
-        packs=packs,
-        window=one_window(entries, config.window),
+        arrays=arrays,
+        window=shared_window(table, config.window),
         splits=_make_splits(records, patients),
         fingerprint=_fingerprint(records, patients, classes),
         split_fingerprint=sha256_of_lines(map("{} {}".format, records.splits, records.contents)),
         warnings=(
             *(note for listing in listings for note in listing.notes),
             *bad_notes,
-            *window_notes(entries, config.window),
+            *window_notes(table, config.window),
             *blank_notes,
             *joined.notes,
             *split_notes,
@@ -224,12 +228,12 @@ def _load(
             **checked.counts,
             **compared.counts,
         },
-        corrected=describe_corrected(entries, config.window),
+        corrected=describe_corrected(table, config.window),
         modalities=_modalities(listings) if config.augment.horizontal_flip == "auto" else frozenset(),
         aspects=aspects,
     )
     _check_classes(dataset, split_notes)
-    return dataset, entries
+    return dataset, table
 
 
 def _modalities(listings: Sequence[Listing]) -> frozenset[str]:
@@ -237,7 +241,7 @@ def _modalities(listings: Sequence[Listing]) -> frozenset[str]:
     return frozenset[str]().union(*map(dicom_modalities, files))
 
 
-def _check_bad(decoded: Sequence[DecodedImages], config: DataConfig) -> list[str]:
+def _check_bad(decoded: Sequence[DecodedListing], config: DataConfig) -> list[str]:
     bad = [message for images in decoded for message in images.bad]
     if not bad:
         return []
@@ -252,14 +256,14 @@ def _check_bad(decoded: Sequence[DecodedImages], config: DataConfig) -> list[str
 
 
 def _sorted(records: Records) -> Records:
-    """Sort the records by their pixels, whatever their names; names only order copies of an image."""
-    patients = texts([patient or "" for patient in records.patients])
+    """Sort the records by pixel hash; file names only order copies of the same image."""
+    patients = text_column([patient or "" for patient in records.patients])
     contents = np.array(records.contents, dtype=np.bytes_)  # sorted faster than strings
     return records.take(np.lexsort((records.keys, patients, records.splits, records.labels, contents)))
 
 
 def _patient_indices(records: Records) -> list[int | None]:
-    """Patients as numbers in the order of the fingerprint, so that no identifier leaves the data."""
+    """Number the patients in the order of the fingerprint, so that no identifier leaves the data."""
     numbers: dict[str, int] = {}
     return [
         None if patient is None else numbers.setdefault(patient, len(numbers)) for patient in records.patients
@@ -267,7 +271,7 @@ def _patient_indices(records: Records) -> list[int | None]:
 
 
 def _make_splits(records: Records, patients: list[int | None]) -> dict[str, Split]:
-    names = texts(records.samples)
+    names = text_column(records.samples)
     numbers = np.array(patients, dtype=object)
     sides = {name: records.splits == name for name in SPLITS}
     return {

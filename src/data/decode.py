@@ -1,42 +1,53 @@
-"""Reads headers and decodes images; here, or in processes that write what they decode into a pack."""
+"""Read headers and decode images, in this process or in worker processes."""
 
-from collections.abc import Callable, Sequence
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
 
 from ..errors import DataError
 from ..utils.cli import warn
 from ..utils.io import sha256
-from .entries import Entry
-from .image_array import Place
-from .images import BadImage, Header, Picture, Pixels, Shown, show
+from ..utils.runtime import usable_cores
+from .file_table import FileInfo
+from .image_array import ImageOffsets
 from .names import hash_look, hash_patient
+from .pixels import BadImage, DecodedImage, Header, ImageFormat, Pixels, render
 from .samples import Sample
 
 
 @dataclass(frozen=True)
 class Task:
-    """One image to decode, and its place in a pack."""
+    """One image to decode, and its offsets in the array."""
 
     sample: Sample
-    entry: Entry
-    place: Place
+    info: FileInfo
+    place: ImageOffsets
 
 
-def look_at_all(header: Callable[[Sample], Header], items: Sequence[tuple[Sample, Entry]]) -> list[Entry]:
-    """The entries completed by what the headers of the files say."""
-    return [_look_at(header, sample, entry) for sample, entry in items]
+def read_headers(
+    header: Callable[[Sample], Header], items: Sequence[tuple[Sample, FileInfo]]
+) -> list[FileInfo]:
+    """Return the file information, completed from the headers of the files."""
+    return [_read_header(header, sample, info) for sample, info in items]
 
 
-def _look_at(read: Callable[[Sample], Header], sample: Sample, entry: Entry) -> Entry:
+def _read_header(read: Callable[[Sample], Header], sample: Sample, info: FileInfo) -> FileInfo:
     try:
         header = read(sample)
     except BadImage as bad:
-        return entry.with_error(bad)
-    # Hashed, for the index need not know who the patient is, only whose images belong together.
+        return info.with_error(bad)
+    # Hashed: the index only needs to know which images belong to one patient.
     patient, alike = (hash_patient(name), hash_look(name)) if (name := header.patient) else ("", "")
     return replace(
-        entry,
+        info,
         height=header.height,
         width=header.width,
         channels=header.channels,
@@ -48,45 +59,49 @@ def _look_at(read: Callable[[Sample], Header], sample: Sample, entry: Entry) -> 
 
 
 def decode_all(
-    read: Callable[[Sample], Picture], shown: Shown, pack: Path, tasks: Sequence[Task]
-) -> list[Entry]:
-    """Decodes images into their places of a pack; returns the entries completed.
+    read: Callable[[Sample], DecodedImage], image_format: ImageFormat, array_file: Path, tasks: Sequence[Task]
+) -> list[FileInfo]:
+    """Decode images into an array file; return the completed file information.
 
     Raises:
-        OSError: The pack cannot be written.
+        OSError: The file cannot be written.
     """
-    # Plain writes, no mapping: on a full disk a write fails with an error, a mapped page with SIGBUS.
-    with pack.open("rb+", buffering=0) as file:
-        return [_decode(read, shown, file.fileno(), task) for task in tasks]
+    # Plain writes instead of mmap: on a full disk a write raises an error, a mapped page ends with SIGBUS.
+    with array_file.open("rb+", buffering=0) as file:
+        return [_decode(read, image_format, file.fileno(), task) for task in tasks]
 
 
-def _decode(read: Callable[[Sample], Picture], shown: Shown, file: int, task: Task) -> Entry:
+def _decode(
+    read: Callable[[Sample], DecodedImage], image_format: ImageFormat, file: int, task: Task
+) -> FileInfo:
     try:
-        picture = read(task.sample)
-        entry = _described(task.entry, picture)
-        pixels = show(picture, shown).tobytes()
+        image = read(task.sample)
+        info = _with_pixels(task.info, image)
+        pixels = render(image, image_format).tobytes()
     except BadImage as bad:
-        return task.entry.with_error(bad)
+        return task.info.with_error(bad)
     task.place.write(file, pixels)
-    return entry
+    return info
 
 
-def decode_again(read: Callable[[Sample], Picture], shown: Shown, sample: Sample, entry: Entry) -> Pixels:
+def decode_again(
+    read: Callable[[Sample], DecodedImage], image_format: ImageFormat, sample: Sample, info: FileInfo
+) -> Pixels:
     """Decode an image whose cached pixels are damaged.
 
     Raises:
-        DataError: Its file cannot be read any more, or is not what was cached.
+        DataError: The file cannot be read any more, or its pixels have changed.
     """
     what = f"{sample.file} ({sample.key}): its decoded image in the cache is damaged"
     try:
-        picture = read(sample)
-        pixels = show(picture, shown)
+        image = read(sample)
+        pixels = render(image, image_format)
     except (BadImage, DataError, OSError) as error:
         raise DataError(
             f"{what}, and the file cannot be read any more ({error}); restore the file and start again",
             public="a decoded image in the cache is damaged, and its file cannot be read any more",
         ) from None
-    if sha256(picture.content) != entry.sha:
+    if sha256(image.content) != info.sha:
         raise DataError(
             f"{what}, and the file has other pixels than it had; start again",
             public="a decoded image in the cache is damaged, and its file has other pixels than it had",
@@ -95,13 +110,89 @@ def decode_again(read: Callable[[Sample], Picture], shown: Shown, sample: Sample
     return pixels
 
 
-def _described(entry: Entry, picture: Picture) -> Entry:
+def _with_pixels(info: FileInfo, image: DecodedImage) -> FileInfo:
     return replace(
-        entry,
-        sha=sha256(picture.content),
-        observed=(float(picture.values.min()), float(picture.values.max())),
-        full=picture.full,
-        own=picture.own,
-        levels=picture.levels_name,
-        corrected=picture.corrected,
+        info,
+        sha=sha256(image.content),
+        observed=(float(image.values.min()), float(image.values.max())),
+        full=image.full,
+        own=image.own,
+        levels=image.levels_name,
+        corrected=image.corrected,
     )
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_FEW = 256  # fewer images are done before worker processes would have started
+_CHUNK = 32
+
+
+class Workers:
+    """Worker processes, started when there is enough work; a context manager that ends them.
+
+    Processes rather than threads, because reading image files holds the GIL.
+    """
+
+    def __init__(self) -> None:
+        self._pools: dict[bool, Executor] = {}
+
+    def map(
+        self, work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], *, in_memory: bool
+    ) -> Iterator[Result]:
+        """Yield the results of all items in order.
+
+        Args:
+            work: Picklable function from a chunk of items to their results.
+            items: All items.
+            in_memory: Use threads, because the work needs the memory of this process.
+
+        Raises:
+            DataError: A worker process was killed.
+        """
+        chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+        if len(items) <= _FEW or usable_cores() == 1:
+            results: Iterator[list[Result]] = map(work, chunks)
+        else:
+            results = self._pool(in_memory).map(work, chunks)
+        try:
+            for done in results:
+                yield from done
+        except BrokenProcessPool:
+            raise DataError(
+                "a process that reads images was killed (out of memory?); what was read is kept: start again"
+            ) from None
+
+    def _pool(self, in_memory: bool) -> Executor:
+        if in_memory not in self._pools:
+            self._pools[in_memory] = ThreadPoolExecutor(usable_cores()) if in_memory else _processes()
+        return self._pools[in_memory]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pool in self._pools.values():
+            pool.shutdown(cancel_futures=True)
+
+
+def _processes() -> Executor:
+    # Fork from a server without threads: torch's threads do not survive a fork of this process.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"{__package__}.decode"])
+    return ProcessPoolExecutor(usable_cores(), context, _start_worker)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Exit when the parent process ends: after ``kill -9`` a worker would wait for work forever."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)

@@ -1,4 +1,4 @@
-"""DICOM files, by pydicom: one image a file, gray in its units (HU for CT), or 8-bit colour."""
+"""DICOM reader (pydicom): one image per file, gray in the file's units (HU for CT) or 8-bit color."""
 
 import logging
 import math
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ..utils.io import open_regular
 from ..utils.limits import IMAGE_VALUES
 from .dicom_file import BARE_BYTES, DicomFile, check_palette, check_pixel_data, is_bare
-from .dicom_gray import check_high_bit, gray_picture, text_of, used_bits
-from .images import BadImage, Header, Picture, check_limit, check_pixels, open_image
-from .names import plain_patient
+from .dicom_gray import check_high_bit, decode_gray, text_of, used_bits
+from .names import normalize_patient
+from .pixels import BadImage, DecodedImage, Header, check_limit, check_pixels, open_image
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -61,13 +61,13 @@ _PICTURE_TAGS = (
 )
 _MAX_GRAY_BITS = 16
 
-# What these files deviate in concerns their maker; what cannot be read is told by file.
+# pydicom warns about deviations from the standard; unreadable files are reported one by one here.
 warnings.filterwarnings("ignore", module=r"pydicom(\..*)?")
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its content, whatever its name; False where it cannot be read."""
+    """Return whether the content of a file is DICOM; False if it cannot be read."""
     try:
         with open_regular(path) as file:
             start = file.read(BARE_BYTES)
@@ -77,8 +77,8 @@ def is_dicom(path: Path) -> bool:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turns every way in which a file can be bad into `BadImage`."""
+def _as_bad_image(path: Path) -> Iterator[None]:
+    """Convert every error of a bad file to `BadImage`."""
     from pydicom.errors import InvalidDicomError
 
     try:
@@ -86,7 +86,7 @@ def _told(path: Path) -> Iterator[None]:
     except (BadImage, MemoryError):
         raise
     except InvalidDicomError:
-        raise BadImage(f"{path}: no DICOM file (its header lacks the mark DICM)") from None
+        raise BadImage(f"{path}: not a DICOM file (its header lacks the mark DICM)") from None
     except RecursionError:
         raise BadImage(f"{path}: its sequences are nested too deeply") from None
     except OSError as error:
@@ -96,19 +96,19 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def read_header(path: Path) -> Header:
-    """Size, channels and patient of a DICOM file, without its pixels.
+    """Read size, channels and patient of a DICOM file, without its pixels.
 
     Raises:
-        BadImage: It is no DICOM file, holds no image, or one of a kind that is not read.
+        BadImage: The file is not DICOM, holds no image, or an image of an unsupported kind.
     """
-    with _told(path), open_image(path) as file:
+    with _as_bad_image(path), open_image(path) as file:
         return _header(path, DicomFile(path, file).read_header(_HEADER_TAGS))
 
 
 def read_modality(path: Path) -> str:
-    """Return the Modality that a DICOM file names, such as CT or DX; "" where it cannot be read."""
+    """Return the Modality of a DICOM file, such as CT or DX; "" if it cannot be read."""
     try:
-        with _told(path), open_image(path) as file:
+        with _as_bad_image(path), open_image(path) as file:
             return text_of(DicomFile(path, file).read_header(("Modality",)), "Modality")
     except BadImage:
         return ""
@@ -129,15 +129,15 @@ def _header(path: Path, dataset: "Dataset") -> Header:
         raise BadImage(f"{path}: pixels of {bits} bits are not read; convert it to 16 bits")
     if not is_gray and int(dataset.get("BitsAllocated") or 8) > 8 and not _is_palette(dataset):
         raise BadImage(f"{path}: colour of more than 8 bits is not read; convert it to 8 bits")
-    patient = plain_patient(str(dataset.get("PatientID") or ""))
+    patient = normalize_patient(str(dataset.get("PatientID") or ""))
     return Header(height, width, 1 if is_gray else 3, patient, "DICOM", bits)
 
 
 def _check_photometric(path: Path, dataset: "Dataset") -> None:
-    """Refuse pixels whose meaning is missing, unknown or contradictory; set it in the standard's spelling.
+    """Refuse a missing, unknown or contradictory PhotometricInterpretation; normalize its spelling.
 
     Raises:
-        BadImage: It is.
+        BadImage: The pixels cannot be interpreted.
     """
     photometric = text_of(dataset, "PhotometricInterpretation")
     if not photometric:
@@ -151,7 +151,7 @@ def _check_photometric(path: Path, dataset: "Dataset") -> None:
 
 
 def _pixel_bytes(dataset: "Dataset") -> int:
-    """Bytes of the decoded pixels of one frame."""
+    """Return the size in bytes of one decoded frame."""
     samples, bits = int(dataset.get("SamplesPerPixel") or 1), int(dataset.get("BitsAllocated") or 8)
     return int(dataset.Rows) * int(dataset.Columns) * samples * math.ceil(bits / 8)
 
@@ -160,10 +160,10 @@ def _is_palette(dataset: "Dataset") -> bool:
     return bool(dataset.PhotometricInterpretation == _PALETTE)
 
 
-def read_picture(path: Path) -> Picture:
-    """Decodes a DICOM file.
+def read_image(path: Path) -> DecodedImage:
+    """Decode a DICOM file.
 
-    Gray values are rescaled as the file says (slope and intercept, or a modality look-up table).
+    Gray values are rescaled by slope and intercept, or by the modality look-up table.
 
     Returns:
         float32 gray values with their range and the file's own window, or uint8 RGB.
@@ -171,7 +171,7 @@ def read_picture(path: Path) -> Picture:
     Raises:
         BadImage: The file is damaged, holds no image, or its transfer syntax cannot be decoded here.
     """
-    with _told(path), open_image(path) as file:
+    with _as_bad_image(path), open_image(path) as file:
         content = DicomFile(path, file)
         dataset = content.read_header(_PICTURE_TAGS)
         header, pixel_bytes = _header(path, dataset), _pixel_bytes(dataset)
@@ -181,15 +181,15 @@ def read_picture(path: Path) -> Picture:
         check_pixel_data(path, dataset, pixel_bytes)
         check_palette(path, dataset)
         for keyword in ("ModalityLUTSequence", "VOILUTSequence"):
-            content.first_item(dataset, keyword)  # within limits, before pydicom parses all of it
+            content.first_item(dataset, keyword)  # check the limits before pydicom parses all of it
         stored = _stored_pixels(path, dataset)
         if header.channels == 1:
-            return gray_picture(path, dataset, stored, of_frame)
+            return decode_gray(path, dataset, stored, of_frame)
         if not _is_palette(dataset):
-            return Picture(stored)
+            return DecodedImage(stored)
         is_swapped = not dataset.file_meta.TransferSyntaxUID.is_little_endian
         corrected = ("big-endian DICOM with a palette",) * is_swapped
-        return Picture(_palette_colours(path, dataset, stored), corrected=corrected)
+        return DecodedImage(_palette_colours(path, dataset, stored), corrected=corrected)
 
 
 def _stored_pixels(path: Path, dataset: "Dataset") -> NDArray[Any]:
@@ -200,16 +200,18 @@ def _stored_pixels(path: Path, dataset: "Dataset") -> NDArray[Any]:
         raise BadImage(f"{path}: colour of {bits} bits is not read; convert it to 8 bits")
     if photometric in _JPEG_2000 and "JPEG 2000" not in syntax.name:
         raise BadImage(f"{path}: {photometric} without JPEG 2000 is not read; convert it to RGB")
-    dataset.pixel_array_options(correct_unused_bits=False)  # `used_bits` does, and tells if they matter
+    dataset.pixel_array_options(
+        correct_unused_bits=False
+    )  # `used_bits` does it, and refuses wrong BitsStored
     try:
         return np.asarray(dataset.pixel_array)
-    except Exception:  # each of pydicom's decoders fails in its own way
+    except Exception:  # each decoder of pydicom raises other errors
         if not syntax.is_compressed:
             raise
         raise BadImage(
             f"{path}: damaged, or its transfer syntax, {syntax.name}, cannot be decoded here; if other "
             "programs show it, convert it to an uncompressed one (dcmdjpeg, gdcmconv --raw)",
-            lasting=False,  # a decoder may be installed meanwhile
+            lasting=False,  # a decoder may be installed later
         ) from None
 
 
@@ -220,7 +222,7 @@ def _palette_colours(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> ND
         _swap_palette(dataset)
     count, first, _ = dataset.RedPaletteColorLookupTableDescriptor
     count = count or 2**16
-    # Within the table, for pydicom computes the places in the type of its entries.
+    # Clipped to the table: pydicom computes positions in the data type of its entries.
     places = np.clip(used_bits(path, dataset, stored, None).astype(np.int32), first, first + count - 1)
     colours = apply_color_lut(places, dataset)[..., :3]
     if colours.dtype == np.uint8 and count > 2**8:
@@ -229,7 +231,7 @@ def _palette_colours(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> ND
 
 
 def _swap_palette(dataset: "Dataset") -> None:
-    """Put the words of a big-endian palette into the order in which pydicom takes them to be."""
+    """Swap the bytes of a big-endian palette, which pydicom reads as little-endian."""
     for color in ("Red", "Green", "Blue", "Alpha"):
         element = f"{color}PaletteColorLookupTableData"
         if element in dataset:

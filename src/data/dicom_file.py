@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ..utils.limits import DICOM_HEADER, DICOM_PARTS
-from .images import BadImage, check_limit
+from .pixels import BadImage, check_limit
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..utils.io import sha256
 from .dicom_file import has_embedded_overlay
-from .images import OWN_LEVELS, BadImage, Picture, Range
+from .pixels import OWN_LEVELS, BadImage, DecodedImage, Range
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -47,9 +47,9 @@ class Levels(NamedTuple):
     name: str
 
 
-def gray_picture(
+def decode_gray(
     path: Path, dataset: "Dataset", stored: NDArray[Any], of_frame: frozenset[str] = frozenset()
-) -> Picture:
+) -> DecodedImage:
     """Return the values of a gray image in its own units.
 
     Args:
@@ -86,7 +86,7 @@ def gray_picture(
         and dataset.PhotometricInterpretation != "MONOCHROME1",
         OWN_LEVELS: levels is not None or is_threshold or "WindowCenter" in of_frame,
     }
-    return Picture(
+    return DecodedImage(
         values,
         full=full,
         own=own,

@@ -9,10 +9,19 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..utils.config import DataConfig
-from .files import SUFFIXES, read_header, read_picture
+from .image_files import (
+    SUFFIXES,
+    Exclude,
+    SkippedFiles,
+    entries_of,
+    image_files,
+    is_image_name,
+    read_header,
+    read_image,
+    unlisted,
+)
 from .names import check_classes, check_no_masks, is_like_split, name_splits, unify
-from .samples import Listing, Sample, order_classes
-from .walk import Exclude, LeftOut, entries_of, image_files, is_image_name, unlisted
+from .samples import UNKNOWN, Listing, Sample, order_classes
 
 
 @dataclass(frozen=True)
@@ -35,18 +44,18 @@ def list_folder(root: Path, modality: str, config: DataConfig, patterns: NamePat
     Raises:
         DataError: The layout is another, or there are no two classes with images.
     """
-    exclude, left_out = Exclude(config.exclude), LeftOut()
+    exclude, skipped = Exclude(config.exclude), SkippedFiles()
     if modality not in _folders(root):
         raise _no_modality(root, modality, exclude)
     base = root / modality
-    splits = _splits(base, exclude, left_out)
-    files = _files_by_class(root, base, list(splits), exclude, left_out)
-    left_out.check(str(base))
+    splits = _splits(base, exclude, skipped)
+    files = _files_by_class(root, base, list(splits), exclude, skipped)
+    skipped.check(str(base))
     places = {name: f"folder {base / split / name}" for split, name in files}
     names = unify(places, "class", str(base))
     check_classes(places, str(base))
     check_no_masks(places, str(base))
-    classes = _classes(sorted(set(names.values())), config.positive_class, base, left_out)
+    classes = _classes(sorted(set(names.values())), config.positive_class, base, skipped)
     labels = {spelling: classes.index(name) for spelling, name in names.items()}
     samples = (
         Sample(
@@ -60,7 +69,7 @@ def list_folder(root: Path, modality: str, config: DataConfig, patterns: NamePat
         for (split, name), found in files.items()
         for file, key in found
     )
-    return listing_of_files(root, modality, classes, samples, left_out.notes(str(base)))
+    return listing_of_files(root, modality, classes, samples, skipped.notes(str(base)))
 
 
 def listing_of_files(
@@ -72,7 +81,7 @@ def listing_of_files(
 ) -> Listing:
     """A listing of image files, in an order that does not depend on the disk."""
     in_order = tuple(sorted(samples, key=attrgetter("key")))
-    return Listing(root, modality, classes, in_order, read_header, read_picture, notes=notes)
+    return Listing(root, modality, classes, in_order, read_header, read_image, notes=notes)
 
 
 def _no_modality(root: Path, modality: str, exclude: Exclude) -> DataError:
@@ -101,11 +110,11 @@ def _folders(path: Path, exclude: Exclude | None = None) -> list[str]:
         )
     except OSError as error:
         raise unlisted(error) from None
-    left_out = exclude.plain(found) if exclude else {}
-    return [name for name in found if name not in left_out]
+    skipped = exclude.plain(found) if exclude else {}
+    return [name for name in found if name not in skipped]
 
 
-def _splits(base: Path, exclude: Exclude, left_out: LeftOut) -> dict[str, str | None]:
+def _splits(base: Path, exclude: Exclude, skipped: SkippedFiles) -> dict[str, str | None]:
     """Map the folders of splits to the splits; the folder itself to None where it holds classes.
 
     Count what lies beside the splits.
@@ -130,34 +139,34 @@ def _splits(base: Path, exclude: Exclude, left_out: LeftOut) -> dict[str, str | 
             f"{base}: holds {', '.join(below)}; {takes}. Move some patients to a folder for the split that "
             "is missing, or tell the split of each image in a manifest.csv"
         )
-    left_out.stray += sum(map(is_image_name, entries_of(f"{base}/", exclude, left_out)[2]))
+    skipped.stray += sum(map(is_image_name, entries_of(f"{base}/", exclude, skipped)[2]))
     return dict(splits)
 
 
 def _files_by_class(
-    root: Path, base: Path, splits: list[str], exclude: Exclude, left_out: LeftOut
+    root: Path, base: Path, splits: list[str], exclude: Exclude, skipped: SkippedFiles
 ) -> dict[tuple[str, str], list[tuple[str, str]]]:
     """Return the image files of each (split, class) that has any, as (path, key) pairs."""
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for split in splits:
-        for name in _class_folders(base / split, exclude, left_out):
+        for name in _class_folders(base / split, exclude, skipped):
             folder = base / split / name
-            files = list(image_files(folder, root, exclude, left_out, name))
+            files = list(image_files(folder, root, exclude, skipped, name))
             if files:
                 found[split, name] = files
             else:
-                left_out.empty.append(f"{split}/{name}" if split else name)
+                skipped.empty.append(f"{split}/{name}" if split else name)
     return found
 
 
-def _class_folders(folder: Path, exclude: Exclude, left_out: LeftOut) -> list[str]:
+def _class_folders(folder: Path, exclude: Exclude, skipped: SkippedFiles) -> list[str]:
     """Return the folders of classes; count what lies beside them.
 
     Raises:
         DataError: They hold folders of splits.
     """
-    folders, links, names = entries_of(f"{folder}/", exclude, left_out)
-    left_out.stray += sum(map(is_image_name, names))
+    folders, links, names = entries_of(f"{folder}/", exclude, skipped)
+    skipped.stray += sum(map(is_image_name, names))
     found = sorted(folders + links)
     for name in found:
         below = _folders(folder / name)
@@ -169,7 +178,7 @@ def _class_folders(folder: Path, exclude: Exclude, left_out: LeftOut) -> list[st
     return found
 
 
-def _classes(names: list[str], positive: str | None, base: Path, left_out: LeftOut) -> tuple[str, ...]:
+def _classes(names: list[str], positive: str | None, base: Path, skipped: SkippedFiles) -> tuple[str, ...]:
     if not all(name.isprintable() for name in names):  # bytes that are no UTF-8 are not
         raise DataError(f"{base}: the name of a class is not text: {', '.join(map(repr, names))}")
     if len(names) < 2:
@@ -178,7 +187,7 @@ def _classes(names: list[str], positive: str | None, base: Path, left_out: LeftO
             if names
             else f"no images in folders of classes ({', '.join(sorted(SUFFIXES))})"
         )
-        why = "".join(f". {note}" for note in left_out.notes(str(base)))
+        why = "".join(f". {note}" for note in skipped.notes(str(base)))
         raise DataError(
             f"{base}: {found}; a classifier needs a folder of images for each of two classes or more: "
             f"{base.name}/CLASS/*{why}"
@@ -201,3 +210,58 @@ def read_name(file: str, pattern: re.Pattern[str] | None, setting: str) -> str |
             public=f"a file's name does not match data.{setting}={pattern.pattern}",
         )
     return match[1]
+
+
+@dataclass(frozen=True)
+class NameHints:
+    """Label, patient and image id of an image, as far as its path names them (inference needs none).
+
+    Attributes:
+        classes: Classes of the model.
+        patient_regex: Group 1 of a match in the file name is the patient.
+        image_id_regex: Group 1 of a match in the file name is the image id.
+    """
+
+    classes: tuple[str, ...]
+    patient_regex: str | None
+    image_id_regex: str | None
+
+    def sample(self, file: str, key: str) -> Sample:
+        """Return the sample of an image file; exactly one folder named as a class labels it."""
+        *folders, name = key.split("/")
+        named = [folder for folder in folders if folder in self.classes]
+        return Sample(
+            file,
+            key,
+            self.label(named[0] if len(named) == 1 else ""),
+            find_group(self.patient_regex, name),
+            None,
+            find_group(self.image_id_regex, name),
+        )
+
+    def label(self, name: str) -> int:
+        """Return the index of a class, `UNKNOWN` for another name."""
+        return self.classes.index(name) if name in self.classes else UNKNOWN
+
+
+def find_group(pattern: str | None, name: str) -> str | None:
+    """Return group 1 of the first match of a pattern in a name, None without a match or a pattern."""
+    match = re.search(pattern, name) if pattern else None
+    return match[1] if match else None
+
+
+def list_unlabeled_folder(root: Path, modality: str, config: DataConfig, names: NameHints) -> Listing:
+    """List every image below a folder, or below its subfolder named as the modality, for inference.
+
+    Raises:
+        DataError: A model of several modalities finds no folder for one of them.
+    """
+    base, modalities = root / modality, config.modalities
+    if not base.is_dir():
+        if len(modalities) > 1:
+            raise DataError(f"{root}: no folder {modality}; the model stacks {', '.join(modalities)}")
+        base = root
+    skipped = SkippedFiles()
+    files = image_files(base, root, Exclude(config.exclude), skipped)
+    samples = [names.sample(file, key) for file, key in files]
+    return listing_of_files(root, modality, names.classes, samples, skipped.notes(str(base)))

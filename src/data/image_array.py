@@ -17,14 +17,14 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..utils.io import write_at
-from .images import Pixels
+from .pixels import Pixels
 
 CHECKSUM = np.dtype("<u4")
 """CRC-32 of an image; the checksums of all images follow the last image in the file."""
 
 
 @dataclass(frozen=True)
-class Place:
+class ImageOffsets:
     """Where an image lies in a file: the byte offsets of its pixels and of its checksum."""
 
     pixels: int
@@ -130,7 +130,7 @@ class ImageArray:
             image[:] = self.decode_again(row)
             # The folder may be read-only: then the next process decodes the image again.
             with suppress(OSError), Path(self.file.name).open("rb+", buffering=0) as file:
-                Place.of_row(row, self.shape, self.start).write(file.fileno(), image.tobytes())
+                ImageOffsets.of_row(row, self.shape, self.start).write(file.fileno(), image.tobytes())
         self._is_unchecked[row] = False
 
     def _read_rest(self, image: memoryview, offset: int) -> None:

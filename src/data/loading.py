@@ -1,4 +1,4 @@
-"""Batches of decoded images on the device that computes, read ahead or kept there."""
+"""Which images go into which batch."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -13,9 +13,42 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..utils.runtime import to_device, usable_cores
+from ..utils.runtime import derive_seed, to_device, usable_cores
 from .dataset import Dataset
 from .image_array import ImageSource
+
+_SHUFFLE = 1  # keeps this stream apart from others that are derived from the same seed and epoch
+
+
+def training_batches(
+    count: int, batch_size: int, *, seed: int, epoch: int, smallest: int = 2
+) -> list[NDArray[np.int64]]:
+    """The batches of one epoch, shuffled by ``(seed, epoch)``.
+
+    A trailing batch that is too small joins the one before it: batch normalisation cannot be computed
+    from one value per channel, and no image should be left out.
+
+    Args:
+        count: Images in the split, two or more.
+        batch_size: Images per batch.
+        seed: Seed of the run.
+        epoch: Epoch number from 1.
+        smallest: Images that a batch needs.
+
+    Returns:
+        Positions in the split, one int64 array per batch.
+    """
+    order = np.random.default_rng(derive_seed(seed, epoch, _SHUFFLE)).permutation(count).astype(np.int64)
+    batches = sequential_batches(order, batch_size)
+    if len(batches) > 1 and len(batches[-1]) < smallest:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
+
+
+def sequential_batches(positions: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """``positions`` cut into batches, in order; the last may be smaller."""
+    return [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+
 
 BATCHES_AHEAD = 4
 """Batches that are read before they are needed; with the one in use they bound the memory."""

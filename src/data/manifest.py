@@ -9,9 +9,9 @@ from pathlib import Path
 from ..errors import DataError
 from ..utils.config import DataConfig
 from ..utils.tables import TableError, read_rows
-from .folders import NamePatterns, listing_of_files, read_name
+from .folders import NameHints, NamePatterns, find_group, listing_of_files, read_name
 from .names import check_classes, name_splits, unify
-from .samples import Listing, Sample, order_classes
+from .samples import UNKNOWN, Listing, Sample, order_classes
 
 NAME = "manifest.csv"
 
@@ -52,23 +52,23 @@ def list_manifest(path: Path, modality: str, config: DataConfig, patterns: NameP
             no two classes; the message names the line.
     """
     lines = list(read_lines(path, NEEDED))
-    modalities = unify(places_of(lines, "modality"), "modality", str(path))
+    modalities = unify(first_occurrences(lines, "modality"), "modality", str(path))
     chosen = [line for line in lines if modalities[line.cells["modality"]] == modality]
     if not chosen:
         there = ", ".join(sorted({line.cells["modality"] for line in lines})) or "none"
         what = f"{path}: no line of modality {modality!r}"
         raise DataError(f"{what}; modalities there: {there[:200]}", public=what)
-    splits = name_splits(places_of(chosen, "split"), str(path))
-    labels = unify(places_of(chosen, "label"), "class", str(path))
+    splits = name_splits(first_occurrences(chosen, "split"), str(path))
+    labels = unify(first_occurrences(chosen, "label"), "class", str(path))
     names = sorted(set(labels.values()))
-    check_classes(places_of(chosen, "label"), str(path))
+    check_classes(first_occurrences(chosen, "label"), str(path))
     if len(names) < 2:
         raise DataError(f"{path}: {modality} has the label {names[0]!r} only; two or more are needed")
     classes = order_classes(names, config.positive_class)
     _check_all_or_none(path, chosen, "split")
     _check_all_or_none(path, chosen, "patient_id")
-    place = placer(path.parent, allow_outside=config.allow_outside_root)
-    _check_told_once(path, chosen[0].cells, patterns)
+    place = path_resolver(path.parent, allow_outside=config.allow_outside_root)
+    _check_patterns_unused(path, chosen[0].cells, patterns)
     samples = [_sample(path, _renamed(line, labels, splits), classes, place, patterns) for line in chosen]
     _check_repeats(path, chosen)
     return listing_of_files(path.parent, modality, classes, samples)
@@ -122,7 +122,7 @@ def _line(path: Path, number: int, columns: list[str], cells: list[str], needed:
     return Line(number, found)
 
 
-def places_of(lines: Iterable[Line], column: str) -> dict[str, str]:
+def first_occurrences(lines: Iterable[Line], column: str) -> dict[str, str]:
     """Where each value of a column stands first; empty cells are left out."""
     places: dict[str, str] = {}
     for line in lines:
@@ -149,7 +149,7 @@ def _check_repeats(path: Path, lines: Iterable[Line]) -> None:
             raise DataError(f"{path}, line {line.number}: the same file as in line {before}")
 
 
-def placer(root: Path, *, allow_outside: bool) -> Callable[[str], Path]:
+def path_resolver(root: Path, *, allow_outside: bool) -> Callable[[str], Path]:
     """Returns what turns a cell into a file's path and refuses, by ValueError, what leads outside."""
     real_root = root.resolve()
     is_inside = cache(lambda folder: folder.resolve().is_relative_to(real_root))
@@ -173,7 +173,7 @@ def placer(root: Path, *, allow_outside: bool) -> Callable[[str], Path]:
     return place
 
 
-def _check_told_once(path: Path, cells: Row, patterns: NamePatterns) -> None:
+def _check_patterns_unused(path: Path, cells: Row, patterns: NamePatterns) -> None:
     for column, pattern, setting in (
         ("patient_id", patterns.patient, "patient_regex"),
         ("image_id", patterns.image_id, "image_id_regex"),
@@ -212,4 +212,42 @@ def _sample(
         cells.get("patient_id") or read_name(file, patterns.patient, "patient_regex"),
         cells.get("split") or None,
         cells["image_id"] if "image_id" in cells else read_name(file, patterns.image_id, "image_id_regex"),
+    )
+
+
+def list_unlabeled_manifest(
+    path: Path, modality: str, modalities: tuple[str, ...], names: NameHints
+) -> Listing:
+    """List the images of one modality of a manifest for inference: only the column ``path`` is required.
+
+    Raises:
+        DataError: The file is not a manifest, a path is refused, or a class has two spellings.
+    """
+    needed = ("path", "modality") if len(modalities) > 1 else ("path",)
+    lines = [line for line in read_lines(path, needed) if line.cells.get("modality", modality) == modality]
+    # The listed files may be anywhere: they are only ever decoded as images.
+    place = path_resolver(path.parent, allow_outside=True)
+    places = first_occurrences(lines, "label") | dict.fromkeys(names.classes, "a class of the model")
+    spellings = unify(places, "class", str(path))
+    known = {spellings[name]: label for label, name in enumerate(names.classes)}
+    labels = {spelling: known.get(name, UNKNOWN) for spelling, name in spellings.items()}
+    samples = [_unlabeled_sample(line, place, names, labels) for line in lines]
+    return listing_of_files(path.parent, modality, names.classes, samples)
+
+
+def _unlabeled_sample(
+    line: Line, place: Callable[[str], Path], names: NameHints, labels: Mapping[str, int]
+) -> Sample:
+    cells = line.cells
+    try:
+        file = place(cells["path"])
+    except (ValueError, OSError, RuntimeError) as error:
+        raise DataError(f"line {line.number}: the path {cells['path']!r} {error}") from None
+    return Sample(
+        str(file),
+        cells["path"],
+        labels.get(cells.get("label", ""), UNKNOWN),
+        cells.get("patient_id") or find_group(names.patient_regex, file.name),
+        None,
+        cells.get("image_id") or find_group(names.image_id_regex, file.name),
     )

@@ -90,7 +90,7 @@ def hash_look(name: str) -> str:
     return sha256(f"alike {_looks(_plain([name]))[0]}".encode())
 
 
-def plain_patient(name: str) -> str:
+def normalize_patient(name: str) -> str:
     """Return the patient that a file names, "" if it stands for an unknown one."""
     plain = unicodedata.normalize("NFC", name).strip()
     return "" if plain.casefold() in _NOBODY else plain

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 from ..errors import DataError
 from ..utils.tables import is_formula
-from .images import Header, Picture
+from .pixels import DecodedImage, Header
 
 SPLITS = ("train", "val", "test")
+UNKNOWN = -1
+"""Label of an image whose class is not known."""
 
 
 class Sample(NamedTuple):
@@ -52,7 +54,7 @@ class Listing:
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     header: Callable[[Sample], Header]
-    read: Callable[[Sample], Picture]
+    read: Callable[[Sample], DecodedImage]
     in_memory: bool = False
     notes: tuple[str, ...] = ()
 

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache import DecodedImages
-from .entries import Entries, Shared
+from .cache import DecodedListing
+from .file_table import FileTable, SharedInfo
+from .join import Records
 
 Counts = NDArray[np.int64]
 """Images by value of a property (rows) and class (columns)."""
@@ -38,7 +40,7 @@ class _Property:
     value_name: Callable[[int], str]
 
 
-def find_shortcuts(decoded: Sequence[DecodedImages]) -> list[str]:
+def find_shortcuts(decoded: Sequence[DecodedListing]) -> list[str]:
     """Return a sentence for each modality whose kinds of files reveal the class; it names no image.
 
     Color, bits, format and image size are compared with the class by Cramér's V.
@@ -52,7 +54,7 @@ def find_shortcuts(decoded: Sequence[DecodedImages]) -> list[str]:
     ]
 
 
-def find_captures(decoded: Sequence[DecodedImages], channels: str | int) -> list[str]:
+def find_captures(decoded: Sequence[DecodedListing], channels: str | int) -> list[str]:
     """Return a sentence for each modality in which a minority in color makes all images RGB.
 
     Args:
@@ -62,8 +64,8 @@ def find_captures(decoded: Sequence[DecodedImages], channels: str | int) -> list
     return [note for images in decoded if channels == "auto" for note in _captures(images)]
 
 
-def _captures(images: DecodedImages) -> Iterator[str]:
-    is_color = images.entries.rows["channels"] > 1
+def _captures(images: DecodedListing) -> Iterator[str]:
+    is_color = images.table.rows["channels"] > 1
     found, count = int(is_color.sum()), len(is_color)
     if not 0 < found < count / 2:
         return
@@ -76,14 +78,14 @@ def _captures(images: DecodedImages) -> Iterator[str]:
     )
 
 
-def _revealing(images: DecodedImages) -> list[str]:
+def _revealing(images: DecodedListing) -> list[str]:
     """Return the properties that reveal the class, each with what the files of a class are."""
-    if len(images.entries) < _FEWEST:
+    if len(images.table) < _FEWEST:
         return []
     classes = images.listing.classes
-    labels = np.fromiter(map(attrgetter("label"), images.samples), np.int64, len(images.entries))
+    labels = np.fromiter(map(attrgetter("label"), images.samples), np.int64, len(images.table))
     found: dict[str, str] = {}
-    for kind in _properties(images.entries):
+    for kind in _properties(images.table):
         counts = _cross(kind.values, labels, len(classes))
         strength = cramers_v(counts)
         if strength >= _REVEALING and kind.name not in found:
@@ -91,12 +93,12 @@ def _revealing(images: DecodedImages) -> list[str]:
     return list(found.values())
 
 
-def _properties(entries: Entries) -> Iterator[_Property]:
-    is_color = (entries.rows["channels"] > 1).astype(np.int64)
+def _properties(table: FileTable) -> Iterator[_Property]:
+    is_color = (table.rows["channels"] > 1).astype(np.int64)
     yield _Property("color", is_color, ("gray", "color").__getitem__)
-    yield _of_shared("bits", entries, lambda shared: f"of {shared.bits} bits")
-    yield _of_shared("format", entries, lambda shared: shared.format)
-    height, width = (entries.rows[side].astype(np.int64) for side in ("height", "width"))
+    yield _of_shared("bits", table, lambda shared: f"of {shared.bits} bits")
+    yield _of_shared("format", table, lambda shared: shared.format)
+    height, width = (table.rows[side].astype(np.int64) for side in ("height", "width"))
     sizes, values = np.unique(height << 32 | width, return_inverse=True)
     yield _Property("image size", values, lambda i: f"of {sizes[i] & 0xFFFFFFFF} x {sizes[i] >> 32}")
     if len(sizes) <= _GROUPS:
@@ -110,12 +112,12 @@ def _properties(entries: Entries) -> Iterator[_Property]:
     )
 
 
-def _of_shared(name: str, entries: Entries, value: Callable[[Shared], str]) -> _Property:
-    found = list(map(value, entries.numbers))
+def _of_shared(name: str, table: FileTable, value: Callable[[SharedInfo], str]) -> _Property:
+    found = list(map(value, table.numbers))
     names = sorted(set(found))
     numbers = {each: number for number, each in enumerate(names)}
     values = np.array([numbers[each] for each in found], dtype=np.int64)
-    return _Property(name, values[entries.rows["shared"]], names.__getitem__)
+    return _Property(name, values[table.rows["shared"]], names.__getitem__)
 
 
 def _cross(values: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> Counts:
@@ -147,3 +149,48 @@ def _shown(counts: Counts, kind: _Property, classes: Sequence[str]) -> str:
         values = (f"{column[i]} {kind.value_name(i)}" for i in common if column[i])
         parts.append(f"{name}: {', '.join(values)}")
     return "; ".join(parts) + "; ..." * (len(classes) > _SHOWN_CLASSES)
+
+
+_DIFFERENT = 1.05  # ratio of two classes' medians
+
+
+class Aspect(NamedTuple):
+    """Width divided by height of the images of a class, as stored (before an EXIF rotation)."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Show the range where there is one."""
+        span = "" if self.low == self.high else f" ({self.low:.2f} to {self.high:.2f})"
+        return f"{self.median:.2f}{span}"
+
+
+def aspects_by_class(
+    decoded: Sequence[DecodedListing], records: Records, classes: Sequence[str]
+) -> dict[str, Aspect]:
+    """Return the aspect ratios of the images of each class, over all modalities and splits."""
+    ratios = []
+    for images, rows in zip(decoded, records.rows.T, strict=True):
+        known = images.table.rows[np.searchsorted(images.rows, rows)]
+        ratios.append(known["width"] / known["height"])
+    joined, labels = np.concatenate(ratios), np.tile(records.labels, len(ratios))
+    of_class = {name: joined[labels == label] for label, name in enumerate(classes)}
+    return {
+        name: Aspect(float(np.median(found)), float(found.min()), float(found.max()))
+        for name, found in of_class.items()
+        if len(found)
+    }
+
+
+def aspect_notes(aspects: dict[str, Aspect]) -> list[str]:
+    """Return a sentence if the shape of an image may reveal its class."""
+    medians = [aspect.median for aspect in aspects.values()]
+    if max(medians, default=1.0) / min(medians, default=1.0) < _DIFFERENT:
+        return []
+    shown = ", ".join(f"{name} {aspect}" for name, aspect in aspects.items())
+    return [
+        f"the images of the classes differ in width / height ({shown}): a network can learn the class from "
+        "their shape, with data.fit=pad from the black bars; check how the images were taken or cropped"
+    ]

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..demo.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from ..errors import DataError
 from ..utils.config import DataConfig
-from . import manifest
-from .demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
-from .folders import NamePatterns, list_folder
-from .manifest import list_manifest
+from .folders import NameHints, NamePatterns, list_folder, list_unlabeled_folder, listing_of_files
+from .image_files import SUFFIXES, is_image
+from .manifest import NAME as MANIFEST_NAME
+from .manifest import list_manifest, list_unlabeled_manifest
 from .names import check_patients, unify
-from .npz import list_npz
+from .npz import list_npz, list_unlabeled_npz
 from .samples import Listing
 
 
@@ -66,15 +67,12 @@ def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
     if config.root_dir == DEMO_NAME:
         patterns = NamePatterns(patterns.patient or re.compile(DEMO_PATIENT_REGEX), patterns.image_id)
         return list_folder(make_demo(cache_dir), modality, config, patterns)
-    root = Path(config.root_dir).expanduser()
-    # Whatever else lies there under such a name is refused by its kind where it is opened.
-    if root.suffix.lower() == ".csv" and root.exists() and not root.is_dir():
+    layout, root = _find_layout(Path(config.root_dir).expanduser())
+    if layout == "manifest":
         return list_manifest(root, modality, config, patterns)
-    if (root / manifest.NAME).exists():
-        return list_manifest(root / manifest.NAME, modality, config, patterns)
-    if root.is_dir():
+    if layout == "folder":
         return list_folder(root, modality, config, patterns)
-    if not root.exists():
+    if layout == "missing":
         raise DataError(
             f"{root}: no such folder or file; --data takes demo, a folder "
             f"ROOT/{modality}/{{train,val,test}}/CLASS/*, a folder ROOT/{modality}/CLASS/*, "
@@ -85,6 +83,67 @@ def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
     if patterns.patient or patterns.image_id:
         raise DataError(f"{root}: an .npz has no file names for data.patient_regex or data.image_id_regex")
     return list_npz(root, modality, config.positive_class)
+
+
+def list_unlabeled(path: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path) -> list[Listing]:
+    """List images for inference, one listing per modality: any layout, labels optional, no split.
+
+    Args:
+        path: An image, a folder, a manifest (or a folder that holds one), an ``.npz``, or ``demo``.
+        config: The data section of the model's run.
+        classes: Classes of the model.
+        cache_dir: Where the demo is made on first use.
+
+    Raises:
+        DataError: No images are found; the message says what was looked for and what was found.
+    """
+    listings = [_list_unlabeled(path, modality, config, classes, cache_dir) for modality in config.modalities]
+    for listing in listings:
+        if not listing.samples:
+            why = "".join(f". {note}" for note in listing.notes)
+            raise DataError(
+                f"{listing.root}: no images; an image, a folder with images anywhere below it, a manifest or "
+                f"an .npz is taken, of {', '.join(sorted(SUFFIXES))}{why}"
+            )
+    return listings
+
+
+def _list_unlabeled(
+    path: str, modality: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path
+) -> Listing:
+    root, patient_regex = Path(path).expanduser(), config.patient_regex
+    if path == DEMO_NAME and not root.exists():
+        root, patient_regex = make_demo(cache_dir), patient_regex or DEMO_PATIENT_REGEX
+    names = NameHints(classes, patient_regex, config.image_id_regex)
+    layout, root = _find_layout(root)
+    if layout == "manifest":
+        return list_unlabeled_manifest(root, modality, config.modalities, names)
+    if layout == "folder":
+        return list_unlabeled_folder(root, modality, config, names)
+    if layout == "missing":
+        raise DataError(
+            f"{root}: no such file or folder; an image, a folder, a manifest.csv or an .npz is taken"
+        )
+    if len(config.modalities) > 1:
+        raise DataError(
+            f"{root}: one file holds one modality, and this model stacks {', '.join(config.modalities)}; "
+            "a folder with a folder for each, or a manifest, is needed"
+        )
+    if is_image(str(root)):
+        return listing_of_files(root.parent, modality, classes, [names.sample(str(root), root.name)])
+    return list_unlabeled_npz(root, modality, classes)
+
+
+def _find_layout(root: Path) -> tuple[str, Path]:
+    """Return the layout of a source (manifest, folder, file, or missing) and the path to read."""
+    # Whether a path is what its name promises is checked where it is opened.
+    if root.suffix.lower() == ".csv" and root.exists() and not root.is_dir():
+        return "manifest", root
+    if (root / MANIFEST_NAME).exists():
+        return "manifest", root / MANIFEST_NAME
+    if root.is_dir():
+        return "folder", root
+    return ("file" if root.exists() else "missing"), root
 
 
 def _pattern(text: str | None, setting: str) -> re.Pattern[str] | None:

@@ -3,11 +3,17 @@
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..demo.demo import DEMO_NAME
 from ..errors import DataError
+from ..utils.config import DataConfig
+from .image_array import ImageArray
+from .image_similarity import find_components
+from .join import Records, text_column
 
 _TOLERANCE = 0.05
 _MOST_PARTS = 100
@@ -202,3 +208,84 @@ def _groups_by_class(groups: Sequence[str], classes: Sequence[str]) -> dict[str,
     for group, name in rarest.items():
         members[name].append(group)
     return members
+
+
+def assign_splits(
+    records: Records, arrays: Sequence[ImageArray], classes: tuple[str, ...], config: DataConfig
+) -> tuple[Records, list[str]]:
+    """Assign the records to splits, of which a cross-validation divides all but test; notes for the user."""
+    by_patient = config.stratify == "patients" or (config.stratify == "auto" and config.root_dir == DEMO_NAME)
+    # Splits of earlier versions, which recorded runs depend on, kept only images without patient together.
+    groups = records.groups if by_patient else merge_groups(records.groups, _links(records))
+    notes = []
+    if config.on_near_duplicate == "group":
+        if records.splits[0] and config.folds is None:
+            raise DataError(
+                "data.on_near_duplicate=group needs a split of ours, and the data bring their own; choose "
+                "drop, or take their split out"
+            )
+        groups, note = group_near_duplicates(records, groups, arrays, config.near_duplicate_threshold)
+        notes.append(note)
+    placed = _place(records, groups, classes, config, by_patient=by_patient)
+    if config.folds is None:
+        return placed, notes
+    is_rest = placed.splits != "test"
+    rest, rest_groups = placed.take(is_rest), text_column(groups)[is_rest].tolist()
+    sides = split_by_fold(
+        rest_groups, rest.labels.tolist(), folds=config.folds, fold=config.fold, seed=config.split_seed
+    )
+    return replace(rest, splits=text_column(sides)), notes
+
+
+def group_near_duplicates(
+    records: Records, groups: list[str], arrays: Sequence[ImageArray], threshold: float
+) -> tuple[list[str], str]:
+    """Merge the groups of near-duplicates, so that a split keeps them together.
+
+    Args:
+        records: All samples.
+        groups: Group of each.
+        arrays: The decoded images of each modality.
+        threshold: Correlation above which images are near-duplicates.
+
+    Returns:
+        The merged groups, and a sentence for the user.
+    """
+    component = find_components(records, arrays, threshold)
+    _, first = np.unique(component, return_index=True)
+    links = [(groups[i], groups[first[c]]) for i, c in enumerate(component.tolist())]
+    sizes = np.bincount(component)
+    alike = sizes[sizes > 1]
+    return merge_groups(groups, links), (
+        f"data.on_near_duplicate=group: {alike.sum()} of {len(records)} images are near-duplicates of others "
+        f"and form {len(alike)} groups, the largest of {sizes.max()} images; each stays in one split "
+        f"(thumbnail correlation above {threshold:g})"
+    )
+
+
+def _links(records: Records) -> list[tuple[str, str]]:
+    """Pairs of groups that have an image in common."""
+    first: dict[str, str] = {}
+    return [
+        (group, other)
+        for shas in records.shas.T.tolist()
+        for group, sha in zip(records.groups, shas, strict=True)
+        if (other := first.setdefault(sha, group)) != group
+    ]
+
+
+def _place(
+    records: Records, groups: list[str], classes: tuple[str, ...], config: DataConfig, *, by_patient: bool
+) -> Records:
+    """The records where the source puts them, else where we do."""
+    if records.splits[0]:
+        return records
+    split = split_by_group if by_patient else split_by_image
+    sides = split(
+        groups,
+        [classes[label] for label in records.labels.tolist()],
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.split_seed,
+    )
+    return replace(records, splits=text_column(sides))

@@ -1,91 +1,99 @@
 """Which window the images of a run are seen through, and what of it the user should know."""
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError
-from .entries import Entries, Shared, how_seen
-from .images import Range, applied_window
+from ..utils.io import atomic_write_text, sha256_of_lines
+from ..utils.progress import track
+from .decode import Workers
+from .file_table import FileTable, SharedInfo, gray_level_key
+from .pixels import OWN_LEVELS, DecodedImage, Range, applied_window
+from .samples import Listing, Sample
 
 _8_BIT_SPAN = 255
 _SHOWN = 3
 
 
-def one_window(entries: Entries, configured: Range | None) -> Range | None:
+def shared_window(table: FileTable, configured: Range | None) -> Range | None:
     """The window that all images with more than plain 8-bit pixels share, None where they share none."""
-    kinds = {how_seen(shared, configured) for shared, _ in entries.counted()} - {None}
+    kinds = {gray_level_key(shared, configured) for shared, _ in table.counted()} - {None}
     applied = kinds.pop() if len(kinds) == 1 else None
     return None if isinstance(applied, str) else applied
 
 
-def check_window(entries: Entries, configured: Range | None) -> list[str]:
+def check_window(table: FileTable, configured: Range | None) -> list[str]:
     """Return `blank_notes`, unless it is all images that are shown as one gray.
 
     Raises:
         DataError: It is, so that nothing could be learned.
     """
-    blank = _blank(entries, configured)
-    notes = blank_notes(entries, configured)
-    if notes and len(blank) == len(entries):
+    blank = _blank(table, configured)
+    notes = blank_notes(table, configured)
+    if notes and len(blank) == len(table):
         raise DataError(notes[0], public="a window shows every image as one gray")
     return notes
 
 
-def blank_notes(entries: Entries, configured: Range | None) -> list[str]:
+def blank_notes(table: FileTable, configured: Range | None) -> list[str]:
     """Return a sentence on images of which a window shows nothing, if there are any."""
-    blank = _blank(entries, configured)
+    blank = _blank(table, configured)
     if not len(blank):
         return []
     observed = blank.rows["observed"]
     held = _span((float(observed[:, 0].min()), float(observed[:, 1].max())))
     named = "the window of the file" if configured is None else f"data.window={_list(configured)}"
     return [
-        f"{len(blank)} of {len(entries)} images hold only values outside of {named} and are shown as one "
+        f"{len(blank)} of {len(table)} images hold only values outside of {named} and are shown as one "
         f"gray: they hold {held}; choose data.window in the units of the files (HU for CT)"
     ]
 
 
-def _blank(entries: Entries, configured: Range | None) -> Entries:
+def _blank(table: FileTable, configured: Range | None) -> FileTable:
     """Return the images that are not one gray by themselves, but through their window."""
-    applied = [applied_window(shared.own, shared.full, configured) for shared in entries.numbers]
+    applied = [applied_window(shared.own, shared.full, configured) for shared in table.numbers]
     ends = np.array([window or (-np.inf, np.inf) for window in applied], dtype=np.float64).reshape(-1, 2)
-    low, high = ends[entries.rows["shared"]].T
-    lowest, highest = entries.rows["observed"].T
-    return entries.take((lowest < highest) & ((highest <= low) | (lowest >= high)))
+    low, high = ends[table.rows["shared"]].T
+    lowest, highest = table.rows["observed"].T
+    return table.take((lowest < highest) & ((highest <= low) | (lowest >= high)))
 
 
-def window_notes(entries: Entries, configured: Range | None) -> list[str]:
+def window_notes(table: FileTable, configured: Range | None) -> list[str]:
     """Sentences on windows that are missing, differ between files, or change nothing."""
-    with_units = [(shared, count) for shared, count in entries.counted() if shared.full is not None]
+    with_units = [(shared, count) for shared, count in table.counted() if shared.full is not None]
     if configured is not None:
         return [] if with_units else ["data.window changes nothing: all images have plain 8-bit pixels"]
     own: Counter[Range | str] = Counter()
     for shared, count in with_units:
         if asked := shared.levels or shared.own:
             own[asked] += count
-    return [*_note_full_range(entries.take(entries.where(is_wide))), *_note_different(own)]
+    return [*_note_full_range(table.take(table.where(is_wide))), *_note_different(own)]
 
 
-def percentile_note(entries: Entries, window: Range) -> str:
+def percentile_note(table: FileTable, window: Range) -> str:
     """Return a sentence on what a window of percentiles is used for."""
-    wide = entries.take(entries.where(is_wide))
-    others = "" if len(wide) == len(entries) else " (and so are all others, whatever window they name)"
+    wide = table.take(table.where(is_wide))
+    others = "" if len(wide) == len(table) else " (and so are all others, whatever window they name)"
     return (
         f"{len(wide)} images of more than 8 bits name no window: they are shown{others} from {_span(window)}"
         ", the 0.5th to 99.5th percentile of the training images; data.window=[low, high] sets another"
     )
 
 
-def is_wide(shared: Shared) -> bool:
+def is_wide(shared: SharedInfo) -> bool:
     """Return whether the values exceed 8 bits and the file names no window."""
     if shared.own is not None or shared.levels or shared.full is None:
         return False
     return shared.full[1] - shared.full[0] > _8_BIT_SPAN
 
 
-def _note_full_range(wide: Entries) -> list[str]:
+def _note_full_range(wide: FileTable) -> list[str]:
     if not len(wide):
         return []
     full = _union(shared.full for shared, _ in wide.counted())
@@ -122,3 +130,93 @@ def _list(ends: Range) -> str:
 
 def _span(ends: Range) -> str:
     return f"{ends[0]:g} to {ends[1]:g}"
+
+
+IMAGES = 500
+PERCENTILES = (0.5, 99.5)
+_PIXELS = 10_000  # of an image at most, evenly spaced
+
+
+def training_window(
+    listings: Sequence[Listing], rows: NDArray[np.int64], hashes: Sequence[str], cache_dir: Path
+) -> Range | None:
+    """Return percentiles of the values of training images of more than 8 bits.
+
+    Args:
+        listings: The images, one listing per modality.
+        rows: ``(N, M)``, the position of each training sample in the listing of each modality, in an order
+            that does not depend on names.
+        hashes: Names each training sample by its pixels, N.
+        cache_dir: Where the result is kept, so that the sample is decoded once.
+
+    Returns:
+        The window; None where the percentiles are equal, or no training image has more than 8 bits.
+
+    Raises:
+        DataError: A process that reads images was killed.
+    """
+    count = min(len(rows), max(IMAGES // len(listings), 1))
+    chosen = np.linspace(0, len(rows) - 1, count).astype(np.int64)
+    key = sha256_of_lines([f"{PERCENTILES} {_PIXELS}", *(hashes[i] for i in chosen.tolist())])
+    path = cache_dir / "windows" / f"{key}.json"
+    try:
+        low, high = json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):
+        parts = [
+            part
+            for listing, column in zip(listings, rows[chosen].T.tolist(), strict=True)
+            for part in _sample(listing, column)
+        ]
+        values = np.concatenate(parts)
+        low, high = _ends(values) if len(values) else (0.0, 0.0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(path, json.dumps([low, high]))
+    return (float(low), float(high)) if low < high else None
+
+
+def _ends(values: NDArray[np.float32]) -> Range:
+    """Return values that occur, so that the window of whole numbers is one of whole numbers."""
+    low = np.percentile(values, PERCENTILES[0], method="lower")
+    high = np.percentile(values, PERCENTILES[1], method="higher")
+    return float(low), float(high)
+
+
+def _sample(listing: Listing, rows: Sequence[int]) -> list[NDArray[np.float32]]:
+    samples = [listing.samples[row] for row in rows]
+    with Workers() as workers:
+        found = workers.map(partial(values_of_all, listing.read), samples, in_memory=listing.in_memory)
+        return list(track(found, f"Gray levels of {listing.modality}", len(samples)))
+
+
+def values_of_all(
+    read: Callable[[Sample], DecodedImage], samples: Sequence[Sample]
+) -> list[NDArray[np.float32]]:
+    """Return evenly spaced values of each image, none of one with plain 8-bit pixels."""
+    return [_values_of(read(sample)) for sample in samples]
+
+
+def _values_of(picture: DecodedImage) -> NDArray[np.float32]:
+    if picture.full is None:
+        return np.empty(0, np.float32)
+    values = picture.values.ravel()
+    chosen = np.linspace(0, values.size - 1, min(values.size, _PIXELS)).astype(np.int64)
+    return values[chosen].astype(np.float32)
+
+
+CORRECT_FROM = 5
+"""The `FORMAT` from which on such files are read right."""
+
+
+def describe_corrected(table: FileTable, window: Range | None) -> str:
+    """Return the kinds of such files with the number of each, such as ``3 DICOM with padding``; "" without.
+
+    Args:
+        table: What is known of the files.
+        window: The configured one, beside which the files' own gray levels do not matter.
+    """
+    counts: Counter[str] = Counter()
+    for shared, count in table.counted():
+        for kind in shared.corrected:
+            if kind != OWN_LEVELS or window is None:
+                counts[kind] += count
+    return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())

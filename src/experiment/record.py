@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.dataset import Dataset
-from ..data.entries import FORMAT
+from ..data.file_table import FORMAT
 from ..models.serving import ServingModel
 from ..tracking import names
 from ..tracking.run import TrackedRun

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from ..data.dataset import Dataset, load_dataset
 from ..data.image_array import ImageSource
-from ..data.inputs import UNKNOWN, Inputs, load_inputs
+from ..data.inputs import Inputs, load_inputs
+from ..data.samples import UNKNOWN
 from ..errors import ConfigError, DataError
 from ..utils.config import DataConfig
 from ..utils.io import sha256

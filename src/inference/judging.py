@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.batches import in_order
-from ..data.loading import load_batches
+from ..data.loading import load_batches, sequential_batches
 from ..models.forward import predict_logits
 from ..training.estimates import Estimate, Patients, by_patient, estimate
 from ..training.metrics import softmax
@@ -55,7 +54,7 @@ class Judgement:
 
 def judge(trained: TrainedModel, cases: Cases) -> Judgement:
     """Runs the model over the images, in float32, and scores it at its recorded threshold."""
-    batches = in_order(np.arange(len(cases.labels)), trained.config.training.batch_size)
+    batches = sequential_batches(np.arange(len(cases.labels)), trained.config.training.batch_size)
     network = trained.network
     images = track(load_batches(cases.images, batches, network.device), cases.split, len(batches))
     probabilities = softmax(predict_logits(network.model, network.spec, images, device=network.device))

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..data.batches import in_order
-from ..data.inputs import UNKNOWN, Inputs
-from ..data.loading import load_batches
+from ..data.inputs import Inputs
+from ..data.loading import load_batches, sequential_batches
+from ..data.samples import UNKNOWN
 from ..models.features import extract_features
 from ..models.forward import predict_logits
 from ..training.metrics import decide, softmax
@@ -55,7 +55,7 @@ def features(
 
 def _batches(trained: TrainedModel, inputs: Inputs) -> Iterator[torch.Tensor]:
     """Yield all images in order, on the model's device, with a progress bar."""
-    batches = in_order(np.arange(len(inputs)), trained.config.training.batch_size)
+    batches = sequential_batches(np.arange(len(inputs)), trained.config.training.batch_size)
     return track(load_batches(inputs.images, batches, trained.network.device), "images", len(batches))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.corrected import CORRECT_FROM
+from ..data.windows import CORRECT_FROM
 from ..errors import ClaimError, UserError
 from ..models.build import build_model
 from ..models.spec import InputSpec

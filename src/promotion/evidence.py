@@ -163,9 +163,8 @@ def _predict(run: FinishedRun, model: "nn.Module", folder: Path) -> Predictions:
     """
     import torch
 
-    from ..data.batches import in_order
     from ..data.dataset import load_dataset
-    from ..data.loading import load_batches
+    from ..data.loading import load_batches, sequential_batches
     from ..utils.progress import track
 
     config = read_config(run, folder)
@@ -175,7 +174,7 @@ def _predict(run: FinishedRun, model: "nn.Module", folder: Path) -> Predictions:
     if dataset.fingerprint != run.tags[DATA_FINGERPRINT]:
         raise DataError(f"{config.data.root_dir} holds other data by now")
     val = dataset.splits["val"]
-    batches = list(in_order(np.arange(len(val)), config.training.batch_size))
+    batches = list(sequential_batches(np.arange(len(val)), config.training.batch_size))
     try:
         with torch.inference_mode():
             images = load_batches(dataset.images("val"), batches, torch.device("cpu"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..data.packs import OldPack, find_old
+from ..data.array_cache import UnusedArray, find_unused
 from ..errors import ClaimError, MlprojectError, UserError
 from ..tracking.names import CHECKPOINTS
 from ..tracking.past_runs import (
@@ -242,12 +242,12 @@ def _files(output: Path, rules: Rules) -> tuple[list[Removal], list[str]]:
     if packs.is_dir() and contained(output, packs) is None:
         old, left = [], [f"{packs}: reached through a link; delete in it by hand what is no longer used"]
     else:
-        old = find_old(packs, rules.keep_days * _DAY)
+        old = find_unused(packs, rules.keep_days * _DAY)
     temps = [temp for temp in find_temps(output) if temp.is_leftover]
     return [*map(_of_pack, old), *map(_of_temp, temps)], left
 
 
-def _of_pack(pack: OldPack) -> Removal:
+def _of_pack(pack: UnusedArray) -> Removal:
     name = f"{pack.path.parent / pack.path.stem[:_NAME_LENGTH]}...{pack.path.suffix}"
     reason = f"not used for {pack.age / _DAY:.0f} days"
     return Removal("cache", name, reason, pack.size, pack.remove, paths=[pack.path])

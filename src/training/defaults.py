@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.demo import DEMO_NAME
+from ..demo.demo import DEMO_NAME
 from ..utils.config import Config
 
 _DEMO_EPOCHS = 10  # a first run ends within two minutes on two cores

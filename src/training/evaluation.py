@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..data.batches import in_order
 from ..data.dataset import Split
-from ..data.loading import BatchLoader
+from ..data.loading import BatchLoader, sequential_batches
 from ..models.forward import predict_logits
 from ..models.spec import InputSpec
 from ..utils.processes import ALONE, Processes
@@ -63,7 +62,7 @@ def score_split(
     """
     dataset, split = loader.dataset, loader.dataset.splits[name]
     positions = np.arange(len(split))[network.processes.share(len(split))]
-    with closing(loader.load(name, in_order(positions, batch_size))) as images:
+    with closing(loader.load(name, sequential_batches(positions, batch_size))) as images:
         batches = _in_step(images, network.processes, len(split), batch_size)
         if len(positions):
             # In float32 whatever training does: scores and threshold must hold for the model as it is served.

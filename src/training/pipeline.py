@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.augment import augment, draw_changes
-from ..data.batches import training_batches
-from ..data.loading import BatchLoader
+from ..data.loading import BatchLoader, training_batches
 from ..models.spec import unit_range
 from ..utils.config import Config
 from ..utils.runtime import derive_seed, seed_everything, to_device

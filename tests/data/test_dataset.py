@@ -163,8 +163,8 @@ def test_resizing_and_channels(folder: Path) -> None:
     root = write_folder(folder / "d", counts={"train": 8, "val": 8}, size=20)
     assert load(root, folder / "c").size == 20
     dataset = load(root, folder / "c", image_size=10, channels=3)
-    assert dataset.packs[0].shape[1:] == (3, 10, 10)
-    shown = pixels_of(dataset.packs[0])
+    assert dataset.arrays[0].shape[1:] == (3, 10, 10)
+    shown = pixels_of(dataset.arrays[0])
     assert (shown[:, 0] == shown[:, 2]).all()
     means, spreads = dataset.channel_statistics
     pixels = dataset.batch("train", np.arange(len(dataset.splits["train"]))).numpy() / 255
@@ -178,7 +178,7 @@ def test_sixteen_bits_and_colour(folder: Path) -> None:
     Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(root / "A/train/neg/colour.jpg")
     dataset = load(root, folder / "c")
     assert dataset.channels == 3
-    assert any((image == 255).all() for image in pixels_of(dataset.packs[0]))
+    assert any((image == 255).all() for image in pixels_of(dataset.arrays[0]))
 
 
 def leaky(folder: Path) -> Path:
@@ -329,7 +329,7 @@ def test_one_image_of_each_patient_is_joined_whatever_its_name(folder: Path) -> 
     assert (images[:, 0] == 255 - images[:, 1]).all()
     assert both.counts["unpaired_images"] == 0
     # Several images each, and names that differ: the part that is the same may be told.
-    with pytest.raises(DataError, match="no image of A has a partner in P"):
+    with pytest.raises(DataError, match="no image of A has a counterpart in P"):
         load(root, folder / "c", modalities=("A", "P"))
     told = load(root, folder / "c", modalities=("A", "P"), image_id_regex=r"^n(\d+)_")
     assert sum(len(split) for split in told.splits.values()) == 40

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from src.data import index
+from src.data import file_index
 from src.data.dataset import Dataset, load_dataset
 from src.utils.config import DataConfig
 from src.utils.io import file_lock
@@ -64,7 +64,7 @@ def test_processes_give_what_one_gives(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def _kill_at_the_60th() -> None:
-    index._SHARE = 0  # kept after every image, not every ten seconds
+    file_index._SHARE = 0  # kept after every image, not every ten seconds
     really, seen = Image.open, []
 
     def opening(file: BinaryIO, **options: Any) -> Image.Image:

@@ -12,7 +12,7 @@ from pydicom.pixels.processing import apply_windowing
 
 from src.data import dicom, dicom_gray
 from src.data.dataset import Dataset, load_dataset
-from src.data.images import BadImage, to_8_bits
+from src.data.pixels import BadImage, to_8_bits
 from src.errors import DataError
 from src.training.setup import set_up
 from src.utils.config import Config, DataConfig
@@ -38,25 +38,25 @@ SAME = {
 
 @pytest.mark.parametrize("name", SAME.values(), ids=SAME)
 def test_transfer_syntaxes_give_the_same_picture(name: str) -> None:
-    first, other = dicom.read_picture(real(SAME["explicit"])), dicom.read_picture(real(name))
+    first, other = dicom.read_image(real(SAME["explicit"])), dicom.read_image(real(name))
     assert other.content == first.content
     assert np.array_equal(other.values, pydicom.dcmread(real(SAME["explicit"])).pixel_array)
     assert (other.full, other.own, other.inverted) == ((-32768, 32767), (-200, 1399), False)
 
 
 def test_slope_and_intercept_give_hounsfield_units() -> None:
-    picture = dicom.read_picture(real("CT_small.dcm"))
+    picture = dicom.read_image(real("CT_small.dcm"))
     assert (picture.values.min(), picture.values.max()) == (128 - 1024, 2191 - 1024)
     assert picture.full == (-32768.0 - 1024, 32767.0 - 1024)
     assert picture.own is None
-    picture = dicom.read_picture(real("MR2_UNCR.dcm"))
+    picture = dicom.read_image(real("MR2_UNCR.dcm"))
     assert picture.values.max() == pytest.approx(595 * 3.774114 + 0.000061)
     assert picture.full == pytest.approx((0.000061, 4095 * 3.774114 + 0.000061))
 
 
 def test_a_modality_look_up_table_is_applied() -> None:
     dataset = pydicom.dcmread(real("mlut_18.dcm"))
-    picture = dicom.read_picture(real("mlut_18.dcm"))
+    picture = dicom.read_image(real("mlut_18.dcm"))
     table = np.asarray(dataset.ModalityLUTSequence[0].LUTData)
     assert picture.full is not None
     assert table.min() <= picture.values.min() < picture.values.max() <= table.max()
@@ -65,7 +65,7 @@ def test_a_modality_look_up_table_is_applied() -> None:
 @pytest.mark.parametrize("name", ["MR_small.dcm", "693_UNCI.dcm", "MR2_UNCR.dcm", "bad_sequence.dcm"])
 def test_the_file_s_window_is_that_of_pydicom(name: str) -> None:
     dataset = pydicom.dcmread(real(name))
-    picture = dicom.read_picture(real(name))
+    picture = dicom.read_image(real(name))
     expected = apply_windowing(picture.values, dataset)
     ends = apply_windowing(np.array([-1e6, 1e6]), dataset)
     scaled = (expected - ends[0]) * 255 / (ends[1] - ends[0])
@@ -89,7 +89,7 @@ def test_windows_by_the_standard() -> None:
 
 
 def test_a_window_asked_for_wins_and_monochrome1_is_inverted() -> None:
-    picture = dicom.read_picture(real("RG3_UNCR.dcm"))
+    picture = dicom.read_image(real("RG3_UNCR.dcm"))
     assert picture.inverted
     seen = to_8_bits(picture, (200, 710))
     raw = pydicom.dcmread(real("RG3_UNCR.dcm")).pixel_array
@@ -97,7 +97,7 @@ def test_a_window_asked_for_wins_and_monochrome1_is_inverted() -> None:
     assert (seen[raw >= 710] == 0).all()
     assert (seen[raw == 455] == 127).all()
     assert np.array_equal(
-        dicom.read_picture(real("RG3_J2KR.dcm")).values, picture.values
+        dicom.read_image(real("RG3_J2KR.dcm")).values, picture.values
     )  # JPEG 2000 without loss
 
 
@@ -114,7 +114,7 @@ def test_a_window_asked_for_wins_and_monochrome1_is_inverted() -> None:
 )
 def test_colour(name: str) -> None:
     expected = pydicom.dcmread(real("SC_rgb.dcm")).pixel_array.astype(int)
-    picture = dicom.read_picture(real(name))
+    picture = dicom.read_image(real(name))
     assert picture.full is None
     assert picture.values.dtype == np.uint8
     # Lossy ones differ at edges, and by a little elsewhere; swapped channels would differ by 255.
@@ -122,7 +122,7 @@ def test_colour(name: str) -> None:
 
 
 def test_a_palette_becomes_colour() -> None:
-    values = dicom.read_picture(real("examples_palette.dcm")).values
+    values = dicom.read_image(real("examples_palette.dcm")).values
     assert values.shape == (350, 800, 3)
     assert values.max() > 200
     assert not np.array_equal(values[..., 0], values[..., 2])
@@ -140,12 +140,12 @@ def test_a_palette_becomes_colour() -> None:
         ("JPGExtended.dcm", r"transfer syntax, JPEG Extended \(Process 2 and 4\), cannot be decoded"),
         ("MR_truncated.dcm", "bytes of pixel data is less than expected"),
         ("badVR.dcm", "damaged or unreadable"),
-        ("no_meta.dcm", "no DICOM file"),
+        ("no_meta.dcm", "not a DICOM file"),
     ],
 )
 def test_what_is_not_read_is_a_sentence(name: str, message: str) -> None:
     with pytest.raises(BadImage, match=rf"{name}: .*{message}"):
-        dicom.read_picture(real(name))
+        dicom.read_image(real(name))
 
 
 def test_every_file_is_read_or_told() -> None:
@@ -160,7 +160,7 @@ def test_every_file_is_read_or_told() -> None:
 def message_of(path: Path) -> str:
     """Why a file is not read; empty where it is, and its header agrees."""
     try:
-        picture, header = dicom.read_picture(path), dicom.read_header(path)
+        picture, header = dicom.read_image(path), dicom.read_header(path)
     except BadImage as bad:
         return str(bad)
     assert picture.values.shape[:2] == (header.height, header.width)
@@ -237,7 +237,7 @@ def test_a_rescaling_without_sense_is_a_bad_image(tags: dict[str, object], folde
     shutil.copy(real("CT_small.dcm"), folder / "x.dcm")
     rewrite(folder / "x.dcm", **tags)
     with pytest.raises(BadImage, match=r"x\.dcm: its rescale slope"):
-        dicom.read_picture(folder / "x.dcm")
+        dicom.read_image(folder / "x.dcm")
 
 
 def test_the_window_is_chosen_warned_of_and_recorded(folder: Path) -> None:
@@ -246,12 +246,12 @@ def test_the_window_is_chosen_warned_of_and_recorded(folder: Path) -> None:
     assert without.window == (-33792.0, 31743.0)
     (note,) = [note for note in without.warnings if "window" in note]
     assert "-33792 to 31743, and hold -896 to 1167" in note
-    assert np.ptp(pixels_of(without.packs[0])) < 10  # nearly one gray
+    assert np.ptp(pixels_of(without.arrays[0])) < 10  # nearly one gray
     seen = load(root, window=(-160.0, 240.0))
     assert seen.window == (-160.0, 240.0)
     assert seen.warnings == ()
-    assert pixels_of(seen.packs[0]).min() == 0
-    assert pixels_of(seen.packs[0]).max() == 255
+    assert pixels_of(seen.arrays[0]).min() == 0
+    assert pixels_of(seen.arrays[0]).max() == 255
     # Another window shows the same data otherwise; it is not other data.
     assert seen.fingerprint == without.fingerprint
     assert len(list((folder / "cache/packs").glob("*.npy"))) == 2
@@ -260,7 +260,7 @@ def test_the_window_is_chosen_warned_of_and_recorded(folder: Path) -> None:
 def test_without_a_window_percentiles_of_the_training_images_are_shown(folder: Path) -> None:
     root = ct_folder(folder / "d")
     dataset = load(root)
-    values = dicom.read_picture(next((root / "A/neg").iterdir())).values  # all are the same, rolled
+    values = dicom.read_image(next((root / "A/neg").iterdir())).values  # all are the same, rolled
     low, high = np.percentile(values, 0.5, method="lower"), np.percentile(values, 99.5, method="higher")
     assert dataset.window is not None
     assert dataset.window == pytest.approx((low, high), abs=5)  # of 10,000 of its 16,384 pixels
@@ -268,11 +268,11 @@ def test_without_a_window_percentiles_of_the_training_images_are_shown(folder: P
     assert (
         f"shown from {dataset.window[0]:g} to {dataset.window[1]:g}, the 0.5th to 99.5th percentile" in note
     )
-    shown = pixels_of(dataset.packs[0])
+    shown = pixels_of(dataset.arrays[0])
     assert len(np.unique(shown)) > 200
     # Recorded as data.window, it is what it was.
     again = load(root, window=dataset.window)
-    assert np.array_equal(pixels_of(again.packs[0]), shown)
+    assert np.array_equal(pixels_of(again.arrays[0]), shown)
     assert again.warnings == ()
 
 

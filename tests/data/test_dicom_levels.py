@@ -11,8 +11,8 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windo
 
 from src.data import dicom
 from src.data.dataset import Dataset, load_dataset
-from src.data.files import is_image
-from src.data.images import BadImage, to_8_bits
+from src.data.image_files import is_image
+from src.data.pixels import BadImage, to_8_bits
 from src.errors import DataError
 from src.utils.config import DataConfig
 from tests.data.test_dicom_values import item, read, write
@@ -71,7 +71,7 @@ def test_a_file_of_pydicom_with_a_look_up_table() -> None:
     path = Path(str(get_testdata_file("vlut_04.dcm")))
     dataset = pydicom.dcmread(path)
     expected = apply_voi(dataset.pixel_array, dataset).astype(float) * 255 / 65535
-    assert np.abs(to_8_bits(dicom.read_picture(path), None) - expected).max() <= 0.501
+    assert np.abs(to_8_bits(dicom.read_image(path), None) - expected).max() <= 0.501
 
 
 def test_padding_is_black_beside_a_look_up_table() -> None:
@@ -102,7 +102,7 @@ def test_a_file_without_preamble_is_read(name: str, syntax: str, meta: bool) -> 
     path = path.rename(name)
     assert is_image(name)
     assert dicom.is_dicom(path)
-    assert dicom.read_picture(path).values.tolist() == [[0, 697]]
+    assert dicom.read_image(path).values.tolist() == [[0, 697]]
     assert dicom.read_header(path)[:3] == (1, 2, 1)
 
 
@@ -114,14 +114,14 @@ def test_other_files_without_an_ending_are_no_dicom(content: bytes) -> None:
     Path("IM0001").write_bytes(content)
     assert not is_image("IM0001")
     Path("IM0001.dcm").write_bytes(content)
-    with pytest.raises(BadImage, match=r"IM0001\.dcm: no DICOM file"):
-        dicom.read_picture(Path("IM0001.dcm"))
+    with pytest.raises(BadImage, match=r"IM0001\.dcm: not a DICOM file"):
+        dicom.read_image(Path("IM0001.dcm"))
 
 
 def test_compressed_pixels_without_a_transfer_syntax_are_refused() -> None:
     path = bare(write(np.arange(64).reshape(8, 8), 8, syntax="RLE"), meta=False)
     with pytest.raises(BadImage, match="its pixels are compressed and no transfer syntax says how"):
-        dicom.read_picture(path)
+        dicom.read_image(path)
 
 
 def study(root: Path, *patients: str) -> Path:

@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from src.data import dicom
-from src.data.images import BadImage, Picture, to_8_bits
+from src.data.pixels import BadImage, DecodedImage, to_8_bits
 
 NATIVE = {
     "explicit": ExplicitVRLittleEndian,
@@ -61,8 +61,8 @@ def write(
     return Path("x.dcm")
 
 
-def read(stored: NDArray[Any] | list[list[int]], bits: int = 16, **elements: Any) -> Picture:
-    return dicom.read_picture(write(np.array(stored), bits, **elements))
+def read(stored: NDArray[Any] | list[list[int]], bits: int = 16, **elements: Any) -> DecodedImage:
+    return dicom.read_image(write(np.array(stored), bits, **elements))
 
 
 def item(**elements: object) -> Sequence:
@@ -147,7 +147,7 @@ def test_functional_groups_are_read_within_the_limits() -> None:
     head = struct.pack("<HH2sHL", 0x5200, 0x9229, b"SQ", 0, len(items))
     path.write_bytes(content[:at] + head + items + content[at:])
     with pytest.raises(BadImage, match="elements and sequence items of a DICOM file"):
-        dicom.read_picture(path)
+        dicom.read_image(path)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_padding_that_is_dark_already_keeps_its_value(value: int) -> None:
     element = struct.pack("<HH2sHH", 0x0028, 0x0120, kind, 2, value & 0xFFFF)
     at = content.index(struct.pack("<HH", 0x7FE0, 0x0010))
     path.write_bytes(content[:at] + element + content[at:])
-    assert dicom.read_picture(path).values.tolist() == [[-2000, 40, 90]]
+    assert dicom.read_image(path).values.tolist() == [[-2000, 40, 90]]
 
 
 @pytest.mark.usefixtures("folder")
@@ -207,7 +207,7 @@ def test_bits_above_the_stored_ones() -> None:
     dataset = pydicom.dcmread(path)
     dataset.add_new(0x60000102, "US", 15)  # the highest bit is an overlay
     dataset.save_as(path)
-    assert dicom.read_picture(path).values.tolist() == [[5, 7]]
+    assert dicom.read_image(path).values.tolist() == [[5, 7]]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_a_window_that_cannot_be_applied_needs_another_one() -> None:
 def test_a_malformed_window_matters_only_if_it_is_used() -> None:
     path = write(np.array([[-160, 240]]), signed=True, WindowCenter="4000", WindowWidth="400")
     path.write_bytes(path.read_bytes().replace(b"4000", b"4O,O"))
-    picture = dicom.read_picture(path)
+    picture = dicom.read_image(path)
     assert to_8_bits(picture, (-160.0, 240.0)).tolist() == [[0, 255]]
     with pytest.raises(BadImage, match=r"its window is not a pair of numbers; set data\.window"):
         to_8_bits(picture, None)
@@ -297,7 +297,7 @@ def test_a_modality_look_up_table_of_signed_pixels() -> None:
 
 def test_a_palette_in_big_endian_is_the_same_palette() -> None:
     names = ("gdcm-US-ALOKA-16.dcm", "gdcm-US-ALOKA-16_big.dcm")
-    first, second = (dicom.read_picture(Path(str(get_testdata_file(name)))) for name in names)
+    first, second = (dicom.read_image(Path(str(get_testdata_file(name)))) for name in names)
     assert np.array_equal(first.values, second.values)
     assert (first.corrected, second.corrected) == ((), ("big-endian DICOM with a palette",))
     assert len(np.unique(first.values)) > 50

@@ -9,21 +9,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from src.data.dataset import Dataset, load_dataset
-from src.data.images import Picture, Shown, resize, show, to_8_bits
+from src.data.pixels import DecodedImage, ImageFormat, render, resize, to_8_bits
 from src.utils.config import Config
 from tests.images import pixels_of, write_folder
 
 RANDOM = np.random.default_rng(0)
 CT = RANDOM.integers(-1000, 2000, (37, 61)).astype(np.int16)
 PICTURES = {
-    "gray": Picture(RANDOM.integers(0, 256, (37, 61), dtype=np.uint8)),
-    "CT": Picture(CT, full=(-1024.0, 3071.0)),
-    "inverted": Picture(CT, full=(-1024.0, 3071.0), inverted=True),
+    "gray": DecodedImage(RANDOM.integers(0, 256, (37, 61), dtype=np.uint8)),
+    "CT": DecodedImage(CT, full=(-1024.0, 3071.0)),
+    "inverted": DecodedImage(CT, full=(-1024.0, 3071.0), inverted=True),
 }
 WINDOW = (-160.0, 240.0)
 
 
-def exact(picture: Picture, height: int, width: int) -> NDArray[np.float64]:
+def exact(picture: DecodedImage, height: int, width: int) -> NDArray[np.float64]:
     """The image at another size, by another library and never rounded."""
     values = picture.values.astype(np.float64)
     if picture.full is not None:
@@ -41,7 +41,7 @@ def test_the_image_is_rounded_once(name: str, fit: str, size: int) -> None:
     picture = PICTURES[name]
     height = round(37 * size / 61) if fit == "pad" else size
     top = (size - height) // 2
-    seen = show(picture, Shown(size, 3, WINDOW, fit))
+    seen = render(picture, ImageFormat(size, 3, WINDOW, fit))
     assert seen.shape == (3, size, size)
     assert (seen[0] == seen[2]).all()
     reference = exact(picture, height, size)
@@ -52,21 +52,21 @@ def test_the_image_is_rounded_once(name: str, fit: str, size: int) -> None:
 
 
 def test_a_high_image_is_padded_left_and_right() -> None:
-    seen = show(Picture(np.full((40, 10), 200, np.uint8)), Shown(20, 1, None, "pad"))
+    seen = render(DecodedImage(np.full((40, 10), 200, np.uint8)), ImageFormat(20, 1, None, "pad"))
     assert (seen[0, :, 7:12] == 200).all()
     assert seen.sum() == 20 * 5 * 200
 
 
 def test_colors_become_gray_and_stay_colors() -> None:
-    picture = Picture(RANDOM.integers(0, 256, (20, 40, 3), dtype=np.uint8))
-    colors, gray = (show(picture, Shown(40, channels, None, "pad")) for channels in (3, 1))
+    picture = DecodedImage(RANDOM.integers(0, 256, (20, 40, 3), dtype=np.uint8))
+    colors, gray = (render(picture, ImageFormat(40, channels, None, "pad")) for channels in (3, 1))
     assert (colors[:, 10:30] == picture.values.transpose(2, 0, 1)).all()
     assert np.abs(gray[0, 10:30] - picture.values @ [0.299, 0.587, 0.114]).max() < 0.501
 
 
 def test_what_needs_no_fitting_is_the_same_in_all() -> None:
-    square = Picture(CT[:32, :32], full=(-1024.0, 3071.0), inverted=True)
-    fits = [show(square, Shown(32, 3, WINDOW, fit)).tobytes() for fit in ("pad", "stretch", "legacy")]
+    square = DecodedImage(CT[:32, :32], full=(-1024.0, 3071.0), inverted=True)
+    fits = [render(square, ImageFormat(32, 3, WINDOW, fit)).tobytes() for fit in ("pad", "stretch", "legacy")]
     assert len(set(fits)) == 1
 
 
@@ -86,10 +86,10 @@ def load(root: Path, cache: Path, fit: str) -> Dataset:
 
 def test_the_cache_tells_the_fits_apart(folder: Path) -> None:
     root = write_wide(folder)
-    shown = {fit: pixels_of(load(root, folder / "c", fit).packs[0]) for fit in ("pad", "stretch", "legacy")}
+    shown = {fit: pixels_of(load(root, folder / "c", fit).arrays[0]) for fit in ("pad", "stretch", "legacy")}
     assert len({pixels.tobytes() for pixels in shown.values()}) == 3
     for fit, pixels in shown.items():
-        assert np.array_equal(pixels, pixels_of(load(root, folder / "other" / fit, fit).packs[0]))
+        assert np.array_equal(pixels, pixels_of(load(root, folder / "other" / fit, fit).arrays[0]))
 
 
 def test_a_shape_that_tells_the_class_is_pointed_out(folder: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_stored_config_shows_images_as_the_build_that_wrote_it(folder: Path) -
     stored = Config.from_dict(values)
     assert stored.data.fit == "legacy"
     assert Config.from_dict({"data": {"root_dir": "d"}}).data.fit == "pad"  # written by hand
-    packs = pixels_of(load_dataset(stored.data, folder / "c").packs[0])
+    arrays = pixels_of(load_dataset(stored.data, folder / "c").arrays[0])
     files = sorted((folder / "d/A").rglob("*.png"))
     expected = {resize(np.asarray(Image.open(file)), 16, 1).tobytes() for file in files}
-    assert {image.tobytes() for image in packs} == expected
+    assert {image.tobytes() for image in arrays} == expected

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from src.data.arrays import open_arrays
 from src.data.dataset import load_dataset
-from src.data.images import BadImage
 from src.data.inputs import load_inputs
-from src.data.raster import read_picture
+from src.data.npz import open_arrays
+from src.data.pillow_images import read_image
+from src.data.pixels import BadImage
 from src.errors import ConfigError, DataError
 from src.training.checkpoint import load_checkpoint
 from src.training.predictions import read_predictions
@@ -26,7 +26,7 @@ READ = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9))
 from pathlib import Path
-from src.data import dicom, raster
+from src.data import dicom, pillow_images
 from src.data.manifest import NEEDED, read_lines
 from src.data.npz import list_npz
 from src.errors import UserError
@@ -40,7 +40,7 @@ try:
     elif path.suffix == ".dcm":
         print(dicom.read_picture(path).values.shape)
     else:
-        print(raster.read_picture(path).values.shape)
+        print(pillow_images.read_picture(path).values.shape)
 except UserError as error:
     print(error)
 """
@@ -163,7 +163,7 @@ def test_a_tiff_whose_pages_lead_back_is_one_image(folder: Path) -> None:
     whole = bytearray((folder / "x.tif").read_bytes())
     whole[-4:] = (72).to_bytes(4, "little")
     (folder / "x.tif").write_bytes(whole)
-    assert read_picture(folder / "x.tif").values.shape == (8, 8)
+    assert read_image(folder / "x.tif").values.shape == (8, 8)
 
 
 @pytest.mark.parametrize("kind", hostile.KINDS)
@@ -171,7 +171,7 @@ def test_what_is_no_file_is_refused_by_its_kind(kind: str, folder: Path) -> None
     write, message = hostile.KINDS[kind]
     write(folder / "x.png")
     with pytest.raises(BadImage, match=f"x.png: damaged or unreadable: {message}"):
-        read_picture(folder / "x.png")
+        read_image(folder / "x.png")
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x.csv", "x.png", "x.dcm", "x", "folder/manifest.csv"])

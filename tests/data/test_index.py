@@ -10,17 +10,17 @@ import pytest
 from PIL import Image
 
 from src.data.dataset import load_dataset
-from src.data.entries import Entry, look_at_files
-from src.data.index import Index
+from src.data.file_index import FileIndex
+from src.data.file_table import FileInfo, stat_files
 from src.data.samples import Sample
 from src.utils.config import DataConfig
 from tests.images import write_folder
 
 SHA = "00" + 28 * "5a" + "000000"
 ENTRIES = [
-    Entry(1, 2, 3, 4, 5, 1, sha=SHA, observed=(0.0, 255.0)),
-    Entry(1, 2, 3, 4, 5, 1, "patient", SHA, (-0.5, 1 / 3), (0.1, 4095.0), (-160.0, 240.0)),
-    Entry(7, 8, 9, error="damaged\0, or\nworse"),
+    FileInfo(1, 2, 3, 4, 5, 1, sha=SHA, observed=(0.0, 255.0)),
+    FileInfo(1, 2, 3, 4, 5, 1, "patient", SHA, (-0.5, 1 / 3), (0.1, 4095.0), (-160.0, 240.0)),
+    FileInfo(7, 8, 9, error="damaged\0, or\nworse"),
 ]
 
 
@@ -31,9 +31,9 @@ def sample(path: Path, key: str) -> Sample:
 @pytest.mark.parametrize("name", ["plain.png", "two\nlines.png", "é\udcff.png", " "])
 def test_entries_come_back_as_they_were(folder: Path, name: str) -> None:
     (folder / name).touch()
-    (state,) = look_at_files([str(folder / name)], {}).pick([0])
+    (state,) = stat_files([str(folder / name)], {}).pick([0])
     for entry in ENTRIES:
-        index = Index(folder / "i.npz")
+        index = FileIndex(folder / "i.npz")
         known = replace(entry, size=state.size, mtime_ns=state.mtime_ns, ctime_ns=state.ctime_ns)
         index.learn(sample(folder / name, f"x/{name}"), replace(known, error="before"))
         index.save()
@@ -42,8 +42,8 @@ def test_entries_come_back_as_they_were(folder: Path, name: str) -> None:
         index.save()
         asked = [sample(folder / other, f"x/{other}") for other in ("gone", name, "new")]
         (folder / "new").touch()
-        found = list(Index.load(folder / "i.npz").look_up(asked).pick(range(3)))
-        assert found[0] == Entry(-1, 0, 0, error=f"{folder}/gone: No such file or directory")
+        found = list(FileIndex.load(folder / "i.npz").look_up(asked).pick(range(3)))
+        assert found[0] == FileInfo(-1, 0, 0, error=f"{folder}/gone: No such file or directory")
         assert found[1] == known
         assert (found[2].size, found[2].sha, found[2].error) == (0, "", "")
 
@@ -52,10 +52,8 @@ def test_what_was_changed_or_is_to_be_forgotten_is_not_known(folder: Path) -> No
     samples = [sample(folder / name, name) for name in "abc"]
     for one in samples:
         Path(one.file).write_text("x")
-    index = Index(folder / "i.npz")
-    for one, entry in zip(
-        samples, look_at_files([one.file for one in samples], {}).pick(range(3)), strict=True
-    ):
+    index = FileIndex(folder / "i.npz")
+    for one, entry in zip(samples, stat_files([one.file for one in samples], {}).pick(range(3)), strict=True):
         index.learn(one, replace(entry, sha=SHA))
     index.save()
     (folder / "b").write_text("longer")
@@ -63,15 +61,15 @@ def test_what_was_changed_or_is_to_be_forgotten_is_not_known(folder: Path) -> No
     index.forget(samples[:1])
     assert index.look_up(samples).is_done.tolist() == [False, False, True]
     index.save()
-    assert Index.load(folder / "i.npz").look_up(samples).is_done.tolist() == [False, False, True]
+    assert FileIndex.load(folder / "i.npz").look_up(samples).is_done.tolist() == [False, False, True]
 
 
 def test_times_before_1970_and_after_2500_are_times(folder: Path) -> None:
-    index = Index(folder / "i.npz")
+    index = FileIndex(folder / "i.npz")
     for place, time in enumerate([-1, 2**64 - 10**18]):
-        index.learn(sample(folder, str(place)), Entry(1, time, time, sha=SHA))
+        index.learn(sample(folder, str(place)), FileInfo(1, time, time, sha=SHA))
     index.save()
-    assert Index.load(folder / "i.npz").entries.rows["mtime_ns"].tolist() == [2**64 - 1, 2**64 - 10**18]
+    assert FileIndex.load(folder / "i.npz").table.rows["mtime_ns"].tolist() == [2**64 - 1, 2**64 - 10**18]
 
 
 def test_an_index_of_an_earlier_version_is_taken_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +77,7 @@ def test_an_index_of_an_earlier_version_is_taken_over(folder: Path, monkeypatch:
     config = DataConfig(root_dir=str(root))
     first = load_dataset(config, folder / "c")
     (path,) = (folder / "c/index").glob("*.npz")
-    old, packs = path.with_suffix(".json"), sorted((folder / "c/packs").iterdir())
+    old, arrays = path.with_suffix(".json"), sorted((folder / "c/packs").iterdir())
     path.unlink()
     old.write_text(json.dumps({file.relative_to(root).as_posix(): row(file) for file in root.rglob("*.png")}))
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("an image was opened"))
@@ -87,7 +85,7 @@ def test_an_index_of_an_earlier_version_is_taken_over(folder: Path, monkeypatch:
         assert load_dataset(config, folder / "c").fingerprint == first.fingerprint
         assert path.exists()
         assert not old.exists()
-    assert sorted((folder / "c/packs").iterdir()) == packs
+    assert sorted((folder / "c/packs").iterdir()) == arrays
 
 
 def row(file: Path) -> list[object]:
@@ -104,6 +102,6 @@ def test_what_earlier_versions_kept_of_dicom_and_bad_files_is_taken_over(folder:
     rows = {f"x/{place}": astuple(entry) for place, entry in enumerate(ENTRIES)}
     (folder / "i.json").write_text(json.dumps(rows))
     for _ in range(2):
-        index = Index.load(folder / "i.npz")
+        index = FileIndex.load(folder / "i.npz")
         assert list(index.places) == list(rows)
-        assert list(index.entries.pick(range(3))) == ENTRIES
+        assert list(index.table.pick(range(3))) == ENTRIES

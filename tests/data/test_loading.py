@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from src.data.batches import in_order
 from src.data.dataset import Dataset, load_dataset
-from src.data.loading import BATCHES_AHEAD, BatchLoader, load_batches, read_ahead
+from src.data.loading import BATCHES_AHEAD, BatchLoader, load_batches, read_ahead, sequential_batches
 from src.errors import DataError
 from src.utils.config import DataConfig
 from src.utils.runtime import Stopped, stop_signals
@@ -35,7 +34,7 @@ def reading_threads() -> list[str]:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_batches_come_in_order_and_whole(dataset: Dataset, split: str) -> None:
-    order = in_order(np.random.default_rng(0).permutation(len(dataset.splits[split])), 5)
+    order = sequential_batches(np.random.default_rng(0).permutation(len(dataset.splits[split])), 5)
     loader = BatchLoader(dataset, CPU, cache_share=0.5)
     assert loader.resident == ()  # only a GPU has memory of its own
     found = list(loader.load(split, order))
@@ -121,7 +120,7 @@ def test_a_file_that_was_cut_off_is_an_error_and_is_rebuilt(dataset: Dataset, fo
     whole = path.stat().st_size
     wanted = {split: dataset.batch(split, np.arange(8)).clone() for split in dataset.splits}
     os.truncate(path, whole // 2)
-    order = in_order(np.arange(24), 4)
+    order = sequential_batches(np.arange(24), 4)
     with pytest.raises(DataError, match=rf"{path.name}: .*was cut off while it was in use.*--resume"):
         list(load_batches(dataset.images("train"), order, CPU))
     assert reading_threads() == []
@@ -132,7 +131,7 @@ def test_a_file_that_was_cut_off_is_an_error_and_is_rebuilt(dataset: Dataset, fo
 
 
 def test_a_failing_disk_is_an_error(dataset: Dataset) -> None:
-    broken = dataset.packs[0].file
+    broken = dataset.arrays[0].file
     os.dup2(os.open("/proc/self/mem", os.O_RDONLY), broken.fileno())  # reading at 0 fails with EIO
     with pytest.raises(DataError, match=r"cannot be read \(Input/output error\); check the disk"):
         dataset.batch("train", np.arange(4))

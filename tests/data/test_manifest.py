@@ -282,7 +282,7 @@ def test_what_lacks_a_modality_is_left_out_and_reported(root: Path) -> None:
     assert dataset.counts["unpaired_images"] == 3
     (note,) = dataset.warnings
     assert "2 of A, 1 of P" in note
-    assert "1 patients lose all of theirs" in note
+    assert "1 patients lose all images" in note
     assert "CANARY" not in note
 
 
@@ -316,7 +316,9 @@ def test_nothing_to_join_shows_what_was_compared(root: Path) -> None:
     rows = make_rows(root)
     for row in rows[1::2]:
         row["patient_id"] += "b"
-    with pytest.raises(DataError, match="no image of A has a partner in P: A has patient 'CANARY") as error:
+    with pytest.raises(
+        DataError, match="no image of A has a counterpart in P: A has patient 'CANARY"
+    ) as error:
         load(write(root, rows), modalities=("A", "P"))
     assert "CANARY" not in error.value.public
 

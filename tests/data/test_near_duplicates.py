@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from src.data import near_duplicates
+from src.data import leaks
 from src.data.dataset import Dataset, load_dataset
 from src.errors import DataError
 from src.utils.config import DataConfig
@@ -123,7 +123,7 @@ def test_reported_dropped_or_refused(root: Path) -> None:
 def test_the_comparison_is_cached_for_every_threshold(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(root, "test", range(4), through_jpeg)
     first = load(root)
-    monkeypatch.setattr(near_duplicates, "compare", lambda *_, **__: pytest.fail("compared again"))
+    monkeypatch.setattr(leaks, "compare", lambda *_, **__: pytest.fail("compared again"))
     assert load(root).warnings == first.warnings
     assert load(root, near_duplicate_threshold=0.5).counts["near_duplicates"] >= 4
     (path,) = (root.parent / "c/near_duplicates").glob("*.npz")
@@ -134,8 +134,8 @@ def test_the_comparison_is_cached_for_every_threshold(root: Path, monkeypatch: p
 
 def test_what_was_not_compared_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(root, "test", range(4), through_jpeg)
-    monkeypatch.setattr(near_duplicates, "SECONDS", -1.0)
-    monkeypatch.setattr("src.data.comparison._BLOCK", 5)
+    monkeypatch.setattr(leaks, "SECONDS", -1.0)
+    monkeypatch.setattr("src.data.image_similarity._BLOCK", 5)
     said = "near-duplicates were looked for in 5 of 12 training images, chosen at random, within -1 s"
     for _ in range(2):  # once only: a start is not delayed again and again
         assert said in " ".join(load(root).warnings)

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.pixels.processing import convert_color_space
 
-from src.data import dicom, raster
-from src.data.images import BadImage, to_8_bits
+from src.data import dicom, pillow_images
+from src.data.pixels import BadImage, to_8_bits
 from tests.data.test_dicom_values import NATIVE
 from tests.data.test_dicom_values import write as write_dicom
-from tests.data.test_raster import exif, ramp, turned
+from tests.data.test_pillow_images import exif, ramp, turned
 from tests.pngs import write_png
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -33,12 +33,12 @@ def test_gray_png(bits: int, interlaced: bool) -> None:
     top = (1 << bits) - 1
     stored = noise(top, 11, 13, dtype=np.uint16 if bits == 16 else np.uint8)
     path = write_png(Path("x.png"), stored, bits=bits, interlaced=interlaced)
-    picture = raster.read_picture(path)
+    picture = pillow_images.read_image(path)
     if bits == 16:
         assert np.array_equal(picture.values, stored)
     seen = np.rint(stored * (255 / top)) if bits == 16 else stored.astype(int) * 255 // top
     assert np.array_equal(to_8_bits(picture, None), seen)
-    assert raster.read_header(path).channels == 1
+    assert pillow_images.read_header(path).channels == 1
 
 
 @pytest.mark.parametrize("interlaced", [False, True], ids=["plain", "Adam7"])
@@ -46,7 +46,7 @@ def test_gray_png(bits: int, interlaced: bool) -> None:
 def test_colour_png(samples: int, interlaced: bool) -> None:
     """On black: color times opacity (PNG 1.2, 10.8), rounded."""
     stored = noise(255, 11, 13, samples)
-    values = raster.read_picture(write_png(Path("x.png"), stored, interlaced=interlaced)).values
+    values = pillow_images.read_image(write_png(Path("x.png"), stored, interlaced=interlaced)).values
     color = stored[..., 0] if samples == 2 else stored[..., :3]
     opacity = stored[..., -1].astype(int) if samples in (2, 4) else np.full((11, 13), 255)
     expected = color * (opacity if samples == 2 else opacity[..., None]) / 255
@@ -60,7 +60,7 @@ def test_png_with_a_palette(bits: int, interlaced: bool) -> None:
     places, palette = noise((1 << bits) - 1, 11, 13), noise(255, 1 << bits, 3)
     chunk = (b"PLTE", palette.tobytes())
     path = write_png(Path("x.png"), places, chunk, bits=bits, has_palette=True, interlaced=interlaced)
-    assert np.array_equal(raster.read_picture(path).values, palette[places])
+    assert np.array_equal(pillow_images.read_image(path).values, palette[places])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -72,7 +72,7 @@ def test_other_formats_in_each_orientation(kind: str, samples: int, orientation:
     stored = Image.fromarray(turned(ramp(np.uint8, samples), orientation))
     options: dict[str, Any] = {"lossless": True} if kind == "WebP" else {"quality": 95}
     stored.save("x.img", kind, exif=exif(orientation), **options)
-    values = raster.read_picture(Path("x.img")).values
+    values = pillow_images.read_image(Path("x.img")).values
     assert values.shape == ramp(np.uint8, samples).shape
     assert np.abs(values.astype(int) - ramp(np.uint8, samples)).max() <= (0 if kind == "WebP" else 12)
 
@@ -97,9 +97,9 @@ def test_gray_tiff(bits: int, photometric: int, order: str) -> None:
     expected = seen if photometric else 255 - seen
     if (bits, photometric, order) == (16, 0, ">"):  # Pillow does not know it
         with pytest.raises(BadImage, match=r"x\.tif: not an image that can be read.*convert it to PNG"):
-            raster.read_picture(Path("x.tif"))
+            pillow_images.read_image(Path("x.tif"))
         return
-    assert np.array_equal(to_8_bits(raster.read_picture(Path("x.tif")), None), expected)
+    assert np.array_equal(to_8_bits(pillow_images.read_image(Path("x.tif")), None), expected)
 
 
 @pytest.mark.parametrize("planar", [0, 1], ids=["by pixel", "by plane"])
@@ -120,7 +120,7 @@ def test_colour_dicom(syntax: str, photometric: str, planar: int) -> None:
         PhotometricInterpretation=photometric,
         PixelData=data if syntax == "RLE" else data + b"\0",
     )
-    values = dicom.read_picture(path).values
+    values = dicom.read_image(path).values
     if photometric == "RGB":
         assert np.array_equal(values, stored)
         return
@@ -145,7 +145,7 @@ def test_dicom_whose_colors_are_shared_by_two_pixels(syntax: str) -> None:
     )
     full = np.stack([np.stack([packed[..., i], packed[..., 2], packed[..., 3]], -1) for i in (0, 1)], axis=2)
     expected = convert_color_space(full.reshape(4, 6, 3), "YBR_FULL", "RGB")
-    assert np.array_equal(dicom.read_picture(path).values, expected)
+    assert np.array_equal(dicom.read_image(path).values, expected)
 
 
 @pytest.mark.parametrize(("bits", "entries"), [(8, 8), (8, 16), (16, 8), (16, 16)])
@@ -159,7 +159,7 @@ def test_dicom_with_a_palette(syntax: str, bits: int, entries: int) -> None:
         data = words.astype(">u2" if syntax == "big endian" else "<u2").tobytes()
         palette[f"{color}PaletteColorLookupTableDescriptor"] = [256, 0, entries]
         palette[f"{color}PaletteColorLookupTableData"] = data
-    values = dicom.read_picture(write_dicom(places, bits, syntax=syntax, **palette)).values
+    values = dicom.read_image(write_dicom(places, bits, syntax=syntax, **palette)).values
     assert np.array_equal(values, tables[places] >> (entries - 8))
 
 
@@ -171,4 +171,4 @@ def test_gray_dicom_is_what_pydicom_reads(bits: int, signed: bool, photometric: 
     stored = noise((1 << bits) - 1, 5, 7, dtype=np.int64) + low
     path = write_dicom(stored, bits, signed=signed, PhotometricInterpretation=photometric)
     content = io.BytesIO(path.read_bytes())
-    assert np.array_equal(dicom.read_picture(path).values, pydicom.dcmread(content).pixel_array)
+    assert np.array_equal(dicom.read_image(path).values, pydicom.dcmread(content).pixel_array)

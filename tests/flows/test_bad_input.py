@@ -197,7 +197,7 @@ CASES: dict[str, tuple[Prepare, list[str]]] = {
     "image bomb": (image_bomb, ["bomb.png: refused as too large"]),
     "modalities that do not join": (
         nothing_joins,
-        ["no image of A has a partner in P", "data.patient_regex and data.image_id_regex"],
+        ["no image of A has a counterpart in P", "data.patient_regex and data.image_id_regex"],
     ),
     "several modalities of an npz": (
         lambda f: [*tiny(f), "--modality", "A+P"],

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import src.data.demo
-from src.data.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
+import src.demo.demo
+from src.demo.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from src.errors import DataError
 from src.utils.io import TEMP_PREFIX
 
@@ -44,7 +44,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A demo of six patients, where only the making is looked at."""
-    monkeypatch.setattr(src.data.demo, "_PATIENTS", 6)
+    monkeypatch.setattr(src.demo.demo, "_PATIENTS", 6)
 
 
 def test_the_folder_has_two_phases_of_two_classes_and_says_that_it_is_synthetic(demo: Path) -> None:
@@ -65,7 +65,7 @@ def test_every_file_names_its_patient_and_no_patient_is_in_two_classes(demo: Pat
     for name in CLASSES:
         assert all(re.fullmatch(r"p\d{4}_[123]\.png", file) for file in names(demo / "A" / name))
     benign, malignant = (patients_of(demo / "A" / name) for name in CLASSES)
-    assert len(benign) == len(malignant) == src.data.demo._PATIENTS // 2
+    assert len(benign) == len(malignant) == src.demo.demo._PATIENTS // 2
     assert not benign & malignant
 
 
@@ -93,7 +93,7 @@ def test_the_second_call_writes_nothing(tmp_path: Path) -> None:
 
 
 def _make(cache_dir: Path, patients: int, barrier: "multiprocessing.synchronize.Barrier") -> None:
-    src.data.demo._PATIENTS = patients
+    src.demo.demo._PATIENTS = patients
     barrier.wait()
     make_demo(cache_dir)
 
@@ -125,7 +125,7 @@ def test_what_a_killed_process_left_is_swept_and_not_taken_for_the_data(tmp_path
 def test_a_failure_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         # A class of this name cannot be a folder, so the write fails once the first class is there.
-        patch.setattr(src.data.demo, "_CLASSES", ("benign", "x" * 300))
+        patch.setattr(src.demo.demo, "_CLASSES", ("benign", "x" * 300))
         with pytest.raises(DataError, match=r"cannot be made in .*demo-v1: File name too long"):
             make_demo(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] in ([".demo-v1.lock"], [])

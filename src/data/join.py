@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..utils.io import sha256
-from .cache import DecodedImages
-from .file_patients import unify_file_patients
+from .cache import DecodedListing
+from .names import hash_patient, unify
 
 _SHOWN = 5
 Key = tuple[str, str]
@@ -22,7 +22,7 @@ Texts = NDArray[np.object_]
 
 
 class Record(NamedTuple):
-    """One sample: key, class index, patient (None where unknown), and the hash that identifies its pixels."""
+    """One sample: key, class index, patient (None if unknown), and the hash of its pixels."""
 
     key: str
     label: int
@@ -35,13 +35,13 @@ class Records:
     """The samples in columns: a million objects would take seconds and gigabytes.
 
     Attributes:
-        rows: int64 ``(N, M)``, the row of each sample in the pack of each modality.
+        rows: int64 ``(N, M)``, row of each sample in the array of each modality.
         labels: int64 ``(N,)``, class indices.
-        patients: Patient of each sample, None where unknown.
+        patients: Patient of each sample, None if unknown.
         shas: ``(N, M)``, SHA-256 of each image's pixels.
         keys: Path of each sample's first image, relative to the root.
         splits: ``train``, ``val`` or ``test``; "" until the split is decided.
-        file_patients: Hash of the patient named in the file itself, "" if there is none.
+        file_patients: Hash of the patient named in the file, "" if none.
     """
 
     rows: NDArray[np.int64]
@@ -64,7 +64,7 @@ class Records:
 
     @property
     def samples(self) -> list[str]:
-        """Hash that identifies each sample: of its image, or of the hashes of its several images."""
+        """Hash of each sample: of its image, or of the hashes of its images."""
         if self.shas.shape[1] == 1:
             return self.contents
         return [sha256("\n".join(shas).encode()) for shas in self.shas.tolist()]
@@ -77,33 +77,33 @@ class Records:
 
     @property
     def groups(self) -> list[str]:
-        """Group of each sample that must stay in one split: its patient, or its pixels if unknown."""
+        """Group of each sample, which must stay in one split: its patient, or its hash if unknown."""
         return [patient or name for patient, name in zip(self.patients, self.samples, strict=True)]
 
 
 @dataclass(frozen=True)
-class Joined:
-    """The samples, how many images found no partner, and sentences for the user."""
+class JoinResult:
+    """The samples, the number of images without a counterpart, and sentences for the user."""
 
     records: Records
     unpaired: int
     notes: list[str]
 
 
-def join(decoded: Sequence[DecodedImages]) -> Joined:
-    """Joins the images of several modalities; those of one are taken as they are.
+def join(decoded: Sequence[DecodedListing]) -> JoinResult:
+    """Join the images of several modalities into samples.
 
-    Images belong together where patient and image id are the same. Where no image id is told, the
-    patient is enough as long as each has one image per modality; else the file's name decides, or its
-    path below the modality where names repeat.
+    Images with the same patient and image id belong together. Without image ids, the patient suffices if
+    each has one image per modality; otherwise the file name decides, or the path below the modality if
+    names repeat.
 
     Raises:
-        DataError: Two images of a modality have the same place, partners differ in label or split, or
-            no image has its partners.
+        DataError: Two images of a modality have the same key, joined images differ in label or split, or no
+            images can be joined.
     """
     records, notes = _with_patients(decoded)
     if len(records) == 1:
-        return Joined(records[0], 0, notes)
+        return JoinResult(records[0], 0, notes)
     names = [images.listing.modality for images in decoded]
     keyed = [
         _by_key(keys, of_one, name)
@@ -118,68 +118,71 @@ def join(decoded: Sequence[DecodedImages]) -> Joined:
     ]
     unpaired = sum(len(positions) - len(common) for positions in keyed)
     unpaired_notes = _describe_unpaired(keyed, records, names, set(common))
-    return Joined(_merge(parts, names), unpaired, notes + unpaired_notes)
+    return JoinResult(_merge(parts, names), unpaired, notes + unpaired_notes)
 
 
-def texts(values: Sequence[str | None]) -> Texts:
+def text_column(values: Sequence[str | None]) -> Texts:
     """Make a column of strings."""
     return np.array(values, dtype=object)
 
 
-def records_of(images: DecodedImages) -> Records:
+def to_records(images: DecodedListing) -> Records:
     """Return the samples of one modality: its readable images."""
-    samples, entries = images.samples, images.entries
+    samples, table = images.samples, images.table
     return Records(
         images.rows[:, None],
         np.array([sample.label for sample in samples], dtype=np.int64),
-        texts([sample.patient for sample in samples]),
-        texts(entries.shas)[:, None],
-        texts([sample.key for sample in samples]),
-        texts([sample.split or "" for sample in samples]),
-        texts(entries.each(lambda shared: shared.patient)),
+        text_column([sample.patient for sample in samples]),
+        text_column(table.shas)[:, None],
+        text_column([sample.key for sample in samples]),
+        text_column([sample.split or "" for sample in samples]),
+        text_column(table.each(lambda shared: shared.patient)),
     )
 
 
-def _with_patients(decoded: Sequence[DecodedImages]) -> tuple[list[Records], list[str]]:
-    """Where nothing else tells the patient, the files themselves may (DICOM's PatientID).
+def _with_patients(decoded: Sequence[DecodedListing]) -> tuple[list[Records], list[str]]:
+    """Take unknown patients from the files themselves (DICOM PatientID).
 
     Raises:
-        DataError: Some files tell and others do not, or tell it in two spellings, so that a patient could be
-            on two sides.
+        DataError: Only some files name a patient, or a name has two spellings, so that a patient could be in
+            two splits.
     """
-    records = [records_of(images) for images in decoded]
+    records = [to_records(images) for images in decoded]
     unknown = [
         by_file
         for of_one in records
         for by_file, patient in zip(of_one.file_patients, of_one.patients, strict=True)
         if patient is None
     ]
-    told = set(unknown)
-    if told <= {""}:
+    names = set(unknown)
+    if names <= {""}:
         return records, []
-    if len(told) == 1 and len(unknown) > len(records):
+    if len(names) == 1 and len(unknown) > len(records):
         return records, [
-            "all files name the same PatientID, which then tells nothing: each image counts as a patient of "
-            "its own; data.patient_regex or a manifest's patient_id can tell them apart"
+            "all files have the same PatientID, which is ignored: each image counts as a patient of its "
+            "own; set data.patient_regex or patient_id in a manifest to distinguish patients"
         ]
-    if "" in told:
+    if "" in names:
         silent = unknown.count("")
         raise DataError(
             f"{silent} of {len(unknown)} files name no patient (PatientID) and the others do, so a patient "
-            "could be on two sides of the split; tell the patients by data.patient_regex or a manifest's "
-            "patient_id (data.patient_regex='(.+)' makes each file a patient of its own)"
+            "could be in two splits; name the patients by data.patient_regex or patient_id in a "
+            "manifest (data.patient_regex='(.+)' makes each file a patient of its own)"
         )
     if spellings := unify_file_patients(decoded):
         records = [
-            replace(of_one, file_patients=texts([spellings.get(name, name) for name in of_one.file_patients]))
+            replace(
+                of_one,
+                file_patients=text_column([spellings.get(name, name) for name in of_one.file_patients]),
+            )
             for of_one in records
         ]
     named = [np.where(of_one.patients == None, of_one.file_patients, of_one.patients) for of_one in records]  # noqa: E711
     return [replace(of_one, patients=names) for of_one, names in zip(records, named, strict=True)], []
 
 
-def _keys(decoded: Sequence[DecodedImages], records: list[Records]) -> list[list[Key]]:
-    """The key of every record, by the same rule in all modalities: the first that tells images apart."""
+def _keys(decoded: Sequence[DecodedListing], records: list[Records]) -> list[list[Key]]:
+    """Return the key of every record, by the first rule that distinguishes the images of all modalities."""
     if all(sample.image_id is not None for images in decoded for sample in images.samples):
         return [
             [
@@ -223,13 +226,11 @@ def _by_key(keys: list[Key], records: Records, modality: str) -> dict[Key, int]:
     """
     repeated = [key for key, count in Counter(keys).items() if count > 1]
     if repeated:
-        first, second = [place for key, place in zip(keys, records.keys, strict=True) if key == repeated[0]][
-            :2
-        ]
+        first, second, *_ = (at for key, at in zip(keys, records.keys, strict=True) if key == repeated[0])
         raise DataError(
-            f"{modality}: {first} and {second} are of the same patient and image id, so it is open which to "
-            "join; tell them apart by data.image_id_regex or a manifest's image_id",
-            public=f"{modality}: {len(repeated)} pairs of patient and image id stand there twice",
+            f"{modality}: {first} and {second} have the same patient and image id, so it is unclear which to "
+            "join; distinguish them by data.image_id_regex or image_id in a manifest",
+            public=f"{modality}: {len(repeated)} duplicate pairs of patient and image id",
         )
     return {key: position for position, key in enumerate(keys)}
 
@@ -240,8 +241,8 @@ def _nothing_joins(keyed: list[dict[Key, int]], names: list[str]) -> DataError:
         for name, by_key in zip(names, keyed, strict=True)
         for key in list(by_key)[:1]
     )
-    what = f"no image of {names[0]} has a partner in {' and '.join(names[1:])}"
-    remedy = "set data.patient_regex and data.image_id_regex so that partners agree"
+    what = f"no image of {names[0]} has a counterpart in {' and '.join(names[1:])}"
+    remedy = "set data.patient_regex and data.image_id_regex so that counterparts agree"
     return DataError(f"{what}: {examples}; {remedy}", public=f"{what}; {remedy}")
 
 
@@ -258,7 +259,7 @@ def _merge(parts: list[Records], names: list[str]) -> Records:
                 one, other = first.keys[differ.argmax()], part.keys[differ.argmax()]
                 raise DataError(
                     f"{one} ({names[0]}) and {other} ({name}) belong together and differ in {what}; "
-                    "mend the one that is wrong",
+                    "correct the wrong one",
                     public=f"images of {names[0]} and {name} that belong together differ in {what}",
                 )
     rows, shas = ([getattr(part, column) for part in parts] for column in ("rows", "shas"))
@@ -268,7 +269,7 @@ def _merge(parts: list[Records], names: list[str]) -> Records:
 def _describe_unpaired(
     keyed: list[dict[Key, int]], records: list[Records], names: list[str], common: set[Key]
 ) -> list[str]:
-    """How many images, and how many patients altogether, are left out for want of a partner."""
+    """Describe the images, and the patients, that are dropped for lack of a counterpart."""
     alone = [[key for key in by_key if key not in common] for by_key in keyed]
     if not any(alone):
         return []
@@ -281,6 +282,39 @@ def _describe_unpaired(
     ]
     more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
     return [
-        f"images without a partner in every modality are left out: {counts}; {len(patients - {''})} patients "
-        f"lose all of theirs ({', '.join(files[:_SHOWN])}{more})"
+        f"images without a counterpart in every modality are dropped: {counts}; {len(patients - {''})} "
+        f"patients lose all images ({', '.join(files[:_SHOWN])}{more})"
     ]
+
+
+def unify_file_patients(decoded: Sequence[DecodedListing]) -> dict[str, str]:
+    """Map the patient hashes of spelling variants to the hash to use.
+
+    The index holds only hashes, so one file per similar name is read again.
+
+    Raises:
+        DataError: Two spellings may be the same patient.
+    """
+    files: dict[str, dict[str, tuple[DecodedListing, int]]] = {}
+    for images in decoded:
+        shared = list(images.table.numbers)
+        numbers, first = np.unique(images.table.rows["shared"], return_index=True)
+        for number, position in zip(numbers.tolist(), first.tolist(), strict=True):
+            known = shared[number]
+            files.setdefault(known.alike, {}).setdefault(known.patient, (images, position))
+    files.pop("", None)
+    hashes: dict[str, str] = {}
+    for alike in files.values():
+        if len(alike) > 1:
+            hashes |= _unify(alike)
+    return hashes
+
+
+def _unify(alike: dict[str, tuple[DecodedListing, int]]) -> dict[str, str]:
+    places: dict[str, str] = {}
+    for images, position in alike.values():
+        sample = images.samples[position]
+        places[images.listing.header(sample).patient] = f"file {sample.key}"
+    root = next(iter(alike.values()))[0].listing.root
+    spellings = unify(places, "patient (PatientID)", str(root))
+    return {hash_patient(name): hash_patient(plain) for name, plain in spellings.items() if name != plain}

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..utils.limits import HINT, IMAGE_PIXELS
-from .images import BadImage, Header, Picture, check_pixels, open_image
+from .pixels import BadImage, DecodedImage, Header, check_pixels, open_image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}) | frozenset(
     {".jpe", ".jfif", ".webp", ".gif", ".jp2", ".j2k", ".pgm", ".ppm"}
@@ -87,7 +87,7 @@ def _header(path: Path, image: Image.Image) -> Header:
     )
 
 
-def read_picture(path: Path) -> Picture:
+def read_image(path: Path) -> DecodedImage:
     """Decodes an image file.
 
     Returns:
@@ -104,9 +104,9 @@ def read_picture(path: Path) -> Picture:
         upright = ImageOps.exif_transpose(image)
         if image.mode in _16_BITS:
             values = _deep_values(upright)
-            return Picture(values, full=_FULL_16_BITS, inverted=is_white_zero, corrected=corrected)
+            return DecodedImage(values, full=_FULL_16_BITS, inverted=is_white_zero, corrected=corrected)
         shown = _on_black(path, upright, "L" if header.channels == 1 else "RGB")
-        return Picture(np.asarray(shown), corrected=corrected)
+        return DecodedImage(np.asarray(shown), corrected=corrected)
 
 
 def _corrected(image: Image.Image) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The files below a folder: which are images, which are left out, and how many of each."""
+"""One image file: which reader takes it."""
 
 import os
 import re
@@ -7,9 +7,68 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
 from pathlib import Path
+from types import ModuleType
+
+import numpy as np
 
 from ..errors import DataError
-from .files import ENDINGS, is_image
+from . import dicom, pillow_images
+from .pixels import DecodedImage, Header
+from .samples import Sample
+
+SUFFIXES = pillow_images.SUFFIXES | dicom.SUFFIXES
+
+ENDINGS = tuple(SUFFIXES)
+
+_LOOKED_AT = 20  # files whose Modality is read
+
+
+def is_image(path: str) -> bool:
+    """Whether a file in a folder of images is one of them: by its ending, or by DICOM's mark.
+
+    Scanners and archives name DICOM files without an ending, or by numbers (``1.2.840.113619``).
+    """
+    if path.lower().endswith(ENDINGS):  # the common case, without a Path object
+        return True
+    suffix = Path(path).suffix
+    return (suffix[1:].isdigit() or not suffix) and dicom.is_dicom(Path(path))
+
+
+def read_header(sample: Sample) -> Header:
+    """Size, channels and patient of a file, without its pixels.
+
+    Raises:
+        BadImage: It cannot be read.
+    """
+    path = Path(sample.file)
+    header: Header = _reader(path).read_header(path)
+    return header
+
+
+def read_image(sample: Sample) -> DecodedImage:
+    """Decodes a file.
+
+    Raises:
+        BadImage: It cannot be read.
+    """
+    path = Path(sample.file)
+    picture: DecodedImage = _reader(path).read_image(path)
+    return picture
+
+
+def dicom_modalities(samples: Sequence[Sample]) -> frozenset[str]:
+    """Return the values of Modality that a few DICOM files of a listing name, such as CT."""
+    chosen = np.linspace(0, len(samples) - 1, min(len(samples), _LOOKED_AT)).astype(int).tolist()
+    paths = [Path(samples[i].file) for i in chosen]
+    return frozenset(dicom.read_modality(path) for path in paths if _reader(path) is dicom) - {""}
+
+
+def _reader(path: Path) -> ModuleType:
+    suffix = path.suffix.lower()
+    if suffix in pillow_images.SUFFIXES:
+        return pillow_images
+    return dicom if suffix in dicom.SUFFIXES or dicom.is_dicom(path) else pillow_images
+
 
 _MOST_UNREAD = 0.1
 _STEM = "{stem}"
@@ -69,7 +128,7 @@ def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
 
 
 @dataclass
-class LeftOut:
+class SkippedFiles:
     """What is not taken, counted.
 
     Attributes:
@@ -143,7 +202,7 @@ def _listed(parts: list[str], most: int = 10) -> str:
 
 
 def image_files(
-    folder: Path, root: Path, exclude: Exclude, left_out: LeftOut, name: str = ""
+    folder: Path, root: Path, exclude: Exclude, skipped: SkippedFiles, name: str = ""
 ) -> Iterator[tuple[str, str]]:
     """Yield the path of each image file below a folder and its path relative to ``root``.
 
@@ -153,7 +212,7 @@ def image_files(
         folder: Where to start.
         root: Where the keys start.
         exclude: What to leave out.
-        left_out: Where to count what is left out.
+        skipped: Where to count what is left out.
         name: The class of the files, for the counts.
 
     Raises:
@@ -168,21 +227,21 @@ def image_files(
         path, key = linked.pop()
         real = Path(os.path.realpath(path))
         if real in above or not listed.isdisjoint({real, *real.parents}):
-            left_out.links += 1
+            skipped.links += 1
             continue
         listed.add(real)
         above.update(real.parents)
         waiting = [(path, key)]
         while waiting:
             path, key = waiting.pop()
-            folders, links, names = entries_of(path, exclude, left_out)
+            folders, links, names = entries_of(path, exclude, skipped)
             waiting += [(f"{path}{below}/", f"{key}{below}/") for below in sorted(folders)]
             linked += [(f"{path}{below}/", f"{key}{below}/") for below in sorted(links, reverse=True)]
-            for file in _images(path, names, exclude, left_out, name):
+            for file in _images(path, names, exclude, skipped, name):
                 yield path + file, key + file
 
 
-def entries_of(path: str, exclude: Exclude, left_out: LeftOut) -> tuple[list[str], list[str], list[str]]:
+def entries_of(path: str, exclude: Exclude, skipped: SkippedFiles) -> tuple[list[str], list[str], list[str]]:
     """Return the folders, links to folders, and files of a folder that are not excluded by their names."""
     folders: list[str] = []
     links: list[str] = []
@@ -197,24 +256,24 @@ def entries_of(path: str, exclude: Exclude, left_out: LeftOut) -> tuple[list[str
     for kind in (folders, links, names):
         excluded = exclude.plain(kind)
         for name, pattern in excluded.items():
-            left_out.leave(name, pattern, is_folder=kind is not names)
+            skipped.leave(name, pattern, is_folder=kind is not names)
         if excluded:
             kind[:] = [name for name in kind if name not in excluded]
     return folders, links, names
 
 
-def _images(path: str, names: list[str], exclude: Exclude, left_out: LeftOut, name: str) -> Iterator[str]:
+def _images(path: str, names: list[str], exclude: Exclude, skipped: SkippedFiles, name: str) -> Iterator[str]:
     beside = exclude.beside(names)
     taken = 0
     for file in names:
         if file in beside:
-            left_out.leave(file, beside[file], is_folder=False)
+            skipped.leave(file, beside[file], is_folder=False)
         elif is_image_name(file) or (not _is_other(file) and is_image(path + file)):
             taken += 1
             yield file
         elif not _is_other(file):
-            left_out.unread[_kind(file), name] += 1
-    left_out.taken[name] += taken
+            skipped.unread[_kind(file), name] += 1
+    skipped.taken[name] += taken
 
 
 def is_image_name(name: str) -> bool:

@@ -1,8 +1,8 @@
-"""A folder of packs: arrays of decoded images, bounded in size, the least recently used going first.
+"""On-disk cache of arrays of decoded images with a size limit and least-recently-used eviction.
 
-A pack ``{name}.npy`` holds uint8 images ``(N, C, S, S)``, then their checksums; ``{name}.rows`` names the
-pixels of each, so that another pack can take them over. While a process has one open it holds a shared lock
-on the file, which ends with the process however it ends. A pack without a lock is unused and can be removed.
+``{name}.npy`` holds uint8 images ``(N, C, S, S)`` followed by their checksums. ``{name}.rows`` lists the
+pixel key of each row, so that other arrays can copy it. A process holds a shared lock on each array that it
+has open; the lock ends with the process. An array without a lock is unused and can be removed.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import DataError
 from ..utils.cli import warn
 from ..utils.io import TEMP_PREFIX, atomic_write_text, file_lock
-from .image_array import CHECKSUM, ImageArray, Place
+from .image_array import CHECKSUM, ImageArray, ImageOffsets
 
 GIGABYTE = 1_000_000_000
 
@@ -30,24 +30,24 @@ _HEADER = 128  # bytes of a NumPy header of format 1.0 for four dimensions
 
 
 @dataclass(frozen=True)
-class PackFolder:
-    """The packs of one cache.
+class ArrayCache:
+    """The arrays of one cache.
 
     Attributes:
-        folder: Where they lie.
-        limit: Bytes that all of them may take together.
+        folder: Folder of the arrays.
+        limit: Maximum total size in bytes.
     """
 
     folder: Path
     limit: int
 
     def find(self, name: str, shape: tuple[int, ...] | None = None) -> ImageArray | None:
-        """Open the pack of this name, None where there is none; from now on it counts as used.
+        """Open the array of this name and mark it as used; return None if it does not exist.
 
         Args:
-            name: Its name.
-            shape: What it holds, ``(N, C, S, S)``; another one is removed as damaged, as is one without
-                checksums. None takes any.
+            name: Name of the array.
+            shape: Expected shape ``(N, C, S, S)``, None for any. An array of another shape or without
+                checksums is removed as damaged.
         """
         path = self._path(name)
         try:
@@ -69,23 +69,23 @@ class PackFolder:
             return None
 
     def contents(self, image_shape: tuple[int, ...]) -> Iterator[tuple[str, list[str | None]]]:
-        """The name of each pack of images of this shape, and what names the pixels of its rows."""
+        """Yield the name and the pixel keys of each array with images of this shape."""
         for path in sorted(self.folder.glob(f"*{_ROWS}")):
             if not _is_temp(path) and (rows := _read_rows(path, image_shape)):
                 yield path.stem, rows
 
     @contextmanager
-    def new(self, key: str, shape: tuple[int, int, int, int]) -> Iterator["NewPack"]:
-        """Makes room for a pack and yields it to be filled.
+    def new(self, key: str, shape: tuple[int, int, int, int]) -> Iterator["ArrayWriter"]:
+        """Make room for an array and yield its writer.
 
-        What a process that was killed has left of one of the same key and shape is gone on with.
+        An unfinished array of the same key and shape, left by a killed process, is continued.
 
         Args:
-            key: Tells apart those that are made at the same time; the caller's lock makes it its own.
+            key: Identifies the writer; the caller must hold a lock for it.
             shape: ``(N, C, S, S)``.
 
         Raises:
-            DataError: It is larger than the limit, or what else is there is in use.
+            DataError: The array exceeds the limit, or the other arrays are in use.
         """
         temp = self.folder / f"{TEMP_PREFIX}{key}.npy"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -96,20 +96,20 @@ class PackFolder:
                 rows = _read_rows(_rows_of(temp), shape[1:]) if _size(temp) == size else []
                 file = temp.open("rb+" if rows else "wb+")
                 fcntl.flock(file, fcntl.LOCK_EX)
-                file.truncate(size)  # what others see as taken, long before it is written
+                file.truncate(size)  # reserves the size for other processes
             with file:
-                yield NewPack(
+                yield ArrayWriter(
                     self, file, temp, shape, {i: row for i, row in enumerate(rows) if row is not None}
                 )
-        except (OSError, DataError):  # not where the process is stopped: the next one goes on
+        except (OSError, DataError):  # after an interrupt, the next process continues the file
             _remove(temp)
             raise
 
     def _make_room(self, size: int, temp: Path) -> None:
         sizes = {path: _size(path) for path in self.folder.glob("*.npy") if path != temp}
-        if size > self.limit:  # before anything is removed in vain
+        if size > self.limit:  # check first, so that nothing is removed in vain
             raise self._no_room(size, 0)
-        # What a killed process left half-written goes first.
+        # Unfinished arrays of killed processes are removed first.
         for path in sorted(sizes, key=lambda path: (not _is_temp(path), _last_use(path))):
             if sum(sizes.values()) + size > self.limit and _remove_unused(path):
                 del sizes[path]
@@ -129,33 +129,33 @@ class PackFolder:
 
 
 @dataclass
-class NewPack:
-    """A pack that is being written; `keep` gives it its name.
+class ArrayWriter:
+    """An array that is being written; `keep` publishes it under its name.
 
     Attributes:
-        packs: Where it will be.
-        file: It, open.
-        temp: Its path, for other processes that write into it.
+        cache: The cache that it belongs to.
+        file: The open file.
+        temp: Path of the file, for worker processes that write into it.
         shape: ``(N, C, S, S)``.
-        rows: Of the rows that are written, what names the pixels; "" for an image that cannot be read.
+        rows: Pixel key of each row written so far, "" for an unreadable image.
     """
 
-    packs: PackFolder
+    cache: ArrayCache
     file: IO[bytes]
     temp: Path
     shape: tuple[int, int, int, int]
     rows: dict[int, str]
 
-    def place(self, row: int) -> Place:
-        """Return where a row belongs."""
-        return Place.of_row(row, self.shape, _HEADER)
+    def place(self, row: int) -> ImageOffsets:
+        """Return the offsets of a row."""
+        return ImageOffsets.of_row(row, self.shape, _HEADER)
 
     def copy_from_others(self, wanted: Mapping[int, str]) -> Iterator[int]:
-        """Fills rows with pixels that another pack has; yields those that it could."""
-        for name, there in self.packs.contents(self.shape[1:]):
+        """Copy rows from other arrays that have the same pixels; yield the rows that were copied."""
+        for name, there in self.cache.contents(self.shape[1:]):
             places = {pixels: place for place, pixels in enumerate(there) if pixels}
             found = [row for row, pixels in wanted.items() if pixels in places and row not in self.rows]
-            if not found or (source := self.packs.find(name)) is None:
+            if not found or (source := self.cache.find(name)) is None:
                 continue
             for row in found:
                 image = source.read(np.array([places[wanted[row]]]))
@@ -164,62 +164,62 @@ class NewPack:
                 yield row
 
     def save_rows(self) -> None:
-        """From here on a process that is killed leaves the rows so far to the next."""
+        """Save the pixel keys written so far, so that another process can continue after a kill."""
         os.fsync(self.file.fileno())
         _write_rows(_rows_of(self.temp), self.shape, self.rows)
 
     def keep(self, name: str) -> ImageArray:
-        """Finish the pack, give it its name, and open it."""
+        """Finish the array, move it to its final name, and open it."""
         number, size = self.file.fileno(), math.prod(self.shape[1:])
         for row in {*range(self.shape[0])} - {row for row, pixels in self.rows.items() if pixels}:
-            place = self.place(row)  # of an image that cannot be read: black, as nothing was written
+            place = self.place(row)  # unreadable image: black, because nothing was written
             place.write(number, os.pread(number, size, place.pixels))
         self.file.seek(0)
         _write_header(self.file, self.shape)
         self.file.flush()
         os.fsync(self.file.fileno())
-        path = self.packs._path(name)
+        path = self.cache._path(name)
         _write_rows(_rows_of(path), self.shape, self.rows)
         self.temp.replace(path)
         _rows_of(self.temp).unlink(missing_ok=True)
         file = path.open("rb", buffering=0)
-        with file_lock(self.packs.folder / ".lock"):  # nobody makes room while no lock is held
+        with file_lock(self.cache.folder / ".lock"):  # no eviction while the lock changes hands
             fcntl.flock(self.file, fcntl.LOCK_SH)
             fcntl.flock(file, fcntl.LOCK_SH)
         return ImageArray.of_file(file)
 
 
 @dataclass(frozen=True)
-class OldPack:
-    """A pack that nobody uses: its path, bytes, and the seconds since its last use."""
+class UnusedArray:
+    """An array that no process has open: path, size in bytes, and seconds since its last use."""
 
     path: Path
     size: int
     age: float
 
     def remove(self) -> None:
-        """Removes it.
+        """Remove the array.
 
         Raises:
-            DataError: A process has opened it since.
+            DataError: A process has opened it in the meantime.
         """
         if not _remove_unused(self.path):
-            raise DataError(f"{self.path} is in use by now")
+            raise DataError(f"{self.path} has been opened by another process")
 
 
-def find_old(folder: Path, seconds: float) -> list[OldPack]:
-    """The packs that no process has open, and whose last use is longer ago; the oldest first."""
+def find_unused(folder: Path, seconds: float) -> list[UnusedArray]:
+    """Return the arrays that no process has open and that were not used for so long, oldest first."""
     now = time.time()
-    packs = [
-        OldPack(path, _size(path), now - _last_use(path))
+    arrays = [
+        UnusedArray(path, _size(path), now - _last_use(path))
         for path in folder.glob("*.npy")
         if not _is_temp(path) and not _is_used(path)
     ]
-    return sorted((pack for pack in packs if pack.age > seconds), key=lambda pack: -pack.age)
+    return sorted((array for array in arrays if array.age > seconds), key=lambda array: -array.age)
 
 
-def _rows_of(pack: Path) -> Path:
-    return pack.with_suffix(_ROWS)
+def _rows_of(array: Path) -> Path:
+    return array.with_suffix(_ROWS)
 
 
 def _write_rows(path: Path, shape: Sequence[int], rows: Mapping[int, str]) -> None:
@@ -228,7 +228,7 @@ def _write_rows(path: Path, shape: Sequence[int], rows: Mapping[int, str]) -> No
 
 
 def _read_rows(path: Path, image_shape: Sequence[int]) -> list[str | None]:
-    """What names the pixels of each row of a pack, None where it is not written; nothing where it differs."""
+    """Return the pixel key of each row, None for unwritten rows; [] if missing or of other shape."""
     try:
         content = json.loads(path.read_text())
         rows: list[str | None] = content["rows"]
@@ -237,9 +237,9 @@ def _read_rows(path: Path, image_shape: Sequence[int]) -> list[str | None]:
         return []
 
 
-def _remove(pack: Path) -> None:
-    pack.unlink(missing_ok=True)
-    _rows_of(pack).unlink(missing_ok=True)
+def _remove(array: Path) -> None:
+    array.unlink(missing_ok=True)
+    _rows_of(array).unlink(missing_ok=True)
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
@@ -265,8 +265,8 @@ def _size(path: Path) -> int:
 
 
 @contextmanager
-def _held_alone(path: Path) -> Iterator[bool]:
-    """Whether no process uses a pack; within the block none begins to. One that is gone is used by none."""
+def _try_exclusive(path: Path) -> Iterator[bool]:
+    """Lock an array exclusively and yield whether that succeeded; a missing array counts as locked."""
     with ExitStack() as held:
         try:
             file = held.enter_context(path.open("rb+"))
@@ -280,13 +280,13 @@ def _held_alone(path: Path) -> Iterator[bool]:
 
 
 def _is_used(path: Path) -> bool:
-    with _held_alone(path) as is_free:
+    with _try_exclusive(path) as is_free:
         return not is_free
 
 
 def _remove_unused(path: Path) -> bool:
-    """Removes a pack unless some process uses it, and says whether it is gone."""
-    with _held_alone(path) as is_free:
+    """Remove an array unless a process uses it; return whether it was removed."""
+    with _try_exclusive(path) as is_free:
         if is_free:
             _remove(path)
         return is_free

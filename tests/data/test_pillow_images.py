@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.data.images import BadImage, to_8_bits
-from src.data.raster import read_header, read_picture
+from src.data.pillow_images import read_header, read_image
+from src.data.pixels import BadImage, to_8_bits
 from tests.pngs import read_png, write_png
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -54,7 +54,7 @@ def test_tiff_in_each_orientation(dtype: type, samples: int, orientation: int, c
     upright = ramp(dtype, samples)
     image = Image.fromarray(turned(upright, orientation))
     image.save("x.tif", exif=exif(orientation), compression=compression)
-    assert np.array_equal(read_picture(Path("x.tif")).values, upright)
+    assert np.array_equal(read_image(Path("x.tif")).values, upright)
     header = read_header(Path("x.tif"))
     assert (header.height, header.width) == upright.shape[:2]
 
@@ -70,7 +70,7 @@ def test_png_in_each_orientation(dtype: type, samples: int, orientation: int) ->
     chunk = (b"eXIf", exif(orientation).tobytes().removeprefix(b"Exif\0\0"))
     path = write_png(Path("x.png"), turned(upright, orientation), chunk)
     expected = upright[..., 0] if samples == 2 else upright[..., :3] if samples else upright
-    assert np.array_equal(read_picture(path).values, expected)
+    assert np.array_equal(read_image(path).values, expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "I;16", "RGB"])
@@ -81,14 +81,14 @@ def test_png_as_another_program_writes_it_is_what_our_reader_reads(mode: str) ->
     if mode == "I;16":
         image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257 + 3)
     image.save("x.png", optimize=True)
-    assert np.array_equal(read_picture(Path("x.png")).values, np.squeeze(read_png(Path("x.png"))))
+    assert np.array_equal(read_image(Path("x.png")).values, np.squeeze(read_png(Path("x.png"))))
 
 
 @pytest.mark.parametrize("samples", [2, 3, 4])
 def test_colour_of_16_bits_is_refused(samples: int) -> None:
     path = write_png(Path("x.png"), ramp(np.uint16, samples))
     assert np.array_equal(read_png(path), ramp(np.uint16, samples))
-    for read in (read_picture, read_header):
+    for read in (read_image, read_header):
         with pytest.raises(BadImage, match=r"x\.png: colour.*of more than 8 bits.*convert it to 8 bits"):
             read(path)
 
@@ -97,7 +97,7 @@ def test_colour_of_16_bits_is_refused(samples: int) -> None:
 def test_colour_of_16_bits_in_ppm_is_refused(content: bytes) -> None:
     Path("x.png").write_bytes(content)
     with pytest.raises(BadImage, match="of more than 8 bits"):
-        read_picture(Path("x.png"))
+        read_image(Path("x.png"))
 
 
 def tiff(pixels: NDArray[Any], photometric: int, sample_format: int = 1) -> Path:
@@ -122,10 +122,10 @@ def tiff(pixels: NDArray[Any], photometric: int, sample_format: int = 1) -> Path
 def test_tiff_whose_zero_is_white(dtype: type) -> None:
     stored, top = ramp(dtype), np.iinfo(dtype).max
     for photometric, expected in ((0, 255 - stored // (top // 255)), (1, stored // (top // 255))):
-        picture = read_picture(tiff(stored, photometric))
+        picture = read_image(tiff(stored, photometric))
         assert np.array_equal(to_8_bits(picture, None), expected)
     if dtype is np.uint16:  # the window is in the values of the file
-        assert to_8_bits(read_picture(tiff(stored, 0)), (0.0, 257.0 * 28))[:5, 0].tolist() == [
+        assert to_8_bits(read_image(tiff(stored, 0)), (0.0, 257.0 * 28))[:5, 0].tolist() == [
             255,
             191,
             127,
@@ -136,11 +136,11 @@ def test_tiff_whose_zero_is_white(dtype: type) -> None:
 
 def test_tiff_of_other_samples_is_refused() -> None:
     with pytest.raises(BadImage, match=r"x\.tif: signed pixels are not read"):
-        read_picture(tiff(ramp(np.uint8), 1, sample_format=2))
+        read_image(tiff(ramp(np.uint8), 1, sample_format=2))
     with pytest.raises(BadImage, match=r"x\.tif: pixels of kind 'I'.*unsigned 8 or 16 bits"):
-        read_picture(tiff(ramp(np.uint16), 1, sample_format=2))
+        read_image(tiff(ramp(np.uint16), 1, sample_format=2))
     with pytest.raises(BadImage, match=r"x\.tif: colour.*of more than 8 bits"):
-        read_picture(tiff(ramp(np.uint16, 3), 2))
+        read_image(tiff(ramp(np.uint16, 3), 2))
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -152,8 +152,8 @@ def test_the_first_picture_of_a_phone_s_jpeg_is_taken(orientation: int) -> None:
     )
     with Image.open("x.jpg") as opened:
         assert opened.format == "MPO"
-    found = read_picture(Path("x.jpg")).values
-    assert np.array_equal(found, read_picture(Path("plain.jpg")).values)
+    found = read_image(Path("x.jpg")).values
+    assert np.array_equal(found, read_image(Path("plain.jpg")).values)
     assert np.abs(found.astype(int) - ramp(np.uint8, 3)).max() < 12
 
 
@@ -162,19 +162,19 @@ def test_what_has_pages_is_refused() -> None:
     for name in ("x.tif", "x.png", "x.gif"):
         frames[0].save(name, save_all=True, append_images=frames[1:])
         with pytest.raises(BadImage, match="holds several pages"):
-            read_picture(Path(name))
+            read_image(Path(name))
 
 
 @pytest.mark.parametrize("samples", [2, 4])
 def test_transparent_pixels_are_black(samples: int) -> None:
     pixels = np.full((1, 3, samples), 200, np.uint8)
     pixels[0, :, -1] = 255, 0, 128
-    values = read_picture(write_png(Path("x.png"), pixels)).values
+    values = read_image(write_png(Path("x.png"), pixels)).values
     expected = np.array([200, 0, 100])
     assert np.array_equal(values[0], expected if samples == 2 else np.stack([expected] * 3, axis=1))
     pixels[..., -1] = 0
     with pytest.raises(BadImage, match=r"x\.png: all pixels are transparent; remove the transparency"):
-        read_picture(write_png(Path("x.png"), pixels))
+        read_image(write_png(Path("x.png"), pixels))
 
 
 @pytest.mark.parametrize(("dtype", "samples"), [(np.uint8, 0), (np.uint8, 3), (np.uint16, 0)])
@@ -185,7 +185,7 @@ def test_the_value_that_a_png_names_as_transparent_is_black(dtype: type, samples
     matches = pixels == pixels[0, 9]
     expected = pixels.copy()
     expected[matches.all(axis=-1) if samples else matches] = 0
-    assert np.array_equal(read_picture(path).values, expected)
+    assert np.array_equal(read_image(path).values, expected)
     assert expected[0, 9].max() == 0 < expected[0, 10].max()
 
 
@@ -194,11 +194,11 @@ def test_a_transparent_color_of_a_palette_is_black() -> None:
     image.save("x.png", transparency=3)
     expected = np.array(image.convert("RGB"))
     expected[np.asarray(image) == 3] = 0
-    assert np.array_equal(read_picture(Path("x.png")).values, expected)
+    assert np.array_equal(read_image(Path("x.png")).values, expected)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     Path("y.png").write_bytes(buffer.getvalue())
-    assert np.array_equal(read_picture(Path("y.png")).values, np.asarray(image.convert("RGB")))
+    assert np.array_equal(read_image(Path("y.png")).values, np.asarray(image.convert("RGB")))
 
 
 def test_what_earlier_versions_read_wrongly_is_known() -> None:
@@ -211,15 +211,15 @@ def test_what_earlier_versions_read_wrongly_is_known() -> None:
             ("lzw", gray, "tiff_lzw"),
         ):
             Image.fromarray(pixels).save("x.tif", exif=exif(orientation), compression=compression)
-            found[name, orientation] = read_picture(Path("x.tif")).corrected
+            found[name, orientation] = read_image(Path("x.tif")).corrected
     assert {what: told for what, told in found.items() if told} == {
         ("deep", 3): ("16-bit image with an orientation",),
         ("deep", 6): ("16-bit image with an orientation",),
         ("raw", 6): ("uncompressed TIFF with an orientation of 5 to 8",),
     }
-    assert read_picture(tiff(deep, photometric=0)).corrected == ("16-bit TIFF with WhiteIsZero",)
+    assert read_image(tiff(deep, photometric=0)).corrected == ("16-bit TIFF with WhiteIsZero",)
     for alpha, told in ((255, ()), (254, ("image with transparent pixels",))):
         image = Image.fromarray(gray).convert("LA")
         image.putpixel((0, 0), (7, alpha))
         image.save("x.png")
-        assert read_picture(Path("x.png")).corrected == told
+        assert read_image(Path("x.png")).corrected == told

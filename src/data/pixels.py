@@ -27,7 +27,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow converts RGB to gray
 
 
 OWN_LEVELS = "DICOM with a look-up table, SIGMOID, a threshold or functional groups for its gray levels"
-"""What earlier versions read wrongly only without ``data.window``; see `Picture.corrected`."""
+"""What earlier versions read wrongly only without ``data.window``; see `DecodedImage.corrected`."""
 
 
 class BadImage(DataError):  # noqa: N818 -- reads as what it is
@@ -63,7 +63,7 @@ class Header(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """One decoded image.
 
     Attributes:
@@ -96,7 +96,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ImageFormat:
     """How images are seen.
 
     Attributes:
@@ -121,7 +121,7 @@ def applied_window(own: Range | None, full: Range | None, configured: Range | No
     return None if full is None else configured or own or full
 
 
-def to_8_bits(picture: Picture, configured: Range | None) -> Pixels:
+def to_8_bits(picture: DecodedImage, configured: Range | None) -> Pixels:
     """The picture as it is seen: ``low`` and below black, ``high`` and above white, linear between.
 
     Args:
@@ -141,7 +141,7 @@ def to_8_bits(picture: Picture, configured: Range | None) -> Pixels:
     return 255 - seen if picture.inverted else seen
 
 
-def _scaled(picture: Picture, configured: Range | None) -> NDArray[Any]:
+def _scaled(picture: DecodedImage, configured: Range | None) -> NDArray[Any]:
     """Return plain pixels as they are, others in float32 with the window at 0 to 255, not yet clipped."""
     if configured is None and picture.no_window:
         raise BadImage(picture.no_window, lasting=False)  # another run may configure one
@@ -158,7 +158,7 @@ def _scaled(picture: Picture, configured: Range | None) -> NDArray[Any]:
     return scaled
 
 
-def show(picture: Picture, shown: Shown) -> Pixels:
+def render(picture: DecodedImage, image_format: ImageFormat) -> Pixels:
     """Return an image as the network gets it: seen through its window, and fitted to a square.
 
     The whole image is kept (no crop: a lesion may lie at the edge). It is resized in float and rounded once,
@@ -171,31 +171,31 @@ def show(picture: Picture, shown: Shown) -> Pixels:
         BadImage: No window is configured, and the file's own gray levels cannot be shown.
     """
     height, width = picture.values.shape[:2]
-    if not shown.changes(height, width):
-        return resize(to_8_bits(picture, shown.window), shown.size, shown.channels)
-    size, longer = shown.size, max(height, width)
-    if shown.fit == "pad":
+    if not image_format.changes(height, width):
+        return resize(to_8_bits(picture, image_format.window), image_format.size, image_format.channels)
+    size, longer = image_format.size, max(height, width)
+    if image_format.fit == "pad":
         height, width = (max(1, round(side * size / longer)) for side in (height, width))
     else:
         height, width = size, size
     top, left = (size - height) // 2, (size - width) // 2
-    seen = np.zeros((shown.channels, size, size), np.uint8)
-    for channel, plane in enumerate(_planes(picture, shown)):
+    seen = np.zeros((image_format.channels, size, size), np.uint8)
+    for channel, plane in enumerate(_planes(picture, image_format)):
         image = Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR)
         rounded = np.rint(np.asarray(image)).clip(0, 255)
         seen[channel:, top : top + height, left : left + width] = rounded
     return seen
 
 
-def _planes(picture: Picture, shown: Shown) -> Iterator[NDArray[np.float32]]:
+def _planes(picture: DecodedImage, image_format: ImageFormat) -> Iterator[NDArray[np.float32]]:
     """Yield the channels of an image in float32 from 0 to 255; one for all where they are equal."""
-    values = _scaled(picture, shown.window)
+    values = _scaled(picture, image_format.window)
     if picture.full is not None:
         np.clip(values, 0, 255, out=values)
         yield 255 - values if picture.inverted else values
     elif values.ndim == 2:
         yield values.astype(np.float32)
-    elif shown.channels == 1:
+    elif image_format.channels == 1:
         yield values @ np.array(_LUMA, np.float32)
     else:
         yield from (values[..., channel].astype(np.float32) for channel in range(3))
