@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from ..data.batches import in_order
 from ..data.loading import load_batches
+from ..evaluation.intervals import Estimate, Patients, by_patient, estimate
+from ..evaluation.metrics import softmax
+from ..evaluation.predictions import write_predictions
+from ..evaluation.score_plots import save_score_plots
 from ..models.forward import predict_logits
-from ..training.estimates import Estimate, Patients, by_patient, estimate
-from ..training.metrics import softmax
-from ..training.plots import save_score_plots
-from ..training.predictions import write_predictions
 from ..utils.progress import track
 from .cases import Cases
 from .trained import TrainedModel

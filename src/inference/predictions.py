@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from ..data.batches import in_order
 from ..data.inputs import UNKNOWN, Inputs
 from ..data.loading import load_batches
-from ..models.features import extract_features
-from ..models.forward import predict_logits
-from ..training.metrics import decide, softmax
+from ..evaluation.metrics import decide, softmax
+from ..models.forward import extract_features, predict_logits
 from ..utils.io import atomic_file, atomic_write_text
 from ..utils.progress import track
 from ..utils.tables import escape_formula

@@ -13,8 +13,8 @@ from src.data.images import BadImage
 from src.data.inputs import load_inputs
 from src.data.raster import read_picture
 from src.errors import ConfigError, DataError
+from src.evaluation.predictions import read_predictions
 from src.training.checkpoint import load_checkpoint
-from src.training.predictions import read_predictions
 from src.utils import limits
 from src.utils.config import DataConfig
 from src.utils.limits import Limit
