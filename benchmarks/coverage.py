@@ -20,10 +20,9 @@ from scipy.special import expit, ndtri
 from scipy.stats import rankdata
 
 from benchmarks.measuring import keep, show
+from src.evaluation.auc import compare, corrected_auc
+from src.evaluation.intervals import FEWEST_UNITS, estimate, interval
 from src.promotion.judge import adjusted
-from src.training.auc import FEWEST_UNITS, compare, interval
-from src.training.estimates import estimate
-from src.training.selection import corrected_auc
 
 AUCS, PATIENTS, PREVALENCES = (0.6, 0.8, 0.95, 0.99), (30, 100, 500), (0.1, 0.5)
 IMAGES = ("1", "1 to 5")

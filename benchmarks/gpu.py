@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from benchmarks.measuring import keep, show, spread
 from src.data.dataset import Dataset, Split
 from src.data.image_array import ImageArray
+from src.models.forward import Network
 from src.training.checkpoint import CheckpointStore
 from src.training.compile import compiled
-from src.training.evaluation import Network
-from src.training.keeper import Keeper
+from src.training.recorder import Keeper
 from src.training.setup import Setup, set_up
 from src.training.trainer import Trainer
 from src.utils.config import Config

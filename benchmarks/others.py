@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.peers import Work
-from src.training.auc import auc
+from src.evaluation.auc import auc
 from src.utils.runtime import pick_autocast
 from src.utils.torchvision_import import submodule
 

@@ -18,9 +18,8 @@ from torch import nn
 from benchmarks.measuring import keep, show, spread
 from src.models.build import build_model
 from src.training.checkpoint import CheckpointStore
-from src.training.defaults import resolve_defaults
-from src.training.optim import make_optimizer
-from src.training.snapshot import Snapshot
+from src.training.optim import make_optimizer, resolve_defaults
+from src.training.recorder import Snapshot
 from src.utils.background import Background
 from src.utils.config import Config
 from src.utils.runtime import fit_threads, keep_freed_memory, pick_autocast, pick_device

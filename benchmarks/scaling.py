@@ -25,9 +25,9 @@ from benchmarks.peers import Work
 from src.data.augment import augment, draw_changes
 from src.data.dataset import Dataset, load_dataset
 from src.data.loading import training_batches
-from src.models.parameters import train_mode
-from src.models.spec import unit_range
-from src.training.keeper import NoKeeper
+from src.models.forward import train_mode
+from src.models.input_spec import unit_range
+from src.training.recorder import NoKeeper
 from src.training.setup import Setup, set_up
 from src.training.trainer import Trainer
 from src.utils.launch import Together, together

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from src.training.auc import auc, interval
-from src.training.predictions import read_predictions
+from src.evaluation.auc import auc
+from src.evaluation.intervals import interval
+from src.evaluation.predictions import read_predictions
 
 
 def main(paths: list[str]) -> None:

@@ -21,8 +21,8 @@ from benchmarks.peers import Work
 from src.data.augment import augment, draw_changes
 from src.data.dataset import Dataset, load_dataset
 from src.data.loading import training_batches
-from src.models.parameters import train_mode
-from src.models.spec import unit_range
+from src.models.forward import train_mode
+from src.models.input_spec import unit_range
 from src.training.setup import Setup, set_up
 from tests.images import write_npz
 

@@ -148,7 +148,7 @@ def report(rounds: list[Round]) -> None:
 
 def draw(rounds: list[Round], path: Path, title: str) -> None:
     """Draws each round's share of the bare loop's speed, training alone and whole epochs."""
-    from src.training.plot_style import GUIDE, new_figure
+    from src.evaluation.plots import GUIDE, new_figure
 
     figure = new_figure(7, 3.5)
     axes = figure.add_subplot()

@@ -15,8 +15,8 @@ from .utils.runtime import collection_paused
 if TYPE_CHECKING:
     from .data.dataset import Dataset
     from .experiment.resume import Interrupted
-    from .models.spec import InputSpec
-    from .training.folders import RunFolders
+    from .models.input_spec import InputSpec
+    from .training.run_folder import RunFolders
     from .training.setup import Setup
     from .utils.config import Config
     from .utils.launch import Together
@@ -110,7 +110,7 @@ def _follow(argv: Sequence[str] | None, group: "Together") -> None:
     with collection_paused():
         args = _parser().parse_args(argv)
         from .experiment.session import train_along
-        from .models.spec import InputSpec
+        from .models.input_spec import InputSpec
         from .utils.config import Config
 
         said = group.processes.told()
@@ -139,7 +139,7 @@ def _fitting_run(
     args: argparse.Namespace, setup: "Setup", dataset: "Dataset", held: ExitStack
 ) -> "Interrupted | None":
     """The run that ``--resume auto`` finds; a new one is started where there is none."""
-    from .experiment.record import tags_of
+    from .experiment.report_run import tags_of
     from .experiment.resume import resume_auto
 
     if args.resume != "auto":
@@ -150,7 +150,7 @@ def _fitting_run(
 
 
 def _warn_inexact(interrupted: "Interrupted", setup: "Setup", dataset: "Dataset") -> None:
-    from .experiment.record import tags_of
+    from .experiment.report_run import tags_of
 
     if changed := list(interrupted.inexact(tags_of(setup, dataset))):
         warn(
@@ -227,7 +227,7 @@ def _set_up(config: "Config", dataset: "Dataset", spec: "InputSpec | None", grou
 
 def _claim_named(config: "Config", held: ExitStack) -> "RunFolders | None":
     """The folders of a run that the user has named; other names hold the run's id, so they come later."""
-    from .training.folders import RunFolders
+    from .training.run_folder import RunFolders
 
     if not config.experiment.name:
         return None

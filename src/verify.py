@@ -16,7 +16,7 @@ from .errors import ConfigError, MlprojectError
 from .utils.cli import CommandParser, run_command
 
 if TYPE_CHECKING:
-    from .training.folders import RunFolders
+    from .training.run_folder import RunFolders
 
 _WHOLE, _KILLED = "uninterrupted", "killed"
 _OURS = ("--resume", "--promote", "--dry-run")
@@ -70,8 +70,8 @@ def _verify(argv: Sequence[str] | None) -> None:
 
 
 def _resume(args: argparse.Namespace, options: Sequence[str], work: Path) -> None:
-    from .experiment.outcome import outcome
-    from .training.folders import RunFolders
+    from .training.run_folder import RunFolders
+    from .verification.run_digest import outcome
 
     with _store(args.store, work):
         whole, killed = (RunFolders(work, name) for name in (_WHOLE, _KILLED))
@@ -120,7 +120,7 @@ def _train_killed(
     args: argparse.Namespace, options: Sequence[str], folders: "RunFolders", start_up: float, duration: float
 ) -> int:
     """Trains to the end with kills on the way; returns how many there were before the end came."""
-    from .experiment.killing import look, moments
+    from .verification.kills import look, moments
 
     options = [*options, "--resume", "auto"]
     for number, seconds in enumerate(moments(args.kills, start_up, duration, args.moments), 1):

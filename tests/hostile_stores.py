@@ -11,7 +11,7 @@ import mlflow
 import torch
 from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 
-from src.training.folders import RunFolders
+from src.training.run_folder import RunFolders
 from src.utils.config import Config
 
 CANARY = "CANARY-4711"

@@ -17,6 +17,7 @@ LAYERS: dict[str, float] = {
     "errors": 0,
     "utils": 1,
     "demo": 1.5,
+    "evaluation": 2,
     "data": 2,
     "models": 2,
     "training": 3,
@@ -25,10 +26,16 @@ LAYERS: dict[str, float] = {
     "experiment": 4,
     "inference": 4,
     "retention": 4,
+    "verification": 4,
     "search": 5,
     "reporting": 5,
 }
 COMMAND = 6
+# Promotion and reports judge runs by what they have stored. The name that is left resolves `auto` settings.
+NEED_NO_TRAINING = {
+    "promotion": set[str](),
+    "reporting": {"src.training.optim", "src.training.optim.resolve_defaults"},
+}
 
 
 def layer(parts: tuple[str, ...]) -> float:
@@ -69,6 +76,14 @@ def violations(text: str, path: Path) -> list[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_layer_imports_only_layers_below_by_relative_names(path: Path) -> None:
     assert violations(path.read_text(), path.relative_to(ROOT)) == []
+
+
+@pytest.mark.parametrize("package", NEED_NO_TRAINING)
+def test_what_reads_finished_runs_needs_no_training(package: str) -> None:
+    for path in sorted((ROOT / "src" / package).glob("*.py")):
+        names = imports(path.read_text(), f"src.{package}")
+        needed = {name for name in names if f"{name}.".startswith("src.training.")}
+        assert needed <= NEED_NO_TRAINING[package], path
 
 
 @pytest.mark.parametrize(

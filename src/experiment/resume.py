@@ -8,14 +8,14 @@ from typing import Any
 
 from ..data.dataset import Dataset
 from ..errors import ConfigError, DataError, UserError
-from ..models.spec import InputSpec
+from ..models.input_spec import InputSpec
 from ..tracking import names
 from ..tracking.interrupted import KnownRun, find_unfinished, read_known
 from ..tracking.journal import Journal
 from ..tracking.sync import sync
 from ..training.checkpoint import CheckpointStore
-from ..training.defaults import resolve_defaults
-from ..training.folders import RunFolders
+from ..training.optim import resolve_defaults
+from ..training.run_folder import RunFolders
 from ..training.setup import Setup
 from ..utils.cli import warn
 from ..utils.config import Config

@@ -10,14 +10,14 @@ from ..data.file_table import FORMAT
 from ..tracking import names
 from ..tracking.run import tracked_run
 from ..training.checkpoint import CheckpointStore, TrainerState
-from ..training.folders import RunFolders
-from ..training.keeper import Keeper, Keeping, NoKeeper
-from ..training.results import Results, score_best
+from ..training.recorder import Keeper, Keeping, NoKeeper
+from ..training.run_folder import RunFolders
+from ..training.scoring import Results, score_best
 from ..training.setup import Setup
 from ..training.trainer import Trainer
 from ..utils.launch import Together
 from ..utils.runtime import determinism
-from .record import print_summary, record_results, record_start, tags_of
+from .report_run import print_summary, record_results, record_start, tags_of
 from .resume import Interrupted
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ..evaluation.intervals import Estimate
+from ..evaluation.metrics import optimism
+from ..evaluation.plots import save_figure
 from ..tracking import names
 from ..tracking.looks import count_looks
 from ..tracking.registry import set_tags
 from ..tracking.run import TrackedRun
 from ..tracking.store import how_to_look
-from ..training.estimates import Estimate
-from ..training.metrics import optimism
-from ..training.plots import save_figure
 from ..utils.cli import warn
 from ..utils.progress import is_interactive
 from .explain import Layer, draw_explanation

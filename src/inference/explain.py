@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..evaluation.metrics import decide
+from ..evaluation.plots import new_figure, readable
 from ..models.forward import evaluating
-from ..models.spec import unit_range
-from ..training.metrics import decide
-from ..training.plot_style import new_figure, readable
+from ..models.input_spec import unit_range
 from ..utils.runtime import to_device
 from .judging import Judgement
 from .trained import TrainedModel

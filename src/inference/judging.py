@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.loading import load_batches, sequential_batches
+from ..evaluation.intervals import Estimate, Patients, by_patient, estimate
+from ..evaluation.metrics import softmax
+from ..evaluation.predictions import write_predictions
+from ..evaluation.score_plots import save_score_plots
 from ..models.forward import predict_logits
-from ..training.estimates import Estimate, Patients, by_patient, estimate
-from ..training.metrics import softmax
-from ..training.plots import save_score_plots
-from ..training.predictions import write_predictions
 from ..utils.progress import track
 from .cases import Cases
 from .trained import TrainedModel

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..errors import ClaimError
-from ..models.serving import ServingModel
+from ..models.input_spec import ServingModel
 from ..utils.io import atomic_write_bytes
 from ..utils.silence import silenced
 from .trained import TrainedModel

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..data.inputs import Inputs
+from ..data.inputs import UNKNOWN, Inputs
 from ..data.loading import load_batches, sequential_batches
 from ..data.samples import UNKNOWN
-from ..models.features import extract_features
-from ..models.forward import predict_logits
-from ..training.metrics import decide, softmax
+from ..evaluation.metrics import decide, softmax
+from ..models.forward import extract_features, predict_logits
 from ..utils.io import atomic_file, atomic_write_text
 from ..utils.progress import track
 from ..utils.tables import escape_formula

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from ..data.windows import CORRECT_FROM
 from ..errors import ClaimError, UserError
 from ..models.build import build_model
-from ..models.spec import InputSpec
+from ..models.forward import Network
+from ..models.input_spec import InputSpec
 from ..tracking.finished_run import FinishedRun, read_run
 from ..tracking.logged_model import load_model
 from ..tracking.names import CONFIG, DECODING, registered_name
 from ..tracking.registry import Registered, Version, read_registered, registered_names
 from ..tracking.store import open_store
 from ..training.checkpoint import load_checkpoint
-from ..training.evaluation import Network
 from ..utils.config import Config
 from ..utils.runtime import fit_threads, keep_freed_memory, pick_device
 from .reference import Reference

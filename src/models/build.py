@@ -10,13 +10,8 @@ from torch import nn
 from ..errors import ModelError
 from ..utils.torchvision_import import torchvision
 from .forward import evaluating
-from .surgery import (
-    has_small_stem,
-    make_pooling_deterministic,
-    set_stem,
-    small_stem_families,
-)
-from .weights import load_weights
+from .pretrained import load_weights
+from .stem import has_small_stem, make_pooling_deterministic, set_stem, small_stem_families
 
 _SMALL_IMAGE = 40
 # Sizes tried, when an image is too small, to tell the user one that works.

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
+from ..evaluation.auc import corrected_auc
+from ..evaluation.predictions import Predictions, read_predictions
 from ..tracking.candidates import Candidate
 from ..tracking.finished_run import fetch_of
-from ..training.predictions import Predictions, read_predictions
-from ..training.selection import corrected_auc
 from .evidence import gives, saw_the_same
 from .history import Entry
 from .judge import rank

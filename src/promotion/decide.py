@@ -6,9 +6,9 @@ from datetime import datetime
 from pathlib import Path
 
 from ..errors import TrackingError
+from ..evaluation.auc import Difference
 from ..tracking.candidates import Candidate
 from ..tracking.finished_run import read_run
-from ..training.auc import Difference
 from .evidence import Standing, difference, stand
 from .group import Group
 from .judge import Rules, Verdict, is_same, judge, nothing_left, pick_fingerprints, rank

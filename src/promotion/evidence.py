@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ClaimError, DataError, UserError
+from ..evaluation.auc import Difference, auc, compare
+from ..evaluation.intervals import Interval, interval
+from ..evaluation.predictions import Predictions, read_predictions
 from ..tracking.finished_run import FinishedRun
 from ..tracking.names import BEST_VAL_AUC, CONFIG, DATA_FINGERPRINT
-from ..training.auc import Difference, Interval, auc, compare, interval
-from ..training.predictions import Predictions, read_predictions
 from ..utils.cli import warn
 from ..utils.config import Config
 

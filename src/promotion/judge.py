@@ -5,8 +5,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
+from ..evaluation.auc import Difference, is_better
 from ..tracking.candidates import Candidate
-from ..training.auc import Difference, is_better
 from .state import Incumbent
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ..errors import TrackingError
+from ..evaluation.auc import is_better
 from ..tracking.finished_run import read_run
 from ..tracking.names import (
     BEST_VAL_AUC,
@@ -17,7 +18,6 @@ from ..tracking.names import (
     SPLIT_FINGERPRINT,
 )
 from ..tracking.registry import Registered, Version, read_registered
-from ..training.auc import is_better
 from .group import Group
 from .history import Entry, last_version, of_group, promotions, read_history, taken_back
 from .record import Record, read_record

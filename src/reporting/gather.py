@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..errors import ClaimError, ConfigError, TrackingError
+from ..evaluation.auc import Difference
+from ..evaluation.intervals import Estimate, estimate
+from ..evaluation.metrics import optimism
 from ..promotion.correction import Correction, correction_of
 from ..promotion.evidence import Standing, difference, read_config, stand, stored_predictions
 from ..promotion.group import Group
@@ -17,10 +20,7 @@ from ..tracking.candidates import Candidate, find_candidates
 from ..tracking.finished_run import FinishedRun, read_run
 from ..tracking.names import BEST_VAL_AUC
 from ..tracking.registry import read_registered
-from ..training.auc import Difference
-from ..training.defaults import resolve_defaults
-from ..training.estimates import Estimate, estimate
-from ..training.metrics import optimism
+from ..training.optim import resolve_defaults
 from ..utils.cli import warn
 from ..utils.config import Config
 from ..utils.tables import read_rows

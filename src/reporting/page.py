@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..training.estimates import Estimate
-from ..training.plot_scores import curves
-from ..training.plot_style import readable
-from ..training.plots import learning_curves
+from ..evaluation.intervals import Estimate
+from ..evaluation.plots import learning_curves, readable
+from ..evaluation.score_plots import curves
 from .gather import GroupReport, Side
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from ..tracking.past_runs import (
 )
 from ..tracking.purging import purge, unpurged
 from ..tracking.store import is_server, promotion_lock, resolve_uri
-from ..training.folders import RunFolders
-from ..training.ownership import owners
+from ..training.run_folder import RunFolders, owners
 from ..utils.cli import warn
 from ..utils.config_fields import is_run_name
 from ..utils.contained import contained

@@ -8,8 +8,7 @@ from pathlib import Path
 from ..errors import ClaimError
 from ..tracking.names import CHECKPOINTS
 from ..tracking.past_runs import PastRun, own_models, place_of_model
-from ..training.folders import RunFolders
-from ..training.ownership import owners
+from ..training.run_folder import RunFolders, owners
 from ..utils.config_fields import is_run_name
 from ..utils.contained import contained, files_below, remove_tree
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..training.auc import is_better
+from ..evaluation.auc import is_better
 
 _DAY = 86_400_000  # milliseconds
 _ENDED = ("FINISHED", "FAILED", "KILLED")

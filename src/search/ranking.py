@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from ..tracking.interrupted import read_known
-from ..training.folders import RunFolders
+from ..training.run_folder import RunFolders
 from ..utils.cli import warn
 from ..utils.config import Config
 from .training import Training, best_score, known_run

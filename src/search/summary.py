@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from ..training.plot_style import legend_below, new_figure
+from ..evaluation.plots import legend_below, new_figure
 from ..utils.io import atomic_file, atomic_write_text
 from ..utils.tables import escape_formula
 from .study import REASON, RUN, Search

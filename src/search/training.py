@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from .. import PACKAGE
-from ..training.auc import is_better
-from ..training.folders import RunFolders
+from ..evaluation.auc import is_better
+from ..training.run_folder import RunFolders
 from ..utils.config import Config
 from ..utils.io import atomic_write_text
 

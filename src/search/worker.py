@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 from ..tracking.interrupted import read_known
 from ..tracking.sweep_run import mark_trial
-from ..training.defaults import resolve_defaults
-from ..training.folders import RunFolders
+from ..training.optim import resolve_defaults
+from ..training.run_folder import RunFolders
 from ..utils.cli import warn
 from ..utils.config import Config
 from .space import Space

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..evaluation.auc import is_better
 from ..utils.io import atomic_file, atomic_link, open_regular
 from ..utils.zip_layout import check_layout
-from .auc import is_better
 
 LATEST = "latest.pth"
 PREVIOUS = "latest.prev.pth"

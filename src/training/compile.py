@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, TrainingError
+from ..models.forward import Network
 from ..utils.cli import warn
 from ..utils.config import TrainingConfig
-from .evaluation import Network
 
 
 class GraphedModel(nn.Module):

@@ -1,6 +1,8 @@
 """Optimizer, learning-rate schedule and the moving average of the weights."""
 
 import math
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,11 +10,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from ..utils.config import TrainingConfig
+from ..demo.demo import DEMO_NAME
+from ..models.stem import head_path
+from ..utils.config import Config, TrainingConfig
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
-    """The configured optimizer over ``groups`` (as `src.models.parameters.parameter_groups` makes)."""
+    """The configured optimizer over ``groups`` (as `parameter_groups` makes)."""
     # Fused: one pass over all that a step reads and writes, where the other implementations make several.
     if config.optimizer == "sgd":
         return torch.optim.SGD(
@@ -87,3 +91,89 @@ class WeightAverage(AveragedModel):
 
 def _tensors(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
+
+
+_DEMO_EPOCHS = 10  # a first run ends within two minutes on two cores
+_FINE_TUNING_EPOCHS = 30
+_SGD = 10.0  # the rates below are those of Adam
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """Defaults of a family of networks, for batches of 32; README.md has the source of each value.
+
+    Attributes:
+        backbone: Learning rate of pretrained weights.
+        scratch: Learning rate of random weights.
+        epochs: Epochs from random weights.
+    """
+
+    backbone: float
+    scratch: float
+    epochs: int
+
+
+_CONVOLUTIONAL = _Recipe(backbone=1e-4, scratch=1e-3, epochs=100)
+_RECIPES = {
+    r"(vit|swin|maxvit)_": _Recipe(backbone=2e-5, scratch=1e-4, epochs=300),
+    r"convnext_": _Recipe(backbone=5e-5, scratch=1e-4, epochs=300),
+    # No batch norm.
+    r"alexnet|squeezenet|vgg\d+$": _Recipe(backbone=1e-4, scratch=1e-4, epochs=100),
+}
+_HEAD = 1e-3
+
+
+def resolve_defaults(config: Config) -> Config:
+    """Return the settings with every ``auto`` that depends on the network and its weights replaced."""
+    is_demo = config.data.root_dir == DEMO_NAME
+    weights = config.model.weights
+    if weights == "auto":
+        # The demo's phantoms have nothing of a photograph, and a first run should need no network.
+        weights = "none" if is_demo else "imagenet"
+    recipe = next((r for name, r in _RECIPES.items() if re.match(name, config.model.name)), _CONVOLUTIONAL)
+    training, changes = config.training, dict[str, Any]({"model.weights": weights})
+    factor = _SGD if training.optimizer == "sgd" else 1.0
+    is_pretrained = weights != "none"
+    head = training.learning_rate
+    if head == "auto":
+        head = (_HEAD if is_pretrained else recipe.scratch) * factor
+        changes["training.learning_rate"] = head
+    if training.backbone_learning_rate == "auto":
+        backbone = min(recipe.backbone * factor, float(head)) if is_pretrained else None
+        changes["training.backbone_learning_rate"] = backbone
+    if training.epochs == "auto":
+        own = _FINE_TUNING_EPOCHS if is_pretrained else recipe.epochs
+        changes["training.epochs"] = _DEMO_EPOCHS if is_demo else own
+    return config.updated(changes)
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    backbone_learning_rate: float | None = None,
+) -> list[dict[str, Any]]:
+    """Groups all parameters for an optimizer by learning rate and decay; vectors do not decay.
+
+    Vectors are biases, the weights of norms, and what is a vector but for axes of length one
+    (ConvNeXt's layer scale, class tokens). Frozen parameters are held too: an optimizer passes over what
+    has no gradient, and finds them when they thaw.
+
+    Args:
+        model: The model.
+        learning_rate: The rate of the head, and of all where there is no other.
+        weight_decay: The decay of all but vectors.
+        backbone_learning_rate: The rate of everything but the head; None for ``learning_rate``.
+
+    Returns:
+        One dict with ``params``, ``lr`` and ``weight_decay`` for each group; the first has the head's rate.
+    """
+    rest = learning_rate if backbone_learning_rate is None else backbone_learning_rate
+    head = set(model.get_submodule(head_path(model)).parameters())
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in sorted(model.parameters(), key=lambda p: p not in head):
+        rate = learning_rate if parameter in head else rest
+        decay = weight_decay if parameter.squeeze().ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]

@@ -1,7 +1,7 @@
 """The batches of an epoch, ready for the network."""
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..data.augment import augment, draw_changes
 from ..data.loading import BatchLoader, training_batches
-from ..models.spec import unit_range
+from ..models.forward import Network
+from ..models.input_spec import unit_range
 from ..utils.config import Config
 from ..utils.runtime import derive_seed, seed_everything, to_device
-from .evaluation import Network
-from .loss import make_mixup
+from ..utils.torchvision_import import submodule
 from .step import Optimization, Share
 
 _AUGMENT, _DROPOUT = 2, 3  # random streams apart from the one that shuffles
@@ -173,3 +173,20 @@ def _batches_at_once(config: Config, network: Network) -> int:
     spec = network.spec
     values = config.training.images_per_step * spec.channels * spec.size**2
     return max(1, min(_BATCHES_AT_ONCE, _VALUES_AT_ONCE // values))
+
+
+Mixup = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def make_mixup(alpha: float, num_classes: int) -> Mixup | None:
+    """What mixes images ``(N, C, H, W)`` and labels ``(N,)`` of a batch; None where ``alpha`` is 0.
+
+    Each image is mixed with its neighbour in the shuffled batch, and the labels become shares
+    ``(N, K)``. The batch's one share is drawn from torch's generator of the CPU, wherever the images are.
+
+    Source: Zhang et al. 2018, doi 10.48550/arXiv.1710.09412.
+    """
+    if alpha == 0:
+        return None
+    mixup: Mixup = submodule("transforms.v2").MixUp(alpha=alpha, num_classes=num_classes)
+    return mixup

@@ -9,19 +9,16 @@ from ..data.dataset import Dataset
 from ..data.loading import training_batches
 from ..errors import ConfigError
 from ..models.build import BuiltModel, build_model
-from ..models.kernels import has_idle_weights, is_bound_by_depthwise
-from ..models.parameters import parameter_groups
-from ..models.spec import InputSpec
+from ..models.forward import Network
+from ..models.input_spec import InputSpec
+from ..models.precision import has_idle_weights, is_bound_by_depthwise
 from ..utils.config import Config
 from ..utils.processes import ALONE, Processes
 from ..utils.runtime import fit_threads, keep_freed_memory, pick_autocast, pick_device, seed_everything
 from .compile import check_compile
-from .defaults import resolve_defaults
-from .evaluation import Network
-from .loss import make_loss
-from .optim import WeightAverage, make_optimizer, make_schedule
-from .replicas import has_batch_norm, synchronized
-from .step import Optimization
+from .ddp import has_batch_norm, synchronized
+from .optim import WeightAverage, make_optimizer, make_schedule, parameter_groups, resolve_defaults
+from .step import Optimization, make_loss
 
 _SIDED = frozenset({"CT", "CR", "DX", "RF", "RG", "XA"})
 """DICOM modalities in which a mirrored body is another one: heart and liver change sides."""

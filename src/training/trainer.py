@@ -12,16 +12,16 @@ from torch import Tensor
 from ..data.dataset import Dataset
 from ..data.loading import BatchLoader
 from ..errors import TrainingError
-from ..models.parameters import train_mode
+from ..models.forward import Network, train_mode
 from ..utils.config import Config
 from ..utils.progress import bar
 from ..utils.runtime import Stopped, uninterrupted
 from .checkpoint import TrainerState, load_checkpoint
 from .compile import compiled
-from .evaluation import Network, score_split
-from .keeper import Keeping
+from .ddp import replicated
 from .pipeline import Batch, BatchPipeline
-from .replicas import replicated
+from .recorder import Keeping
+from .scoring import score_split
 from .step import Optimization
 
 _REFRESH_SECONDS = 0.5

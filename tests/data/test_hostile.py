@@ -13,8 +13,8 @@ from src.data.npz import open_arrays
 from src.data.pillow_images import read_image
 from src.data.pixels import BadImage
 from src.errors import ConfigError, DataError
+from src.evaluation.predictions import read_predictions
 from src.training.checkpoint import load_checkpoint
-from src.training.predictions import read_predictions
 from src.utils import limits
 from src.utils.config import DataConfig
 from src.utils.limits import Limit

@@ -8,7 +8,7 @@ import pytest
 
 from src import cleanup, report
 from src import store as store_command
-from src.training.folders import RunFolders
+from src.training.run_folder import RunFolders
 from tests.hostile_stores import (
     CANARY,
     OUTPUT,

@@ -16,7 +16,7 @@ from mlflow.entities import Run as MlflowRun
 from PIL import Image
 
 from src import predict, promote, train
-from src.training.predictions import read_predictions
+from src.evaluation.predictions import read_predictions
 from tests.conftest import ROOT, clean_environment
 from tests.data.test_dicom import ct_folder
 from tests.flows.processes import client_of

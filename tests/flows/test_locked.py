@@ -15,7 +15,7 @@ import pytest
 from src import store, train
 from src.tracking import locked
 from src.tracking.store import open_store
-from src.training.history import COLUMNS
+from src.training.recorder import COLUMNS
 from tests.flows.processes import TINY, only_run, start, wait_for_epoch
 from tests.images import write_npz
 from tests.stores import place_store

@@ -12,10 +12,10 @@ import torch
 from mlflow.entities import Run as MlflowRun
 
 from src import promote
-from src.experiment.record import config_hash
+from src.experiment.report_run import config_hash
 from src.experiment.resume import _same_training
 from src.train import main
-from src.training.defaults import resolve_defaults
+from src.training.optim import resolve_defaults
 from src.utils.config import Config
 from tests.conftest import Run
 from tests.flows.processes import STORES, TINY, client_of, only_run, start, wait_for_epoch

@@ -10,8 +10,8 @@ import torch
 import yaml
 from pydicom.data import get_testdata_file
 
+from src.evaluation.predictions import read_predictions
 from src.train import main
-from src.training.predictions import read_predictions
 from tests.conftest import FROM_SCRATCH
 from tests.promotion.conftest import champion_run
 

@@ -14,7 +14,7 @@ from mlflow.entities import Run as MlflowRun
 from src import promote
 from src import store as care
 from src.promotion.history import read_history
-from src.training.history import COLUMNS
+from src.training.recorder import COLUMNS
 from tests.conftest import Process
 from tests.flows.processes import STORES, TINY, runs, start
 from tests.images import write_npz

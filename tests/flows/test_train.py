@@ -12,9 +12,9 @@ import torch
 import yaml
 from mlflow.entities import Run
 
+from src.evaluation.predictions import read_predictions
 from src.models.build import build_model
 from src.train import main
-from src.training.predictions import read_predictions
 from src.utils.config import Config
 from tests.conftest import FROM_SCRATCH, clean_environment
 from tests.images import write_npz

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from src import verify
-from src.experiment.outcome import outcome
 from src.tracking.store import open_store
 from src.train import main
-from src.training.folders import RunFolders
+from src.training.run_folder import RunFolders
+from src.verification.run_digest import outcome
 from tests.conftest import ROOT, Run
 from tests.flows.processes import TINY
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 from src import evaluate
 from src.errors import ModelError
+from src.evaluation.predictions import read_predictions
 from src.inference.explain import check_explainable, grad_cam
 from src.inference.reference import Reference
 from src.inference.trained import TrainedModel, load_trained
-from src.models.spec import unit_range
-from src.training.predictions import read_predictions
+from src.models.input_spec import unit_range
 from tests.images import write_folder
 from tests.inference.conftest import MODEL, NAMED, champion, name_by_patient
 

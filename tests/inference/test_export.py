@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from src import export
-from src.training.predictions import read_predictions
+from src.evaluation.predictions import read_predictions
 from tests.inference.conftest import NAMED
 
 

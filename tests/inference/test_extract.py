@@ -12,12 +12,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from src import extract
+from src.evaluation.predictions import read_predictions
 from src.inference.reference import Reference
 from src.inference.trained import load_trained
 from src.models.build import build_model
-from src.models.features import extract_features
-from src.models.spec import InputSpec
-from src.training.predictions import read_predictions
+from src.models.forward import extract_features
+from src.models.input_spec import InputSpec
 from tests.inference.conftest import MODEL, NAMED
 
 

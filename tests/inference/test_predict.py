@@ -12,7 +12,7 @@ from PIL import Image
 
 from src import predict
 from src.data.file_table import FORMAT
-from src.training.predictions import read_predictions
+from src.evaluation.predictions import read_predictions
 from tests import hostile_files as hostile
 from tests.images import write_folder, write_npz
 from tests.inference.conftest import NAMED, champion

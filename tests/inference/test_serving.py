@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from src.training.predictions import read_predictions
+from src.evaluation.predictions import read_predictions
 from tests.conftest import clean_environment
 from tests.inference.conftest import MODEL
 

@@ -5,8 +5,8 @@ from torch.nn.functional import cross_entropy
 
 from src.errors import ModelError
 from src.models.build import available_models, build_model
-from src.models.parameters import parameter_groups
-from src.models.surgery import first_convolution, head_path, small_stem_families
+from src.models.stem import first_convolution, head_path, small_stem_families
+from src.training.optim import parameter_groups
 
 TESTED = ["resnet18", "resnet50", "swin_t", "convnext_tiny", "efficientnet_b0", "densenet121"]
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from src.errors import ModelError
 from src.models.build import BuiltModel, build_model
-from src.models.fitting import fit_state
-from src.models.matching import WRAPPERS
-from src.models.weights import read_state
+from src.models.pretrained import read_state
+from src.models.state_dicts import WRAPPERS, fit_state
 from src.utils.torchvision_import import torchvision
 
 State = dict[str, Tensor]

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from src.models.forward import predict_logits
-from src.models.spec import InputSpec
+from src.models.input_spec import InputSpec
 
 SPEC = InputSpec(1, 8, (0.5,), (0.25,))
 CPU = torch.device("cpu")

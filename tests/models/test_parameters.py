@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from src.models.build import build_model
-from src.models.parameters import parameter_groups, train_mode
-from src.models.surgery import head_path
+from src.models.forward import train_mode
+from src.models.stem import head_path
+from src.training.optim import parameter_groups
 
 
 def build(name: str) -> nn.Module:

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import ModelError
-from src.models import fetch
+from src.models import pretrained
 from src.models.build import BuiltModel, available_models, build_model
-from src.models.fetch import imagenet_state
-from src.models.fitting import fit_state
-from src.models.spec import InputSpec
-from src.models.weights import IMAGENET_MEAN, IMAGENET_STD, normalization
+from src.models.input_spec import InputSpec
+from src.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, imagenet_state, normalization
+from src.models.state_dicts import fit_state
 from src.utils.torchvision_import import torchvision
 
 Publish = Callable[[Mapping[str, Tensor]], str]
@@ -265,7 +264,7 @@ def test_without_network_the_remedies_are_named(
 def test_server_that_never_answers_is_given_up(
     set_url: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(pretrained, "_TIMEOUT_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         set_url(f"http://127.0.0.1:{silent.getsockname()[1]}/resnet18-f37072fd.pth")
         start = time.monotonic()

@@ -13,11 +13,11 @@ from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 from torch import Tensor, nn
 
 from src.data.dataset import Dataset, load_dataset
+from src.evaluation.metrics import evaluate, softmax
+from src.evaluation.predictions import write_predictions
 from src.tracking.logged_model import save_model
 from src.tracking.store import open_store
-from src.training.defaults import resolve_defaults
-from src.training.metrics import evaluate, softmax
-from src.training.predictions import write_predictions
+from src.training.optim import resolve_defaults
 from src.utils.config import Config
 
 

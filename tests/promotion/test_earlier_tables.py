@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from src.evaluation.predictions import read_predictions
 from src.promote import main
 from src.reporting.gather import gather
-from src.training.predictions import read_predictions
 from tests.promotion.conftest import aliases, champion_run, history
 from tests.promotion.runs import Made, make_run
 

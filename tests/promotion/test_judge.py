@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
+from src.evaluation.auc import Difference
 from src.promotion.decide import competed_since
 from src.promotion.history import Action, Entry, promotions
 from src.promotion.judge import Rules, Verdict, is_same, judge, pick_fingerprints, rank
 from src.promotion.state import Incumbent, State
 from src.tracking.candidates import Candidate
 from src.tracking.registry import Registered
-from src.training.auc import Difference
 
 
 def candidate(run_id: str, auc: float = 0.8, start: int = 0, data: str = "d") -> Candidate:

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from src import cleanup, predict, promote, train
-from src.training.folders import RunFolders
+from src.training.run_folder import RunFolders
 from tests.conftest import FROM_SCRATCH, Run
 from tests.stores import place_store
 

@@ -9,7 +9,7 @@ import pytest
 from src import cleanup
 from src.retention.cleaning import clean, survey
 from src.retention.plan import Rules
-from src.training.folders import RunFolders
+from src.training.run_folder import RunFolders
 from tests.hostile_stores import (
     OUTPUT,
     edit,

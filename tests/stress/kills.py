@@ -25,9 +25,9 @@ import yaml
 from mlflow.entities import Run as MlflowRun
 
 from src import promote, store
-from src.experiment.outcome import outcome
 from src.tracking.store import open_store
-from src.training.folders import RunFolders
+from src.training.run_folder import RunFolders
+from src.verification.run_digest import outcome
 from tests.conftest import clean_environment
 from tests.flows.processes import TINY
 from tests.forked import Forked

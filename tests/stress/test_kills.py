@@ -9,9 +9,9 @@ import mlflow
 import pytest
 
 from src import promote
-from src.experiment.outcome import outcome
 from src.tracking.store import open_store
-from src.training.folders import RunFolders
+from src.training.run_folder import RunFolders
+from src.verification.run_digest import outcome
 from tests.flows.processes import TINY
 from tests.forked import Forked
 from tests.images import write_npz

@@ -14,9 +14,9 @@ import torch
 from mlflow.entities import Run
 
 from src import promote, store, train
+from src.evaluation.predictions import read_predictions
 from src.training.checkpoint import PREVIOUS
-from src.training.history import COLUMNS
-from src.training.predictions import read_predictions
+from src.training.recorder import COLUMNS
 from tests.conftest import Process
 from tests.flows.processes import TINY, start, wait_for_epoch
 from tests.servers import Server

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from src.errors import DataError, ModelError
-from src.models.weights import read_state
+from src.models.pretrained import read_state
 from src.training.checkpoint import load_checkpoint
 from tests import hostile
 from tests.hostile import CANARY, Files

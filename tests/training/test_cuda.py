@@ -9,9 +9,9 @@ import torch
 
 from src.data.dataset import load_dataset
 from src.errors import ConfigError
-from src.experiment.outcome import digest
 from src.training.trainer import Trainer
 from src.utils.runtime import determinism
+from src.verification.run_digest import digest
 from tests.images import write_npz
 from tests.training.test_together import BASE, EPOCHS, EQUAL, EXACT, launch
 from tests.training.test_trainer import Memory, make_config, make_trainer

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from src.data.dataset import load_dataset
 from src.models.build import available_models
 from src.train import main
-from src.training.defaults import resolve_defaults
+from src.training.optim import resolve_defaults
 from src.training.setup import set_up
 from src.utils.config import Config
 from src.utils.torchvision_import import torchvision

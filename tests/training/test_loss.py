@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.training.loss import Loss, make_loss, make_mixup
+from src.training.pipeline import make_mixup
+from src.training.step import Loss, make_loss
 from src.utils.config import TrainingConfig
 from src.utils.runtime import seed_everything
 

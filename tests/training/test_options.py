@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from src.data.dataset import Dataset, load_dataset
 from src.errors import ConfigError
-from src.models.surgery import head_path
+from src.models.stem import head_path
 from src.training.checkpoint import load_checkpoint
-from src.training.evaluation import score_split
-from src.training.history import COLUMNS
 from src.training.optim import WeightAverage
+from src.training.recorder import COLUMNS
+from src.training.scoring import score_split
 from src.training.setup import set_up
 from src.training.step import pass_cuts
 from src.training.trainer import Trainer

@@ -8,8 +8,8 @@ import yaml
 
 from src.data.dataset import Dataset, load_dataset
 from src.errors import ConfigError
-from src.experiment.record import config_hash
-from src.models.spec import InputSpec
+from src.experiment.report_run import config_hash
+from src.models.input_spec import InputSpec
 from src.train import main
 from src.training.checkpoint import load_checkpoint
 from src.training.setup import set_up

@@ -14,9 +14,8 @@ from torch import nn
 from src.data.dataset import Dataset, load_dataset
 from src.errors import ConfigError, DataError, TrainingError
 from src.training.checkpoint import CheckpointStore, TrainerState, load_checkpoint
-from src.training.history import COLUMNS
-from src.training.keeper import Keeper, Tracker
 from src.training.optim import rate_factor
+from src.training.recorder import COLUMNS, Keeper, Tracker
 from src.training.setup import set_up
 from src.training.trainer import Trainer
 from src.utils.config import Config, TrainingConfig

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from src.data.dataset import Dataset, load_dataset
-from src.experiment.outcome import digest
 from src.training.checkpoint import TrainerState
-from src.training.keeper import NoKeeper
+from src.training.recorder import NoKeeper
 from src.training.setup import set_up
 from src.training.trainer import Trainer
 from src.utils import launch
@@ -22,6 +21,7 @@ from src.utils.config import Config
 from src.utils.launch import Together, together
 from src.utils.processes import Processes
 from src.utils.runtime import determinism
+from src.verification.run_digest import digest
 
 
 class Recorder(NoKeeper):

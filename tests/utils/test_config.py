@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from src.errors import ConfigError
-from src.training.defaults import resolve_defaults
+from src.training.optim import resolve_defaults
 from src.utils.config import Config
 from src.utils.config_history import modernized
 from src.utils.dotted import merge_dotted, parse_overrides, split_overrides

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from src.models.forward import predict_logits
-from src.models.spec import InputSpec
-from src.training.snapshot import Snapshot
+from src.models.input_spec import InputSpec
+from src.training.recorder import Snapshot
 from src.utils.threads import VALUES_PER_THREAD, at_most_threads
 
 

@@ -1,0 +1,134 @@
+"""What a network expects of its input images."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What the network expects of an image.
+
+    Attributes:
+        channels: Number of channels.
+        size: Height and width in pixels.
+        mean: Mean per channel of pixels scaled to [0, 1].
+        std: Standard deviation per channel of pixels scaled to [0, 1].
+
+    Raises:
+        ModelError: If mean or std do not have one value per channel, or a std is not positive.
+    """
+
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.std) == self.channels or not all(s > 0 for s in self.std):
+            raise ModelError(
+                f"An input of {self.channels} channel(s) needs as many means and positive standard "
+                f"deviations, not mean {self.mean} and std {self.std}."
+            )
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Standardises pixels channel by channel.
+
+        Args:
+            pixels: Floating point (N, C, H, W) in [0, 1].
+
+        Returns:
+            ``(pixels - mean) / std``; same shape, dtype, device and memory format.
+        """
+        return standardize(pixels, *self.constants(pixels.dtype, pixels.device))
+
+    def constants(self, dtype: torch.dtype, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Returns mean and std as tensors of shape (1, C, 1, 1), which are not to be changed."""
+        return _constants(self.mean, self.std, dtype, device)
+
+    def to_dict(self) -> dict[str, int | list[float]]:
+        """Returns plain values, fit for a checkpoint."""
+        return {
+            "channels": self.channels,
+            "size": self.size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> "InputSpec":
+        """Makes the spec of what ``to_dict`` returned.
+
+        Raises:
+            ModelError: If a key is missing or a value is of the wrong type.
+        """
+        try:
+            mean, std = (tuple(float(v) for v in d[key]) for key in ("mean", "std"))
+            return cls(channels=int(d["channels"]), size=int(d["size"]), mean=mean, std=std)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"The description of the model's input is damaged ({error!r}): it needs the keys "
+                "channels, size, mean and std; use a checkpoint written by this project."
+            ) from error
+
+
+@cache  # copied to a device once: in every step the copy would wait for the device
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device | None
+) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(mode=False):  # whoever asks first
+        first, second = (
+            torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1) for values in (mean, std)
+        )
+    return first, second
+
+
+def standardize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Returns ``(pixels - mean) / std``; the one formula that training, prediction and serving share."""
+    return (pixels - mean) / std
+
+
+def unit_range(pixels: Tensor) -> Tensor:
+    """Scales uint8 pixels to float32 in [0, 1]; shape, device and memory format stay."""
+    return pixels.to(torch.float32) / 255
+
+
+class ServingModel(nn.Module):
+    """Preprocessing, network and softmax in one module, fit for ``torch.export``.
+
+    The wrapped model is shared, not copied, and is put into eval mode: a served model never trains.
+
+    Args:
+        model: The network, giving logits (N, K).
+        spec: The input that the network expects.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, spec: InputSpec) -> None:
+        super().__init__()
+        self.model = model
+        # Buffers, so that they follow the module to another device, also after an export.
+        mean, std = spec.constants(torch.float32)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Gives the class probabilities of images.
+
+        Args:
+            pixels: uint8 (N, C, size, size).
+
+        Returns:
+            float32 (N, K); each row sums to 1.
+        """
+        logits: Tensor = self.model(standardize(unit_range(pixels), self.mean, self.std))
+        return logits.float().softmax(dim=1)

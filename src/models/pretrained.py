@@ -1,0 +1,233 @@
+"""Weights to start from: none, ImageNet's, or those of a file."""
+
+import contextlib
+import difflib
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..utils.io import open_regular
+from ..utils.torchvision_import import torchvision
+from .input_spec import InputSpec
+from .safetensors import read_safetensors
+from .state_dicts import fit_state
+from .stem import first_convolution
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Trained on pixels in [-1, 1]; torchvision rescales ImageNet-normalised images for the first two.
+_CENTRED = ("googlenet", "inception_v3", "efficientnet_v2_l")
+_START = 512  # bytes that show what a file is
+_STATE_KEYS = ("model_state_dict", "state_dict", "model")
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What was really loaded, and the normalisation that it expects (None for random weights)."""
+
+    weights: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load_weights(
+    model: nn.Module, name: str, weights: str, *, small_stem: bool = False, exact: bool = True
+) -> LoadedWeights:
+    """Loads weights into a model that already has its own head and stem.
+
+    Args:
+        model: The model, with random values.
+        name: Its torchvision name.
+        weights: ``imagenet`` (or ``auto``, the same), ``none``, or the path of a state dict.
+        small_stem: Whether the model has the stem for small images.
+        exact: Whether filters carried over to other channels account for each color's mean and std.
+
+    Returns:
+        What was loaded: "none", "imagenet" or the path; the normalisation; sentences for the user.
+
+    Raises:
+        ModelError: If weights asked for cannot be had, read or fitted to the model.
+    """
+    if weights == "none":
+        return LoadedWeights("none")
+    if weights in ("auto", "imagenet"):
+        return _load_imagenet(model, name, small_stem=small_stem, exact=exact)
+    state, spec = read_state(Path(weights))
+    channels = first_convolution(model)[1].in_channels
+    mean, std = normalization(name, channels)
+    if spec is not None and spec.channels == channels:
+        mean, std = spec.mean, spec.std
+    expected = normalization(name, 3) if spec is None else (spec.mean, spec.std)
+    notes = fit_state(
+        model,
+        state,
+        source=weights,
+        small_stem=small_stem,
+        keep_head=True,
+        normalizations=(expected, (mean, std)) if exact else None,
+    )
+    return LoadedWeights(weights, mean, std, tuple(notes))
+
+
+def _load_imagenet(model: nn.Module, name: str, *, small_stem: bool, exact: bool) -> LoadedWeights:
+    state = imagenet_state(name)
+    mean, std = normalization(name, first_convolution(model)[1].in_channels)
+    notes = fit_state(
+        model,
+        state,
+        source="ImageNet",
+        small_stem=small_stem,
+        keep_head=False,
+        normalizations=(normalization(name, 3), (mean, std)) if exact else None,
+    )
+    return LoadedWeights("imagenet", mean, std, tuple(notes))
+
+
+def normalization(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and std per channel that torchvision's weights expect; averages unless RGB."""
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if name in _CENTRED else (IMAGENET_MEAN, IMAGENET_STD)
+    if channels == 3:
+        return mean, std
+    return (sum(mean) / 3,) * channels, (sum(std) / 3,) * channels
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], InputSpec | None]:
+    """Reads a state dict, or the one that a checkpoint holds; never executes anything in the file.
+
+    Args:
+        path: A ``.safetensors`` file, or one of ``torch.save``: a state dict, or a dict that holds one
+            as ``model_state_dict``, ``state_dict`` or ``model``, and may describe its ``input``.
+
+    Returns:
+        The state dict and the input that it was trained on, None where the file does not tell.
+
+    Raises:
+        ModelError: If the file is missing or holds no state dict of plain tensors.
+    """
+    loaded = _load_file(path.expanduser())
+    holder = loaded if isinstance(loaded, Mapping) else {}
+    state = next((holder[key] for key in _STATE_KEYS if isinstance(holder.get(key), Mapping)), holder)
+    if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise ModelError(
+            f"{path} holds no state dict; save one with torch.save(model.state_dict(), path), by itself or "
+            f"in a dict under one of the keys {', '.join(_STATE_KEYS)}."
+        )
+    return dict(state), _input_of(holder)
+
+
+def _load_file(path: Path) -> object:
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        near = difflib.get_close_matches(str(path), ["auto", "imagenet", "none"], n=1)
+        what = "is a folder" if path.is_dir() else str(error)
+        if isinstance(error, FileNotFoundError):
+            what = "does not exist"
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ModelError(
+            f"The weights file {path} {what}; model.weights takes auto, imagenet, none, or the path of a "
+            f"state dict file.{hint}"
+        ) from None
+    with file:
+        if what := _not_weights(file.read(_START)):
+            raise ModelError(f"The weights file {path} is {what}.")
+        file.seek(0)
+        load = _load_safetensors if path.suffix.lower() == ".safetensors" else _load_torch
+        return load(file, path)
+
+
+def _not_weights(start: bytes) -> str:
+    """Return what a download left in the place of weights, and what to do; "" where it may be weights."""
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "a Git LFS pointer, not the weights; run git lfs pull in its repository, or download the file"
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
+        return "an HTML or XML page, not the weights (a login, an error, a preview); download the file itself"
+    return ""
+
+
+def _load_safetensors(file: BinaryIO, path: Path) -> object:
+    try:
+        return read_safetensors(file)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"The weights file {path} cannot be read as safetensors: {error}. Download or save it again."
+        ) from None
+
+
+def _load_torch(file: BinaryIO, path: Path) -> object:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file raises errors of a dozen kinds
+        raise ModelError(
+            f"The weights file {path} is not a file of torch.save with plain tensors, and nothing in it "
+            "was run; save the state dict again with torch.save(model.state_dict(), path)."
+        ) from error
+
+
+def _input_of(holder: Mapping[str, Any]) -> InputSpec | None:
+    """Reads the input that a checkpoint of this project describes; others may mean else by the key."""
+    try:
+        return InputSpec.from_dict(holder["input"])
+    except (KeyError, ModelError):
+        return None
+
+
+_TIMEOUT_SECONDS = 15.0  # without a byte, as for pip
+
+
+def imagenet_state(name: str) -> dict[str, Any]:
+    """Read the ImageNet weights of a model, downloading them on first use.
+
+    Args:
+        name: The name of a torchvision model.
+
+    Returns:
+        The state dict.
+
+    Raises:
+        ModelError: They are neither in the cache nor to be had from the network; names the remedies.
+    """
+    url = str(torchvision.models.get_model_weights(name).DEFAULT.url)
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    try:
+        # torch.hub downloads to a file of its own name, checks the hash and renames: processes that
+        # fetch at once do no harm. It announces the download on stdout, which is for results.
+        with _network_timeout(), contextlib.redirect_stdout(sys.stderr):
+            return torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+            )
+    except Exception as error:  # a broken file or download raises errors of a dozen kinds
+        raise ModelError(_explain(name, url, file, error)) from error
+
+
+def _explain(name: str, url: str, file: Path, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if file.exists():
+        problem = f"The ImageNet weights of {name} in {file} cannot be read ({reason}); delete the file or"
+    else:
+        problem = f"The ImageNet weights of {name} cannot be downloaded ({reason});"
+    return (
+        f"{problem} put {url} at {file}. --set model.weights=none trains from random weights instead, and "
+        "--set model.weights=FILE starts from a state dict."
+    )
+
+
+@contextlib.contextmanager
+def _network_timeout() -> Iterator[None]:
+    """Let a stalled download fail: torch.hub takes no timeout of its own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
