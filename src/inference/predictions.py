@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..data.inputs import UNKNOWN, Inputs
+from ..data.inputs import Inputs
 from ..data.loading import load_batches, sequential_batches
 from ..data.samples import UNKNOWN
 from ..evaluation.metrics import decide, softmax
