@@ -20,7 +20,7 @@ from scipy.special import expit, ndtri
 from scipy.stats import rankdata
 
 from benchmarks.measuring import keep, show
-from src.promotion.judge import adjusted
+from src.promotion.select import adjust_p
 from src.training.auc import FEWEST_UNITS, compare, interval
 from src.training.estimates import estimate
 from src.training.selection import corrected_auc
@@ -142,7 +142,7 @@ def promoted(runs: int, gain: float, patients: int, images: str, replicates: int
         best, _ = best_of(sample.labels, models[1:])
         found = compare(sample.labels, both(models[1 + best]), both(models[0]), sample.units.tolist())
         raw += found.value > 0 and found.p < LEVEL
-        corrected += found.value > 0 and adjusted(found.p, runs) < LEVEL
+        corrected += found.value > 0 and adjust_p(found.p, runs) < LEVEL
     return {"p": raw / replicates, "min(1, m x p)": corrected / replicates}
 
 

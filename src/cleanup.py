@@ -38,10 +38,11 @@ def _parser() -> CommandParser:
 def _cleanup(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     from .retention.cleaning import clean, survey
-    from .tracking.project_run import mark_project_run, project_run_told
+    from .tracking import project_run_errors
+    from .tracking.project_run import mark_project_run
     from .tracking.store import open_store, quiet_client
 
-    with project_run_told():
+    with project_run_errors():
         rules = _rules(args)
         output = Path(args.output_dir or "outputs")
         open_store(must_exist=True)

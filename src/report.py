@@ -27,11 +27,12 @@ def _report(argv: Sequence[str] | None) -> None:
 
     from .reporting.gather import gather
     from .reporting.page import render
-    from .tracking.project_run import mark_project_run, project_run_told
+    from .tracking import project_run_errors
+    from .tracking.project_run import mark_project_run
     from .tracking.store import open_store, shown_uri
     from .utils.io import atomic_write_text, checked_output
 
-    with project_run_told(), tempfile.TemporaryDirectory(prefix="mlproject-") as folder:
+    with project_run_errors(), tempfile.TemporaryDirectory(prefix="mlproject-") as folder:
         output = checked_output(Path(args.output or "report.html"), (".html",))
         open_store(must_exist=True)
         mark_project_run("report")

@@ -7,16 +7,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..errors import ClaimError, ConfigError, TrackingError
-from ..promotion.correction import Correction, correction_of
-from ..promotion.evidence import Standing, difference, read_config, stand, stored_predictions
-from ..promotion.group import Group
-from ..promotion.history import Entry, of_group, read_history
-from ..promotion.judge import pick_fingerprints, rank
-from ..promotion.state import entry_of
-from ..tracking.candidates import Candidate, find_candidates
-from ..tracking.finished_run import FinishedRun, read_run
+from ..promotion.evidence import (
+    Contender,
+    Correction,
+    contender_of,
+    correction_of,
+    difference,
+    read_config,
+    stored_predictions,
+)
+from ..promotion.history import Event, Group, of_group, read_history
+from ..promotion.select import pick_fingerprints, rank
+from ..promotion.state import event_of
 from ..tracking.names import BEST_VAL_AUC
+from ..tracking.queries import find_candidates
 from ..tracking.registry import read_registered
+from ..tracking.stored_run import StoredRun, read_run
 from ..training.auc import Difference
 from ..training.defaults import resolve_defaults
 from ..training.estimates import Estimate, estimate
@@ -53,8 +59,8 @@ class Side:
         history: One row per epoch, empty where it is gone.
     """
 
-    run: FinishedRun
-    standing: Standing
+    run: StoredRun
+    standing: Contender
     scores: Mapping[str, Mapping[str, Estimate]]
     threshold: float
     optimism: str | None
@@ -73,7 +79,7 @@ class GroupReport:
     runner_up: Side | None
     difference: Difference | None
     correction: Correction | None
-    events: Sequence[Entry]
+    events: Sequence[Event]
 
 
 def gather(model: str | None, modality: str | None, folder: Path) -> list[GroupReport]:
@@ -87,7 +93,7 @@ def gather(model: str | None, modality: str | None, folder: Path) -> list[GroupR
     Raises:
         TrackingError: The store cannot be read.
     """
-    groups: dict[Group, list[Candidate]] = {}
+    groups: dict[Group, list[StoredRun]] = {}
     for candidate in find_candidates():
         groups.setdefault(Group(*candidate.group), []).append(candidate)
     entries = read_history()
@@ -98,7 +104,7 @@ def gather(model: str | None, modality: str | None, folder: Path) -> list[GroupR
     ]
 
 
-def _gather_one(group: Group, candidates: list[Candidate], entries: list[Entry], folder: Path) -> GroupReport:
+def _gather_one(group: Group, candidates: list[StoredRun], entries: list[Event], folder: Path) -> GroupReport:
     fingerprints = pick_fingerprints(candidates, None)
     comparable = rank([c for c in candidates if c.fingerprints == fingerprints])
     version = read_registered(group.name).champion
@@ -115,12 +121,12 @@ def _gather_one(group: Group, candidates: list[Candidate], entries: list[Entry],
         champion,
         runner_up,
         difference(champion.standing, runner_up.standing) if both and champion and runner_up else None,
-        None if version is None else correction_of(entry_of(version)),
+        None if version is None else correction_of(event_of(version)),
         of_group(entries, group),
     )
 
 
-def _row(candidate: Candidate, champion: str | None, folder: Path) -> Row:
+def _row(candidate: StoredRun, champion: str | None, folder: Path) -> Row:
     started = datetime.fromtimestamp(candidate.start_time / 1000, UTC)
     return Row(
         candidate.run_id,
@@ -164,7 +170,7 @@ def _side(run_id: str, version: int | None, folder: Path) -> Side | None:
         return None
 
 
-def _read_side(run: FinishedRun, version: int | None, folder: Path) -> Side:
+def _read_side(run: StoredRun, version: int | None, folder: Path) -> Side:
     val_auc = run.metrics.get(BEST_VAL_AUC, math.nan)
     threshold = run.metrics.get("best_threshold", 0.5)
     found = {split: stored_predictions(run, split, folder) for split in ("val", "test")}
@@ -173,18 +179,18 @@ def _read_side(run: FinishedRun, version: int | None, folder: Path) -> Side:
         for split, p in found.items()
         if p is not None
     }
-    standing = stand(run, val_auc, version, folder)
+    standing = contender_of(run, val_auc, version, folder)
     return Side(run, standing, scores, threshold, _optimism(run, folder), _read_history(run, folder))
 
 
-def _optimism(run: FinishedRun, folder: Path) -> str | None:
+def _optimism(run: StoredRun, folder: Path) -> str | None:
     try:
         return optimism(read_config(run, folder).evaluation.threshold)
     except (ClaimError, ConfigError):  # its file is gone, or of another release
         return None
 
 
-def _read_history(run: FinishedRun, folder: Path) -> list[dict[str, float]]:
+def _read_history(run: StoredRun, folder: Path) -> list[dict[str, float]]:
     path = run.fetch(_HISTORY, folder)
     if path is None:
         return []

@@ -9,18 +9,19 @@ from pathlib import Path
 
 from ..data.packs import OldPack, find_old
 from ..errors import ClaimError, MlprojectError, UserError
-from ..tracking.names import CHECKPOINTS
-from ..tracking.past_runs import (
-    PastRun,
+from ..tracking.deletion import (
     artifact_bytes,
     delete_checkpoints,
     delete_run,
     has_ended,
-    past_runs,
+    purge,
     registered_versions,
+    training_runs,
+    unpurged_runs,
 )
-from ..tracking.purging import purge, unpurged
+from ..tracking.names import CHECKPOINTS
 from ..tracking.store import is_server, promotion_lock, resolve_uri
+from ..tracking.stored_run import StoredRun
 from ..training.folders import RunFolders
 from ..training.ownership import owners
 from ..utils.cli import warn
@@ -54,7 +55,7 @@ class Removal:
     reason: str
     size: int
     apply: Callable[[], None]
-    run: PastRun | None = None
+    run: StoredRun | None = None
     paths: Sequence[Path] = ()
 
 
@@ -77,7 +78,7 @@ def survey(output: Path, rules: Rules) -> Survey:
     Raises:
         TrackingError: The store cannot be read.
     """
-    runs, versions = past_runs(), registered_versions()
+    runs, versions = training_runs(), registered_versions()
     seen = [_past(run, _versions(run, versions)) for run in runs]
     verdicts = plan(seen, rules, int(time.time() * 1000))
     when = f"{datetime.now(UTC):%Y-%m-%d}"
@@ -93,7 +94,7 @@ def survey(output: Path, rules: Rules) -> Survey:
         removal = _removal(run, verdict, mine, output, when)
         if removal.what == "run" or removal.size:
             removals.append(removal)
-    for run in [] if is_server(resolve_uri()) else unpurged():
+    for run in [] if is_server(resolve_uri()) else unpurged_runs():
         mine = owned(run, output, whole=True)
         left += mine.left
         removals.append(_of_run(run, "deleted by a cleanup that did not end", mine, output, None))
@@ -101,27 +102,26 @@ def survey(output: Path, rules: Rules) -> Survey:
     return Survey(verdicts, [*removals, *files], [*left, *beside])
 
 
-def _versions(run: PastRun, versions: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+def _versions(run: StoredRun, versions: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     """The registered versions that are of a run, or of a model that it has logged."""
     found = (version for key in (run.run_id, *run.models) for version in versions.get(key, ()))
     return tuple(dict.fromkeys(found))
 
 
-def _past(run: PastRun, versions: tuple[str, ...]) -> Past:
-    is_candidate = run.model is not None and run.modality is not None
+def _past(run: StoredRun, versions: tuple[str, ...]) -> Past:
     return Past(
         run.run_id,
         run.name,
-        (run.model or "", run.modality or "", run.data) if is_candidate else None,
+        (run.model, run.modality, run.data_fingerprint or "") if run.is_candidate else None,
         run.status,
         run.val_auc,
-        run.started,
-        run.ended,
+        run.start_time,
+        run.end_time,
         versions,
     )
 
 
-def _removal(run: PastRun, verdict: Verdict, mine: Owned, output: Path, when: str) -> Removal:
+def _removal(run: StoredRun, verdict: Verdict, mine: Owned, output: Path, when: str) -> Removal:
     if verdict.action == "run":
         return _of_run(run, verdict.reason, mine, output, when)
     size = mine.size + _remote_size(run)
@@ -136,7 +136,7 @@ def _removal(run: PastRun, verdict: Verdict, mine: Owned, output: Path, when: st
     )
 
 
-def _of_run(run: PastRun, reason: str, mine: Owned, output: Path, when: str | None) -> Removal:
+def _of_run(run: StoredRun, reason: str, mine: Owned, output: Path, when: str | None) -> Removal:
     return Removal(
         "run",
         _name(run),
@@ -148,18 +148,18 @@ def _of_run(run: PastRun, reason: str, mine: Owned, output: Path, when: str | No
     )
 
 
-def _name(run: PastRun) -> str:
+def _name(run: StoredRun) -> str:
     return f"{run.name} ({run.run_id[:8]})"
 
 
-def _remote_size(run: PastRun) -> int:
+def _remote_size(run: StoredRun) -> int:
     try:
-        return artifact_bytes(run, CHECKPOINTS) if run.place() is None else 0
+        return artifact_bytes(run, CHECKPOINTS) if run.artifact_folder() is None else 0
     except ClaimError:  # the survey says so
         return 0
 
 
-def _remove_checkpoints(run: PastRun, planned: Owned, output: Path, when: str) -> None:
+def _remove_checkpoints(run: StoredRun, planned: Owned, output: Path, when: str) -> None:
     with _alone(run, output):
         now = owned(run, output, whole=False)
         if _has_place(run):
@@ -167,7 +167,7 @@ def _remove_checkpoints(run: PastRun, planned: Owned, output: Path, when: str) -
         _warn_left(remove_folders(planned.folders, now, output))
 
 
-def _remove_run(run: PastRun, planned: Owned, output: Path, when: str | None) -> None:
+def _remove_run(run: StoredRun, planned: Owned, output: Path, when: str | None) -> None:
     """Removes a run, or the rest of one that is deleted already, where ``when`` is None."""
     with _alone(run, output):
         now = owned(run, output, whole=True)
@@ -178,9 +178,9 @@ def _remove_run(run: PastRun, planned: Owned, output: Path, when: str | None) ->
             _warn_left(purge([run]))
 
 
-def _has_place(run: PastRun) -> bool:
+def _has_place(run: StoredRun) -> bool:
     try:
-        run.place()
+        run.artifact_folder()
     except ClaimError:  # the survey says so
         return False
     return True
@@ -192,14 +192,14 @@ def _warn_left(left: Sequence[str]) -> None:
 
 
 @contextmanager
-def _alone(run: PastRun, output: Path) -> Iterator[None]:
+def _alone(run: StoredRun, output: Path) -> Iterator[None]:
     """Holds a run that nobody trains, and that nobody has resumed or registered since the plan was made.
 
     Raises:
         UserError: Somebody does, or has.
     """
-    folders = RunFolders(output, run.folder)
-    is_own = is_run_name(run.folder) and run.run_id in owners(folders)
+    folders = RunFolders(output, run.folder_name)
+    is_own = is_run_name(run.folder_name) and run.run_id in owners(folders)
     has_logs = is_own and contained(output, folders.logs) is not None and folders.logs.is_dir()
     with folders.held() if has_logs else nullcontext():
         if not has_ended(run.run_id):
@@ -225,7 +225,7 @@ def clean(removals: Sequence[Removal]) -> int:
             except (MlprojectError, OSError) as error:
                 failed += 1
                 warn(f"{removal.what} {removal.name} is left: {error}")
-        if is_server(resolve_uri()) and (deleted := unpurged()):
+        if is_server(resolve_uri()) and (deleted := unpurged_runs()):
             try:
                 purge(deleted)
             except MlprojectError as error:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ClaimError
+from ..tracking.deletion import own_model_folder, own_models
 from ..tracking.names import CHECKPOINTS
-from ..tracking.past_runs import PastRun, own_models, place_of_model
+from ..tracking.stored_run import StoredRun
 from ..training.folders import RunFolders
 from ..training.ownership import owners
 from ..utils.config_fields import is_run_name
@@ -43,7 +44,7 @@ class Owned:
         return sum(states.values())
 
 
-def owned(run: PastRun, output: Path, *, whole: bool) -> Owned:
+def owned(run: StoredRun, output: Path, *, whole: bool) -> Owned:
     """Find what is the run's own.
 
     Args:
@@ -57,27 +58,27 @@ def owned(run: PastRun, output: Path, *, whole: bool) -> Owned:
     folders, left = _in_output(run, output, whole=whole)
     kept = []
     try:
-        place = run.place()
+        place = run.artifact_folder()
         if place is not None:
             kept.append(place if whole else place / CHECKPOINTS)
     except ClaimError as error:
         left.append(str(error))
     for logged in own_models(run) if whole else ():
         try:
-            kept += filter(None, [place_of_model(run, logged)])
+            kept += filter(None, [own_model_folder(run, logged)])
         except ClaimError as error:
             left.append(str(error))
     there = (folder for folder in kept if contained(folder.parent, folder) and folder.is_dir())
     return Owned(tuple(folders), tuple(there), tuple(left))
 
 
-def _in_output(run: PastRun, output: Path, *, whole: bool) -> tuple[list[Path], list[str]]:
-    if not is_run_name(run.folder):
-        shown = run.folder.encode("unicode_escape").decode()[:_SHOWN]
+def _in_output(run: StoredRun, output: Path, *, whole: bool) -> tuple[list[Path], list[str]]:
+    if not is_run_name(run.folder_name):
+        shown = run.folder_name.encode("unicode_escape").decode()[:_SHOWN]
         return [], [
             f"run {run.run_id}: {shown!r}, its experiment.name in the store, is not the name of a folder"
         ]
-    folders = RunFolders(output, run.folder)
+    folders = RunFolders(output, run.folder_name)
     wanted = (folders.results, folders.logs) if whole else (folders.checkpoints,)
     there = [folder for folder in wanted if os.path.lexists(folder)]
     if not there:
@@ -96,15 +97,15 @@ def _why(named: set[str], run_id: str) -> str:
     return f"it says that it is of run {', '.join(sorted(named))}, and not {run_id}"
 
 
-def kept_elsewhere(run: PastRun, output: Path) -> Path | None:
+def kept_elsewhere(run: StoredRun, output: Path) -> Path | None:
     """Return the other output folder that a run names, if its files are there and not in ``output``."""
     try:
         own = Path(run.output_dir).expanduser()
     except RuntimeError:  # a home of nobody
         return None
-    if not own.is_absolute() or not is_run_name(run.folder):
+    if not own.is_absolute() or not is_run_name(run.folder_name):
         return None
-    here, there = RunFolders(output, run.folder), RunFolders(own, run.folder)
+    here, there = RunFolders(output, run.folder_name), RunFolders(own, run.folder_name)
     is_there = any(os.path.lexists(folder) for folder in (there.results, there.logs))
     if not is_there or own.resolve() == output.resolve() or run.run_id in owners(here):
         return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from ..tracking.interrupted import read_known
+from ..tracking.liveness import read_resumable
 from ..training.folders import RunFolders
 from ..utils.cli import warn
 from ..utils.config import Config
@@ -98,7 +98,7 @@ class Repeats:
         """Starts a training, or goes on with it; None where it has come to its end already."""
         run_id = known_run(self.folder, str(config.experiment.name))
         training = None
-        if run_id is None or read_known(run_id).status != "FINISHED":
+        if run_id is None or read_resumable(run_id).status != "FINISHED":
             training = Training(config, self.folder, parent=self.parent, run_id=run_id)
         else:
             self._remember(config)

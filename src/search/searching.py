@@ -5,19 +5,21 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from .. import PACKAGE
 from ..errors import TrainingError
+from ..tracking.names import PLOTS, ROLE, RUNNING, SWEEP
 from ..tracking.project_run import mark_project_run
-from ..tracking.run import TrackedRun
-from ..tracking.sweep_run import keep_running, record_search, sweep_run, where_to_look
+from ..tracking.run import TrackedRun, tracked_run
+from ..tracking.store import mlflow_client, ui_instructions
 from ..utils.config import Config
 from ..utils.io import atomic_write_text, file_lock
 from ..utils.runtime import derive_seed
@@ -140,7 +142,7 @@ def run_search(plan: Plan, worker_arguments: Sequence[str]) -> None:
         with file_lock(plan.folder / "ranking.lock"):  # another command here may rank the same
             _rank(plan, search, run)
         Console().print(trials_shown(search))
-        print(f"look at it   {where_to_look(run)}")
+        print(f"look at it   {ui_instructions(run.info.experiment_id)}")
 
 
 def _begin(plan: Plan, run: TrackedRun) -> None:
@@ -186,7 +188,7 @@ def _follow(plan: Plan, search: Search, run: TrackedRun, processes: "list[subpro
         ended = sum(trial.state.is_finished() for trial in search.current())
         if ended != recorded:
             recorded = ended
-            keep_running(run)
+            set_running(run)
             files = write_summary(search, plan.folder)
             record_search(run, params={}, metrics=metrics(search), step=ended, files=files)
             best = search.best()
@@ -224,3 +226,38 @@ def _record(plan: Plan, run: TrackedRun, title: str, kind: str, ranked: list[Ran
     found = {f"{kind}_val_auc_mean": first.mean, f"{kind}_val_auc_std": first.spread}
     record_search(run, params={}, metrics=found, step=0, files=[path])
     Console().print(ranking_table(title, ranked))
+
+
+@contextmanager
+def sweep_run(name: str, run_id: str | None) -> Iterator[TrackedRun]:
+    """Start the parent run of a search, or resume it.
+
+    Args:
+        name: The name of a new run.
+        run_id: The search's run if it has one.
+
+    Raises:
+        StoreError: No run can be started.
+    """
+    with tracked_run({ROLE: SWEEP}, run_id) as run:
+        if run_id is None:
+            run.rename(name)
+        yield run
+
+
+def set_running(run: TrackedRun) -> None:
+    """Set a search's run back to RUNNING after another command that worked on it has ended."""
+    client = mlflow_client()
+    if client.get_run(run.run_id).info.status != RUNNING:
+        client.update_run(run.run_id, status=RUNNING)
+
+
+def record_search(
+    run: TrackedRun, *, params: Mapping[str, Any], metrics: Mapping[str, float], step: int, files: list[Path]
+) -> None:
+    """Log the progress of a search."""
+    run.log_params(params)
+    if metrics:
+        run.log_metrics(metrics, step)
+    for path in files:
+        run.log_artifact(path, PLOTS if path.suffix == ".png" else None)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from ..errors import ConfigError, UserError
-from ..tracking.heartbeat import Beat
+from ..tracking.heartbeat import Heartbeat
 from ..tracking.store import reason
 from ..utils.config_history import EARLIER
 from ..utils.dotted import flatten
@@ -88,7 +88,7 @@ class Search:
         if self.is_all_begun:
             return None
         trial = self.study.ask()
-        trial.set_user_attr(BEAT, Beat.now().to_json())
+        trial.set_user_attr(BEAT, Heartbeat.now().to_json())
         if self._is_mine(trial):
             return trial
         trial.set_user_attr(SURPLUS, True)
@@ -137,7 +137,7 @@ class Search:
         Raises:
             optuna.exceptions.UpdateFinishedTrialError: It was silent for so long that another has it now.
         """
-        trial.set_user_attr(BEAT, Beat.now().to_json())
+        trial.set_user_attr(BEAT, Heartbeat.now().to_json())
 
     def fail(self, trial: "Trial", reason: str) -> None:
         """Ends a trial that gave nothing."""
@@ -155,11 +155,11 @@ class Search:
 
 
 def _is_lost(trial: "FrozenTrial") -> bool:
-    beat = Beat.from_json(trial.user_attrs.get(BEAT, ""))
+    beat = Heartbeat.from_json(trial.user_attrs.get(BEAT, ""))
     if beat is None:
         started = trial.datetime_start
         return started is not None and time.time() - started.timestamp() > _UNNAMED
-    return not beat.lives() if beat.is_of_here else beat.age > _SILENT
+    return not beat.is_alive() if beat.is_from_here else beat.age > _SILENT
 
 
 def open_search(name: str, storage: str, folder: Path, trials: int, *, seed: int) -> tuple[Search, bool]:

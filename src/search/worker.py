@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..tracking.interrupted import read_known
-from ..tracking.sweep_run import mark_trial
+from ..tracking.liveness import read_resumable
+from ..tracking.names import ERROR, FAILED, FINISHED, PRUNED, RUNNING, TRIAL
+from ..tracking.store import mlflow_client, reason
 from ..training.defaults import resolve_defaults
 from ..training.folders import RunFolders
 from ..utils.cli import warn
@@ -78,7 +79,7 @@ class Worker:
             self.search.fail(trial, str(error))
             return
         folders = RunFolders(config.output_dir, str(config.experiment.name))
-        if run_id is not None and read_known(run_id).status == "FINISHED":
+        if run_id is not None and read_resumable(run_id).status == FINISHED:
             self._tell(trial, folders)  # it was trained, and its worker died before it could say so
             return
         training = Training(config, self.folder, parent=self.parent, run_id=run_id)
@@ -163,3 +164,26 @@ def share_cores(workers: int) -> None:
     from ..utils.runtime import usable_cores
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // workers)))
+
+
+def mark_trial(
+    run_id: str, *, number: int, pruned_after: int | None = None, failed: str | None = None
+) -> None:
+    """Tag a trial's run with its number and why it ended early; an error of the store is only a warning.
+
+    Args:
+        run_id: The run, whose process has ended.
+        number: The number of the trial.
+        pruned_after: The epoch after which it was pruned.
+        failed: Why it failed; a process that was killed could not record that itself.
+    """
+    client = mlflow_client()
+    try:
+        client.set_tag(run_id, TRIAL, str(number))
+        if pruned_after is not None:
+            client.set_tag(run_id, PRUNED, f"after epoch {pruned_after}: others were better by then")
+        if failed is not None and client.get_run(run_id).info.status == RUNNING:
+            client.set_tag(run_id, ERROR, failed)
+            client.set_terminated(run_id, FAILED)
+    except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
+        warn(f"run {run_id} could not be marked as trial {number}: {reason(error)}")
