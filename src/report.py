@@ -25,8 +25,7 @@ def _report(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     import tempfile
 
-    from .reporting.gather import gather
-    from .reporting.page import render
+    from .reporting.page import gather, render
     from .tracking import project_run_errors
     from .tracking.project_run import mark_project_run
     from .tracking.store import open_store, shown_uri

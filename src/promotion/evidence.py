@@ -142,7 +142,7 @@ def verify(run: StoredRun, folder: Path) -> str:
         given = _predict(run, model, folder)
     except (UserError, OSError) as error:
         # Only a warning: it may name images, while the verdict is stored in the registry.
-        warn(f"run {run.run_id}: its validation data is not at hand: {error}")
+        warn(f"run {run.run_id}: its validation data is not available: {error}")
         if stored is None:
             raise ClaimError(f"run {run.run_id}: neither its data nor its predictions are at hand") from None
         return "stored predictions; the data is not at hand"

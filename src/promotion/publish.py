@@ -14,21 +14,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from ..errors import MlprojectError, TrackingError, UserError
-from ..tracking import registry
-from ..tracking.names import (
-    BEST_THRESHOLD,
-    CHAMPION,
-    DATA_FINGERPRINT,
-    MODALITY,
-    MODEL,
-    PREVIOUS,
-    PROMOTION,
-    ROLLED_BACK_TO,
-    SPLIT_FINGERPRINT,
-    TEST_AUC,
-    VAL_AUC,
-    YAML_SHA256,
-)
+from ..tracking import names, registry
 from ..tracking.registry import Version
 from ..tracking.store import promotion_lock
 from ..tracking.stored_run import StoredRun, read_run
@@ -100,12 +86,13 @@ def register_champion(
         event = replace(event, previous_version=previous_version(state, version.number))
     text = compose_yaml(config, run, group, event)
     # The event comes last: a version that has it has all tags.
-    tags = {ROLLED_BACK_TO: None, **facts, YAML_SHA256: sha256(text.encode()), PROMOTION: event.to_json()}
+    written = {names.YAML_SHA256: sha256(text.encode()), names.PROMOTION: event.to_json()}
+    tags = {names.ROLLED_BACK_TO: None, **facts, **written}
     registry.describe(group.name, version.number, description)
     registry.set_tags(group.name, version.number, _changed(tags, version))
     if instead_of is not None:
         # A kill before this tag changes nothing; after it, the next promotion completes the rollback.
-        registry.set_tags(group.name, instead_of, {ROLLED_BACK_TO: str(version.number)})
+        registry.set_tags(group.name, instead_of, {names.ROLLED_BACK_TO: str(version.number)})
     _publish(group, event, text)
     return version.number
 
@@ -135,7 +122,7 @@ def restore(group: Group, state: State, incumbent: Incumbent, folder: Path) -> N
         register_champion(run, group, state, _restore_event(run, group, state, incumbent, folder), folder)
         return
     text = compose_yaml(config, run, group, replace(event, version=version.number))
-    tags = {YAML_SHA256: sha256(text.encode()), ROLLED_BACK_TO: None}
+    tags = {names.YAML_SHA256: sha256(text.encode()), names.ROLLED_BACK_TO: None}
     registry.set_tags(group.name, version.number, _changed(tags, version))
     # The promotion's own event suffices, unless the history has it already, and another event after it.
     is_recorded = event in history.read_history()
@@ -175,7 +162,7 @@ def _champion_and_previous(group: Group, state: State) -> tuple[int, Version]:
     incumbent, previous = find_incumbent(state), state.registered.previous
     if incumbent is None or incumbent.version is None:
         raise UserError(f"{group.name}: there is no champion to roll back")
-    if previous is None or previous.number == incumbent.version or ROLLED_BACK_TO in previous.tags:
+    if previous is None or previous.number == incumbent.version or names.ROLLED_BACK_TO in previous.tags:
         raise UserError(f"{group.name}: version {incumbent.version} has no previous version to go back to")
     return incumbent.version, previous
 
@@ -207,7 +194,7 @@ def _restore_event(run: StoredRun, group: Group, state: State, incumbent: Incumb
     contender = contender_of(run, incumbent.val_auc, None, folder)
     return replace(
         Event.of("restore", group, run, "YAML, registry and history did not agree"),
-        replaced_version=state.registered.aliases.get(CHAMPION),
+        replaced_version=state.registered.aliases.get(names.CHAMPION),
         val_auc=incumbent.val_auc,
         val_auc_low=contender.low,
         val_auc_high=contender.high,
@@ -222,11 +209,11 @@ def _changed(tags: dict[str, str | None], version: Version) -> dict[str, str | N
 def _publish(group: Group, event: Event, text: str) -> None:
     """Write aliases, YAML file and history as the event says; what is right already stays untouched."""
     registered = registry.read_registered(group.name)
-    if registered.aliases.get(CHAMPION) != event.version:
-        registry.set_alias(group.name, CHAMPION, event.version)
+    if registered.aliases.get(names.CHAMPION) != event.version:
+        registry.set_alias(group.name, names.CHAMPION, event.version)
     previous = if_exists(registered, event.previous_version)
-    if registered.aliases.get(PREVIOUS) != previous:
-        registry.set_alias(group.name, PREVIOUS, previous)
+    if registered.aliases.get(names.PREVIOUS) != previous:
+        registry.set_alias(group.name, names.PREVIOUS, previous)
     path = group.yaml_path
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         atomic_write_text(path, text)
@@ -236,17 +223,17 @@ def _publish(group: Group, event: Event, text: str) -> None:
 def _facts(run: StoredRun, group: Group, event: Event) -> dict[str, str]:
     """Return the tags of a version that describe its run."""
     values: dict[str, object] = {
-        MODEL: group.model,
-        MODALITY: group.modality,
+        names.MODEL: group.model,
+        names.MODALITY: group.modality,
         "run_id": run.run_id,
-        VAL_AUC: repr(run.val_auc),
+        names.VAL_AUC: repr(run.val_auc),
         "val_auc_low": event.val_auc_low,
         "val_auc_high": event.val_auc_high,
         "val_auc_corrected": event.val_auc_corrected,
-        "test_auc": run.metrics.get(TEST_AUC),
-        "threshold": run.metrics.get(BEST_THRESHOLD),
-        DATA_FINGERPRINT: run.data_fingerprint,
-        SPLIT_FINGERPRINT: run.split_fingerprint,
+        "test_auc": run.metrics.get(names.TEST_AUC),
+        "threshold": run.metrics.get(names.BEST_THRESHOLD),
+        names.DATA_FINGERPRINT: run.data_fingerprint,
+        names.SPLIT_FINGERPRINT: run.split_fingerprint,
     }
     return {key: str(value) for key, value in values.items() if value is not None}
 
@@ -258,9 +245,9 @@ def _description(run: StoredRun, event: Event) -> str:
     lines = [f"Val AUC {run.val_auc:.4f}{ends}."]
     if (correction := correction_of(event)) is not None:
         lines.append(f"Val AUC {correction}.")
-    if TEST_AUC in metrics:
-        lines.append(f"Test AUC {metrics[TEST_AUC]:.4f}.")
-    if BEST_THRESHOLD in metrics:
-        lines.append(f"Threshold {metrics[BEST_THRESHOLD]:.4f}.")
+    if names.TEST_AUC in metrics:
+        lines.append(f"Test AUC {metrics[names.TEST_AUC]:.4f}.")
+    if names.BEST_THRESHOLD in metrics:
+        lines.append(f"Threshold {metrics[names.BEST_THRESHOLD]:.4f}.")
     lines += [f"{event.model} on {event.modality}, run {run.run_id}.", f"Why: {event.reason}."]
     return "\n".join(lines)

@@ -6,19 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ..errors import TrackingError
-from ..tracking.names import (
-    BEST_VAL_AUC,
-    CHAMPION,
-    DATA_FINGERPRINT,
-    MODALITY,
-    MODEL,
-    PREVIOUS,
-    PROMOTION,
-    ROLLED_BACK_TO,
-    SPLIT_FINGERPRINT,
-    VAL_AUC,
-    YAML_SHA256,
-)
+from ..tracking import names
 from ..tracking.registry import Registered, Version, read_registered
 from ..tracking.stored_run import read_run
 from ..training.auc import is_better
@@ -71,11 +59,11 @@ def read_state(group: Group) -> State:
     """
     registered, events = read_registered(group.name), read_history()
     for version in registered.versions.values():
-        whose = (version.tags.get(MODEL, group.model), version.tags.get(MODALITY, group.modality))
+        whose = (version.tags.get(names.MODEL, group.model), version.tags.get(names.MODALITY, group.modality))
         if whose != (group.model, group.modality):
             raise TrackingError(f"the registered model {group.name} is of {whose[0]} on {whose[1]}")
     # A version that was rolled back may be deleted since, but the history has its run.
-    marked = {v.run_id for v in registered.versions.values() if v.run_id and ROLLED_BACK_TO in v.tags}
+    marked = {v.run_id for v in registered.versions.values() if v.run_id and names.ROLLED_BACK_TO in v.tags}
     back = frozenset(marked | rolled_back(events, group))
     tagged = [event for event in map(event_of, registered.versions.values()) if event is not None]
     won = promotions([*of_group(events, group), *tagged])
@@ -84,7 +72,7 @@ def read_state(group: Group) -> State:
 
 def event_of(version: Version) -> Event | None:
     """Return the event that made a version champion; None if this project did not."""
-    line = version.tags.get(PROMOTION)
+    line = version.tags.get(names.PROMOTION)
     return Event.from_json(line) if line else None
 
 
@@ -104,7 +92,7 @@ def find_incumbent(state: State) -> Incumbent | None:
     if yaml is None or _is_older(yaml, champion):
         return registered
     named = _named_version(yaml, state.registered)
-    if named is not None and (named == champion or ROLLED_BACK_TO in named.tags):
+    if named is not None and (named == champion or names.ROLLED_BACK_TO in named.tags):
         return registered
     recorded = _from_yaml(yaml, state.registered)
     return recorded if is_better(recorded.val_auc, registered.val_auc) else registered
@@ -122,23 +110,23 @@ def is_consistent(state: State, incumbent: Incumbent) -> bool:
         event is not None
         and champion is not None
         and champion.number == version.number == state.last_version
-        and ROLLED_BACK_TO not in version.tags
+        and names.ROLLED_BACK_TO not in version.tags
         and state.yaml is not None
-        and state.yaml.sha256 == version.tags.get(YAML_SHA256)
-        and registered.aliases.get(PREVIOUS) == if_exists(registered, event.previous_version)
+        and state.yaml.sha256 == version.tags.get(names.YAML_SHA256)
+        and registered.aliases.get(names.PREVIOUS) == if_exists(registered, event.previous_version)
     )
 
 
 def unmanaged_yaml(state: State) -> str | None:
     """Return the text of a YAML file that no promotion has written, so that replacing it would lose it."""
-    known = {version.tags.get(YAML_SHA256) for version in state.registered.versions.values()}
+    known = {version.tags.get(names.YAML_SHA256) for version in state.registered.versions.values()}
     return None if state.yaml is None or state.yaml.sha256 in known else state.yaml.text
 
 
 def previous_version(state: State, number: int) -> int | None:
     """Return the version that gets the alias ``previous`` once version ``number`` is champion."""
     registered = state.registered
-    for version in (registered.aliases.get(CHAMPION), state.last_version):
+    for version in (registered.aliases.get(names.CHAMPION), state.last_version):
         if version is not None and version != number and version in registered.versions:
             return version
     event = event_of(registered.versions[number]) if number in registered.versions else None
@@ -154,9 +142,9 @@ def _champion_after_rollback(registered: Registered) -> Version | None:
     """Return the champion, or the version that replaces it after an interrupted rollback."""
     version = registered.champion
     for _ in registered.versions:
-        if version is None or ROLLED_BACK_TO not in version.tags:
+        if version is None or names.ROLLED_BACK_TO not in version.tags:
             break
-        target = version.tags[ROLLED_BACK_TO]
+        target = version.tags[names.ROLLED_BACK_TO]
         version = registered.versions.get(int(target) if target.isdigit() else 0)
     return version
 
@@ -173,17 +161,17 @@ def _from_version(version: Version) -> Incumbent:
     if event_of(version) is None and version.run_id is not None:
         # It was made champion by hand: its tags, if any, are not from this project.
         run = read_run(version.run_id)
-        tags = {**run.tags, VAL_AUC: str(run.metrics.get(BEST_VAL_AUC))}
+        tags = {**run.tags, names.VAL_AUC: str(run.metrics.get(names.BEST_VAL_AUC))}
     try:
-        val_auc = float(tags.get(VAL_AUC, ""))
+        val_auc = float(tags.get(names.VAL_AUC, ""))
     except ValueError:
         val_auc = math.nan
     if not math.isfinite(val_auc):
         raise TrackingError(
-            f"the val AUC of version {version.number}, the champion, is not known; set its tag {VAL_AUC}, "
-            f"or point the alias champion to another version"
+            f"the val AUC of version {version.number}, the champion, is not known; set its tag "
+            f"{names.VAL_AUC}, or point the alias champion to another version"
         )
-    fingerprints = _pair(tags.get(DATA_FINGERPRINT), tags.get(SPLIT_FINGERPRINT))
+    fingerprints = _pair(tags.get(names.DATA_FINGERPRINT), tags.get(names.SPLIT_FINGERPRINT))
     return Incumbent(val_auc, version.run_id, version.number, fingerprints)
 
 

@@ -247,7 +247,7 @@ def _dataset_input(values: dict[str, Any]) -> DatasetInput:
 
 def delivery_order(item: Item) -> tuple[int, int]:
     """Return the sort key of an item: small items, files, the model, and the status FINISHED last."""
-    # Another status is true whatever arrives; FINISHED says that everything has arrived.
+    # Another status is always true; FINISHED says that everything has arrived.
     rank = 1 if item.kind == STATUS and not is_finished(item) else _RANKS[item.kind]
     return rank, item.number
 

@@ -8,19 +8,8 @@ from mlflow import MlflowException
 
 from ..errors import UserError
 from ..utils.cli import span
+from . import names
 from .heartbeat import SECONDS, Heartbeat
-from .names import (
-    CONFIG_SHA256,
-    DATA_FINGERPRINT,
-    ERROR,
-    FAILED,
-    HEARTBEAT,
-    KILLED,
-    MODALITY,
-    MODEL,
-    RUNNING,
-    SPLIT_FINGERPRINT,
-)
 from .queries import search_runs
 from .store import MAX_TAG, mlflow_client, shown_uri, store_errors
 from .stored_run import StoredRun, how_to_restore
@@ -36,7 +25,7 @@ LIVE, UNKNOWN, NO_HEARTBEAT, UNDELIVERED, DEAD = (
     "undelivered",
     "dead",
 )
-_SAME = (MODEL, MODALITY, DATA_FINGERPRINT, SPLIT_FINGERPRINT, CONFIG_SHA256)
+_SAME = (names.MODEL, names.MODALITY, names.DATA_FINGERPRINT, names.SPLIT_FINGERPRINT, names.CONFIG_SHA256)
 _SILENCE = 3 * SECONDS
 
 
@@ -69,7 +58,7 @@ def check_running_runs(pending: Iterable[PendingDelivery]) -> list[Liveness]:
     """
     journals = {journal.run_id: journal for journal in pending}
     with store_errors("the runs cannot be read"):
-        return [_check(run, journals) for run in search_runs(f"attributes.status = '{RUNNING}'")]
+        return [_check(run, journals) for run in search_runs(f"attributes.status = '{names.RUNNING}'")]
 
 
 def find_orphans(pending: Iterable[PendingDelivery]) -> list[Liveness]:
@@ -78,7 +67,7 @@ def find_orphans(pending: Iterable[PendingDelivery]) -> list[Liveness]:
 
 
 def _check(run: StoredRun, journals: Mapping[str | None, PendingDelivery]) -> Liveness:
-    heartbeat = Heartbeat.from_json(run.tags.get(HEARTBEAT, ""))
+    heartbeat = Heartbeat.from_json(run.tags.get(names.HEARTBEAT, ""))
     state, why = _state(heartbeat, journals.get(run.run_id))
     last_alive = max(run.start_time, int(heartbeat.time.timestamp() * 1000)) if heartbeat else 0
     return Liveness(run, state, why, last_alive)
@@ -118,11 +107,11 @@ def mark_killed(run_id: str, pending: Iterable[PendingDelivery]) -> bool:
             {journal.run_id: journal for journal in pending},
         )
         is_active = run.info.lifecycle_stage == "active"
-        if run.info.status != RUNNING or now.state != DEAD or not is_active:
+        if run.info.status != names.RUNNING or now.state != DEAD or not is_active:
             return False
         message = f"ended without a word, such as by kill -9: {now.why}"
-        client.set_tag(run_id, ERROR, message[:MAX_TAG])
-        client.set_terminated(run_id, KILLED, now.last_alive)
+        client.set_tag(run_id, names.ERROR, message[:MAX_TAG])
+        client.set_terminated(run_id, names.KILLED, now.last_alive)
     return True
 
 
@@ -160,7 +149,8 @@ def find_unfinished(tags: Mapping[str, str]) -> list[StoredRun]:
     same = " AND ".join(f"tags.`{name}` = '{tags[name]}'" for name in _SAME if name in tags)
     with store_errors("the runs cannot be read"):
         found = sorted(search_runs(same), key=lambda run: -run.start_time)
-    return [run for run in found if run.status in (RUNNING, KILLED, FAILED) and run.is_training]
+    unfinished = (names.RUNNING, names.KILLED, names.FAILED)
+    return [run for run in found if run.status in unfinished and run.is_training]
 
 
 def check_not_running(run: StoredRun) -> None:
@@ -169,8 +159,8 @@ def check_not_running(run: StoredRun) -> None:
     Raises:
         UserError: A process does, or may: it was alive a moment ago and cannot be seen from here.
     """
-    heartbeat = Heartbeat.from_json(run.tags.get(HEARTBEAT, ""))
-    if run.status != RUNNING or heartbeat is None or heartbeat.pid == os.getpid():
+    heartbeat = Heartbeat.from_json(run.tags.get(names.HEARTBEAT, ""))
+    if run.status != names.RUNNING or heartbeat is None or heartbeat.pid == os.getpid():
         return
     who = f"process {heartbeat.pid} on {heartbeat.host}"
     if heartbeat.is_from_here and heartbeat.is_alive():

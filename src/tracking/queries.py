@@ -16,21 +16,15 @@ from sqlalchemy.orm import aliased
 from sqlalchemy.pool import NullPool
 
 from ..errors import UserError
-from .names import (
-    ALLOWED_LEAKS,
-    BEST_VAL_AUC,
-    DATA_FINGERPRINT,
-    FINISHED,
-    MODALITY,
-    MODEL,
-    ROLE,
-    SPLIT_FINGERPRINT,
-)
+from . import names
 from .store import is_database, is_server, mlflow_client, pages, resolve_uri, shown_uri, store_errors
 from .stored_run import StoredRun
 
-_FILTER = f"attributes.status = '{FINISHED}' AND metrics.{BEST_VAL_AUC} >= 0 AND metrics.{BEST_VAL_AUC} <= 1"
-_RANKING_TAGS = (MODEL, MODALITY, DATA_FINGERPRINT, SPLIT_FINGERPRINT)
+_FILTER = (
+    f"attributes.status = '{names.FINISHED}' "
+    f"AND metrics.{names.BEST_VAL_AUC} >= 0 AND metrics.{names.BEST_VAL_AUC} <= 1"
+)
+_RANKING_TAGS = (names.MODEL, names.MODALITY, names.DATA_FINGERPRINT, names.SPLIT_FINGERPRINT)
 _PAGE = 1000
 _LARGEST_PAGE = 50_000  # MLflow's limit; a file store reads all runs again for each page
 
@@ -107,8 +101,9 @@ def _search(
 def _candidates_by_search(experiments: dict[str, Experiment]) -> Iterator[StoredRun]:
     for run in _search(experiments, _FILTER):
         if run.is_candidate and set(_RANKING_TAGS) <= set(run.tags):
-            tags = {key: run.tags[key] for key in (*_RANKING_TAGS, ALLOWED_LEAKS) if key in run.tags}
-            yield replace(run, metrics={BEST_VAL_AUC: run.val_auc}, tags=tags, params={}, name="", models=())
+            tags = {key: run.tags[key] for key in (*_RANKING_TAGS, names.ALLOWED_LEAKS) if key in run.tags}
+            metrics = {names.BEST_VAL_AUC: run.val_auc}
+            yield replace(run, metrics=metrics, tags=tags, params={}, name="", models=())
 
 
 def _candidates_in_database(experiments: dict[str, Experiment]) -> Iterator[StoredRun]:
@@ -125,14 +120,14 @@ def _candidates_in_database(experiments: dict[str, Experiment]) -> Iterator[Stor
         metric.value,
         leaks.value,
         *(tag.value for tag in tags),
-    ).join(metric, (metric.run_uuid == SqlRun.run_uuid) & (metric.key == BEST_VAL_AUC))
+    ).join(metric, (metric.run_uuid == SqlRun.run_uuid) & (metric.key == names.BEST_VAL_AUC))
     for tag, key in zip(tags, _RANKING_TAGS, strict=True):
         query = query.join(tag, (tag.run_uuid == SqlRun.run_uuid) & (tag.key == key))
-    query = query.outerjoin(role, (role.run_uuid == SqlRun.run_uuid) & (role.key == ROLE))
-    query = query.outerjoin(leaks, (leaks.run_uuid == SqlRun.run_uuid) & (leaks.key == ALLOWED_LEAKS))
+    query = query.outerjoin(role, (role.run_uuid == SqlRun.run_uuid) & (role.key == names.ROLE))
+    query = query.outerjoin(leaks, (leaks.run_uuid == SqlRun.run_uuid) & (leaks.key == names.ALLOWED_LEAKS))
     query = query.where(
         *_is_active(experiments),
-        SqlRun.status == FINISHED,
+        SqlRun.status == names.FINISHED,
         sa.not_(metric.is_nan),
         metric.value.between(0, 1),
         role.key.is_(None),
@@ -148,15 +143,15 @@ def _candidates_in_database(experiments: dict[str, Experiment]) -> Iterator[Stor
             uri,
             start_time=start,
             end_time=end,
-            metrics={BEST_VAL_AUC: val_auc},
-            tags=found if allowed_leaks is None else found | {ALLOWED_LEAKS: allowed_leaks},
+            metrics={names.BEST_VAL_AUC: val_auc},
+            tags=found if allowed_leaks is None else found | {names.ALLOWED_LEAKS: allowed_leaks},
         )
 
 
 def _roles_by_search(fingerprint: str, metric: str) -> Counter[str]:
     """Count runs with the metric on this split by role; training runs have the role ""."""
-    runs = search_runs(f"tags.`{SPLIT_FINGERPRINT}` = '{fingerprint}'")
-    return Counter(run.tags.get(ROLE, "") for run in runs if metric in run.metrics)
+    runs = search_runs(f"tags.`{names.SPLIT_FINGERPRINT}` = '{fingerprint}'")
+    return Counter(run.tags.get(names.ROLE, "") for run in runs if metric in run.metrics)
 
 
 def _roles_in_database(fingerprint: str, metric: str) -> dict[str, int]:
@@ -165,11 +160,11 @@ def _roles_in_database(fingerprint: str, metric: str) -> dict[str, int]:
     query: Any = (
         sa.select(sa.func.coalesce(role.value, ""), sa.func.count())
         .select_from(SqlRun)
-        .join(tag, (tag.run_uuid == SqlRun.run_uuid) & (tag.key == SPLIT_FINGERPRINT))
+        .join(tag, (tag.run_uuid == SqlRun.run_uuid) & (tag.key == names.SPLIT_FINGERPRINT))
         .join(
             SqlLatestMetric, (SqlLatestMetric.run_uuid == SqlRun.run_uuid) & (SqlLatestMetric.key == metric)
         )
-        .outerjoin(role, (role.run_uuid == SqlRun.run_uuid) & (role.key == ROLE))
+        .outerjoin(role, (role.run_uuid == SqlRun.run_uuid) & (role.key == names.ROLE))
         .where(*_is_active(_experiments()), tag.value == fingerprint)
         .group_by(sa.func.coalesce(role.value, ""))
     )

@@ -11,20 +11,8 @@ from mlflow.entities import Experiment, Run
 from ..errors import TrackingError
 from ..utils.cli import warn
 from ..utils.contained import contained
+from . import names
 from .artifact_paths import run_folder
-from .names import (
-    ALLOWED_LEAKS,
-    BEST_VAL_AUC,
-    DATA_FINGERPRINT,
-    ERROR,
-    FINISHED,
-    MODALITY,
-    MODEL,
-    OUTPUT_DIR,
-    ROLE,
-    RUN_FOLDER,
-    SPLIT_FINGERPRINT,
-)
 from .store import mlflow_client, reason, store_errors
 
 
@@ -57,7 +45,7 @@ class StoredRun:
     artifact_location: str = ""
     artifact_uri: str = ""
     name: str = ""
-    status: str = FINISHED
+    status: str = names.FINISHED
     start_time: int = 0
     end_time: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -91,22 +79,22 @@ class StoredRun:
     @property
     def is_training(self) -> bool:
         """Return whether it is a training run of this project that got as far as its params."""
-        return RUN_FOLDER in self.params
+        return names.RUN_FOLDER in self.params
 
     @property
     def is_candidate(self) -> bool:
         """Return whether it competes with others: a training run, not an evaluation, fold or search."""
-        return ROLE not in self.tags and MODEL in self.tags and MODALITY in self.tags
+        return names.ROLE not in self.tags and names.MODEL in self.tags and names.MODALITY in self.tags
 
     @property
     def model(self) -> str:
         """Return the tag ``model``, empty if there is none."""
-        return self.tags.get(MODEL, "")
+        return self.tags.get(names.MODEL, "")
 
     @property
     def modality(self) -> str:
         """Return the tag ``modality``, empty if there is none."""
-        return self.tags.get(MODALITY, "")
+        return self.tags.get(names.MODALITY, "")
 
     @property
     def group(self) -> tuple[str, str]:
@@ -116,17 +104,17 @@ class StoredRun:
     @property
     def val_auc(self) -> float:
         """Return the last ``best_val_auc``, NaN if there is none."""
-        return self.metrics.get(BEST_VAL_AUC, float("nan"))
+        return self.metrics.get(names.BEST_VAL_AUC, float("nan"))
 
     @property
     def data_fingerprint(self) -> str | None:
         """Return the fingerprint of its images and labels."""
-        return self.tags.get(DATA_FINGERPRINT)
+        return self.tags.get(names.DATA_FINGERPRINT)
 
     @property
     def split_fingerprint(self) -> str | None:
         """Return the fingerprint of its split."""
-        return self.tags.get(SPLIT_FINGERPRINT)
+        return self.tags.get(names.SPLIT_FINGERPRINT)
 
     @property
     def fingerprints(self) -> tuple[str | None, str | None]:
@@ -136,7 +124,7 @@ class StoredRun:
     @property
     def allowed_leaks(self) -> str | None:
         """Return how many training images are also in another split, None if the run does not say."""
-        return self.tags.get(ALLOWED_LEAKS)
+        return self.tags.get(names.ALLOWED_LEAKS)
 
     @property
     def is_leaky(self) -> bool:
@@ -146,12 +134,12 @@ class StoredRun:
     @property
     def folder_name(self) -> str:
         """Return the name of the run's folder on disk."""
-        return self.params.get(RUN_FOLDER, "")
+        return self.params.get(names.RUN_FOLDER, "")
 
     @property
     def output_dir(self) -> str:
         """Return the folder that holds the run's folder."""
-        return self.params.get(OUTPUT_DIR, "outputs")
+        return self.params.get(names.OUTPUT_DIR, "outputs")
 
     @property
     def model_source(self) -> str | None:
@@ -203,7 +191,7 @@ def read_run(run_id: str) -> StoredRun:
     client = mlflow_client()
     with store_errors(f"run {run_id} cannot be read"):
         run = client.get_run(run_id)
-        points = client.get_metric_history(run_id, BEST_VAL_AUC)
+        points = client.get_metric_history(run_id, names.BEST_VAL_AUC)
         experiment = client.get_experiment(run.info.experiment_id)
     if run.info.lifecycle_stage != "active":
         raise TrackingError(f"run {run_id} {how_to_restore(run_id, experiment)}")
@@ -230,8 +218,8 @@ def metric_points(run_id: str) -> dict[str, list[tuple[int, float]]]:
     """
     client = mlflow_client()
     with store_errors(f"the metrics of run {run_id} cannot be read"):
-        names = client.get_run(run_id).data.metrics
-        histories = {name: client.get_metric_history(run_id, name) for name in sorted(names)}
+        found = client.get_run(run_id).data.metrics
+        histories = {name: client.get_metric_history(run_id, name) for name in sorted(found)}
     return {name: sorted((point.step, point.value) for point in points) for name, points in histories.items()}
 
 
@@ -243,7 +231,7 @@ def clear_error(run_id: str) -> None:
     """
     client = mlflow_client()
     try:
-        if ERROR in client.get_run(run_id).data.tags:
-            client.delete_tag(run_id, ERROR)
+        if names.ERROR in client.get_run(run_id).data.tags:
+            client.delete_tag(run_id, names.ERROR)
     except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
-        warn(f"run {run_id} is FINISHED, and its tag {ERROR} cannot be removed: {reason(error)}")
+        warn(f"run {run_id} is FINISHED, and its tag {names.ERROR} cannot be removed: {reason(error)}")

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from src.promote import main
-from src.reporting.gather import gather
+from src.reporting.page import gather
 from src.training.predictions import read_predictions
 from tests.promotion.conftest import aliases, champion_run, history
 from tests.promotion.runs import Made, make_run
