@@ -22,7 +22,7 @@ from scipy.stats import rankdata
 from benchmarks.measuring import keep, show
 from src.evaluation.auc import compare, corrected_auc
 from src.evaluation.intervals import FEWEST_UNITS, estimate, interval
-from src.promotion.judge import adjusted
+from src.promotion.select import adjust_p
 
 AUCS, PATIENTS, PREVALENCES = (0.6, 0.8, 0.95, 0.99), (30, 100, 500), (0.1, 0.5)
 IMAGES = ("1", "1 to 5")
@@ -141,7 +141,7 @@ def promoted(runs: int, gain: float, patients: int, images: str, replicates: int
         best, _ = best_of(sample.labels, models[1:])
         found = compare(sample.labels, both(models[1 + best]), both(models[0]), sample.units.tolist())
         raw += found.value > 0 and found.p < LEVEL
-        corrected += found.value > 0 and adjusted(found.p, runs) < LEVEL
+        corrected += found.value > 0 and adjust_p(found.p, runs) < LEVEL
     return {"p": raw / replicates, "min(1, m x p)": corrected / replicates}
 
 

@@ -25,10 +25,10 @@ from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, Sq
 from sqlalchemy import create_engine, insert
 
 from benchmarks.measuring import keep, python, show
-from src.promotion.decide import Request
-from src.promotion.flow import promote
+from src.promotion.select import Request
+from src.promotion.workflow import promote
 from src.store import main as store
-from src.tracking.candidates import find_candidates
+from src.tracking.queries import find_candidates
 from src.tracking.run import tracked_run
 from src.tracking.store import open_store
 from tests.images import write_npz

@@ -48,10 +48,11 @@ def _cleanup(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     from .retention.cleaning import clean, survey
     from .retention.plan import Rules
-    from .tracking.project_run import mark_project_run, project_run_told
+    from .tracking import project_run_errors
+    from .tracking.project_run import mark_project_run
     from .tracking.store import open_store, quiet_client
 
-    with project_run_told():
+    with project_run_errors():
         rules = Rules(args.keep_best, args.keep_days, args.runs)
         output = Path(args.output_dir)
         open_store(must_exist=True)

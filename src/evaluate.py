@@ -45,11 +45,12 @@ def _evaluate(argv: Sequence[str] | None) -> None:
     from .inference.explain import check_explainable
     from .inference.judging import judge
     from .inference.reference import read_reference
-    from .tracking.project_run import check_project_run, project_run_told
+    from .tracking import project_run_errors
+    from .tracking.project_run import check_project_run
     from .tracking.run import tracked_run
     from .tracking.store import open_store
 
-    with project_run_told():
+    with project_run_errors():
         check_project_run()
         reference = read_reference(args)
         with trained_model(reference, args.device, evaluation.ROLE) as (trained, _):

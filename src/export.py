@@ -26,10 +26,10 @@ def _export(argv: Sequence[str] | None) -> None:
     from .inference.command import trained_model
     from .inference.onnx_file import export_onnx
     from .inference.reference import read_reference
-    from .tracking.project_run import project_run_told
+    from .tracking import project_run_errors
     from .utils.io import checked_output
 
-    with project_run_told():
+    with project_run_errors():
         reference = read_reference(args)
         output = checked_output(Path(args.output), (".onnx",))
         with trained_model(reference, "cpu", "export") as (trained, folder):

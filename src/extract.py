@@ -35,10 +35,10 @@ def _extract(argv: Sequence[str] | None) -> None:
     from .inference.command import read_inputs, refuse_bad, trained_model
     from .inference.predictions import features, write_features
     from .inference.reference import read_reference
-    from .tracking.project_run import project_run_told
+    from .tracking import project_run_errors
     from .utils.io import checked_output
 
-    with project_run_told():
+    with project_run_errors():
         reference = read_reference(args)
         output = checked_output(Path(args.output), (".parquet", ".csv", _ARRAY))
         with trained_model(reference, args.device, "extract") as (trained, _):

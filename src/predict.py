@@ -30,10 +30,10 @@ def _predict(argv: Sequence[str] | None) -> None:
     from .inference.command import read_inputs, refuse_bad, trained_model
     from .inference.predictions import predictions, write_table
     from .inference.reference import read_reference
-    from .tracking.project_run import project_run_told
+    from .tracking import project_run_errors
     from .utils.io import checked_output
 
-    with project_run_told():
+    with project_run_errors():
         reference = read_reference(args)
         output = checked_output(Path(args.output), (".csv", ".parquet"))
         with trained_model(reference, args.device, "predict") as (trained, _):

@@ -9,7 +9,7 @@ from .errors import ConfigError, MlprojectError
 from .utils.cli import CommandParser, add_flag, number, run_command
 
 if TYPE_CHECKING:
-    from .promotion.decide import Request
+    from .promotion.select import Request
 
 
 _LEVEL = 0.05
@@ -60,12 +60,14 @@ def _parser() -> CommandParser:
 
 
 def _promote(argv: Sequence[str] | None) -> None:
-    from .promotion.show import promote_and_show
-    from .tracking.project_run import mark_project_run, project_run_told
-    from .tracking.store import open_store
+    from .tracking import project_run_errors
 
-    with project_run_told():
+    with project_run_errors():
         args = _parser().parse_args(argv)
+        from .promotion.report import promote_and_report
+        from .tracking.project_run import mark_project_run
+        from .tracking.store import open_store
+
         request = _request(args)
         open_store(must_exist=True)
         mark_project_run("promote")
@@ -74,12 +76,11 @@ def _promote(argv: Sequence[str] | None) -> None:
         elif args.rollback:
             _roll_back(args)
         else:
-            promote_and_show(request)
+            promote_and_report(request)
 
 
 def _request(args: argparse.Namespace) -> "Request":
-    from .promotion.decide import Request
-    from .promotion.judge import Rules
+    from .promotion.select import Request, Rules
 
     if args.rollback and args.check:
         raise ConfigError("--rollback and --check exclude each other")
@@ -94,8 +95,8 @@ def _request(args: argparse.Namespace) -> "Request":
 
 
 def _roll_back(args: argparse.Namespace) -> None:
-    from .promotion.group import Group
-    from .promotion.rollback import roll_back
+    from .promotion.history import Group
+    from .promotion.publish import roll_back
 
     if not (args.model and args.modality):
         raise ConfigError("--rollback needs --model and --modality")
@@ -103,9 +104,9 @@ def _roll_back(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from .promotion.check import check
+    from .promotion.report import check_consistency
 
-    found = check(args.model, args.modality)
+    found = check_consistency(args.model, args.modality)
     for name, problems in found.items():
         print(f"{name}: {'; '.join(problems) or 'YAML, registry and history agree'}")
     if not found:

@@ -25,13 +25,13 @@ def _report(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     import tempfile
 
-    from .reporting.gather import gather
-    from .reporting.page import render
-    from .tracking.project_run import mark_project_run, project_run_told
+    from .reporting.page import gather, render
+    from .tracking import project_run_errors
+    from .tracking.project_run import mark_project_run
     from .tracking.store import open_store, shown_uri
     from .utils.io import atomic_write_text, checked_output
 
-    with project_run_told(), tempfile.TemporaryDirectory(prefix="mlproject-") as folder:
+    with project_run_errors(), tempfile.TemporaryDirectory(prefix="mlproject-") as folder:
         output = checked_output(Path(args.output), (".html",))
         open_store(must_exist=True)
         mark_project_run("report")

@@ -12,8 +12,8 @@ from .utils.cli import CommandParser, run_command
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from .tracking.running import RunningRun
-    from .tracking.sync import Left
+    from .tracking.liveness import Liveness
+    from .tracking.sync import PendingDelivery
 
 _SHOWN = 5
 _WIDE = 160  # a pipe has no width, and a wrapped path is no path
@@ -68,7 +68,7 @@ def _sync(args: argparse.Namespace) -> None:
 
 
 def _relocate(_args: argparse.Namespace) -> None:
-    from .tracking.relocation import relocate
+    from .tracking.artifact_paths import relocate
     from .tracking.store import open_store, shown_uri
 
     open_store(must_exist=True)
@@ -85,7 +85,7 @@ def _relocate(_args: argparse.Namespace) -> None:
 
 def _doctor(args: argparse.Namespace) -> None:
     from .tracking.store import http_retries, open_store, quiet_client
-    from .tracking.sync import find_left
+    from .tracking.sync import find_pending
 
     output = Path(args.output_dir)
     if output != Path("outputs") and not output.is_dir():
@@ -93,7 +93,7 @@ def _doctor(args: argparse.Namespace) -> None:
     _show_machine(output)
     with http_retries(2), quiet_client():
         open_store(must_exist=True)
-        left = find_left(output)
+        left = find_pending(output)
         wrong = [
             *_check_store(),
             *_check_runs(left, apply=args.apply),
@@ -148,10 +148,10 @@ def _check_store() -> list[str]:
     return [] if why is None else [f"{shown_uri()} cannot be written: {why}"]
 
 
-def _check_runs(left: "list[Left]", *, apply: bool) -> list[str]:
-    from .tracking.running import DEAD, mark_killed, running_runs
+def _check_runs(left: "list[PendingDelivery]", *, apply: bool) -> list[str]:
+    from .tracking.liveness import DEAD, check_running_runs, mark_killed
 
-    runs = running_runs(left)
+    runs = check_running_runs(left)
     dead = [run for run in runs if run.state == DEAD]
     if runs:
         _print(_table_of(runs))
@@ -160,19 +160,19 @@ def _check_runs(left: "list[Left]", *, apply: bool) -> list[str]:
     if not apply:
         what = f"{len(dead)} of {len(runs)} RUNNING runs dead"
         return [f"{what}: python -m src.store doctor --apply marks them KILLED"] if dead else []
-    for run in dead:
-        is_killed = mark_killed(run, left)
-        print(f"run {run.run_id}: {'marked KILLED' if is_killed else 'left alone, it is no longer dead'}")
+    for run_id in (found.run.run_id for found in dead):
+        is_killed = mark_killed(run_id, left)
+        print(f"run {run_id}: {'marked KILLED' if is_killed else 'left alone, it is no longer dead'}")
     return []
 
 
-def _table_of(runs: "list[RunningRun]") -> "Table":
+def _table_of(runs: "list[Liveness]") -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
     table = Table("RUNNING", "name", "state", "why")
-    for run in runs:
-        table.add_row(*map(escape, (run.run_id, run.name, run.state, run.why)))
+    for found in runs:
+        table.add_row(*map(escape, (found.run.run_id, found.run.name, found.state, found.why)))
     return table
 
 
@@ -181,7 +181,7 @@ def _check_temps(output: Path, *, apply: bool) -> list[str]:
     from rich.markup import escape
     from rich.table import Table
 
-    from .promotion.group import FOLDER
+    from .promotion.history import FOLDER
     from .tracking.store import local_path, resolve_uri
     from .utils.cli import span
     from .utils.leftovers import find_temps
@@ -204,7 +204,7 @@ def _check_temps(output: Path, *, apply: bool) -> list[str]:
     return []
 
 
-def _check_journals(left: "list[Left]") -> list[str]:
+def _check_journals(left: "list[PendingDelivery]") -> list[str]:
     """Those that nobody delivers from; an empty one is of a process that had delivered all when it died."""
     from .tracking.journal import items
 
@@ -215,9 +215,9 @@ def _check_journals(left: "list[Left]") -> list[str]:
 
 
 def _check_agreement() -> list[str]:
-    from .promotion.check import check
+    from .promotion.report import check_consistency
 
-    found = check(None, None)
+    found = check_consistency(None, None)
     wrong = {name: problems for name, problems in found.items() if problems}
     print(f"promoted   groups: {len(found)}; where YAML and registry do not agree: {len(wrong)}")
     for name, problems in wrong.items():

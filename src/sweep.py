@@ -65,9 +65,10 @@ def _sweep(argv: Sequence[str] | None) -> None:
         return
     from .search.searching import run_search
     from .search.worker import share_cores
-    from .tracking.project_run import check_project_run, project_run_told
+    from .tracking import project_run_errors
+    from .tracking.project_run import check_project_run
 
-    with project_run_told():
+    with project_run_errors():
         check_project_run()
         plans = _plans(args)
         for plan in plans:

@@ -60,17 +60,14 @@ def _train(argv: Sequence[str] | None) -> None:
 
 def _lead(argv: Sequence[str] | None, group: "Together") -> None:
     """Trains, alone or as the first of several processes: the one that keeps the record."""
-    from .tracking.project_run import (
-        check_project_run,
-        mark_project_run,
-        project_run,
-        project_run_told,
-    )
-    from .tracking.store import open_store
+    from .tracking import project_run_errors
 
     with ExitStack() as held:
-        with project_run_told(), collection_paused(), group.named_loss():
+        with project_run_errors(), collection_paused(), group.named_loss():
             args = _parser().parse_args(argv)
+            from .tracking.project_run import check_project_run, mark_project_run, project_run
+            from .tracking.store import open_store
+
             if not args.dry_run:
                 check_project_run()
             # Not before: torch and MLflow take seconds, and whoever asks for --help needs neither.
@@ -238,11 +235,11 @@ def _claim_named(config: "Config", held: ExitStack) -> "RunFolders | None":
 
 def _promote(config: "Config", *, only_warn: bool) -> None:
     """After the end of the run, which is FINISHED whatever comes of this."""
-    from .promotion.decide import Request
-    from .promotion.show import promote_and_show
+    from .promotion.report import promote_and_report
+    from .promotion.select import Request
 
     try:
-        promote_and_show(Request(model=config.model.name, modality=config.modality))
+        promote_and_report(Request(model=config.model.name, modality=config.modality))
     except MlprojectError as error:
         if not only_warn:
             raise

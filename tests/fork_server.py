@@ -26,7 +26,12 @@ PRELOAD += [
     "matplotlib.figure",
     "src.utils.torchvision_import",
 ]
-PRELOAD += ["src.experiment.session", "src.promotion.show", "src.data.dataset", "src.evaluation.score_plots"]
+PRELOAD += [
+    "src.experiment.session",
+    "src.promotion.report",
+    "src.data.dataset",
+    "src.evaluation.score_plots",
+]
 MAX_MESSAGE = 2**20  # bytes
 
 

@@ -9,7 +9,7 @@ from ..evaluation.metrics import optimism
 from ..models.input_spec import ServingModel
 from ..tracking import names
 from ..tracking.run import TrackedRun
-from ..tracking.store import how_to_look
+from ..tracking.store import ui_instructions
 from ..training.checkpoint import TrainerState
 from ..training.run_folder import RunFolders
 from ..training.scoring import Results, write_results
@@ -137,4 +137,4 @@ def print_summary(
         print(note)
     print(f"run          {run.run_id}")
     print(f"files        {folders.results} and {folders.logs}")
-    print(f"look at it   {how_to_look(run.info.experiment_id)}")
+    print(f"look at it   {ui_instructions(run.info.experiment_id)}")

@@ -10,8 +10,9 @@ from ..data.dataset import Dataset
 from ..errors import ConfigError, DataError, UserError
 from ..models.input_spec import InputSpec
 from ..tracking import names
-from ..tracking.interrupted import KnownRun, find_unfinished, read_known
 from ..tracking.journal import Journal
+from ..tracking.liveness import check_not_running, find_unfinished, read_resumable
+from ..tracking.stored_run import StoredRun
 from ..tracking.sync import sync
 from ..training.checkpoint import CheckpointStore
 from ..training.optim import resolve_defaults
@@ -118,9 +119,9 @@ def resume_by_id(run_id: str, changes: Mapping[str, Any], held: ExitStack) -> In
             training is asked for.
         TrackingError: The store cannot be read, or a server does not take what it has missed.
     """
-    known = read_known(run_id)
+    known = read_resumable(run_id)
     output = Path(changes.get("experiment.output_dir", known.output_dir)).expanduser()
-    known, folders, checkpoint = _take(known, RunFolders(output, known.name), held)
+    known, folders, checkpoint = _take(known, RunFolders(output, known.folder_name), held)
     stored = Config.from_file(folders.config)
     if checkpoint is not None:  # what was trained, whatever somebody has made of the file since
         stored = Config.from_dict(checkpoint["config"], str(folders.checkpoints))
@@ -142,22 +143,22 @@ def resume_auto(config: Config, tags: Mapping[str, str], held: ExitStack) -> Int
     """
     found = find_unfinished(tags)
     if len(found) > 1:
-        listed = ", ".join(f"{known.run_id} ({known.status}, {known.name})" for known in found)
+        listed = ", ".join(f"{known.run_id} ({known.status}, {known.folder_name})" for known in found)
         raise UserError(f"--resume auto: {len(found)} unfinished runs fit: {listed}; name one of them")
     if not found:
         return None
-    known, folders, checkpoint = _take(found[0], RunFolders(config.output_dir, found[0].name), held)
+    known, folders, checkpoint = _take(found[0], RunFolders(config.output_dir, found[0].folder_name), held)
     return _unfinished(Interrupted(known.run_id, config, folders, checkpoint, known.tags), known.status)
 
 
 def _take(
-    known: KnownRun, folders: RunFolders, held: ExitStack
-) -> tuple[KnownRun, RunFolders, dict[str, Any] | None]:
+    known: StoredRun, folders: RunFolders, held: ExitStack
+) -> tuple[StoredRun, RunFolders, dict[str, Any] | None]:
     """Holds a run against others, tells the store the rest of what happened, and opens the checkpoint."""
-    if not is_run_name(known.name):
+    if not is_run_name(known.folder_name):
         raise UserError(
-            f"--resume {known.run_id}: the store says that its experiment.name is {known.name[:80]!r}, which "
-            "is not the name of a folder; nothing is looked for there"
+            f"--resume {known.run_id}: the store says that its experiment.name is "
+            f"{known.folder_name[:80]!r}, which is not the name of a folder; nothing is looked for there"
         )
     if not folders.config.exists():
         raise UserError(
@@ -170,18 +171,18 @@ def _take(
             f"--resume {known.run_id}: {folders.results} belongs to run {', '.join(sorted(others))}"
         )
     held.enter_context(folders.held())
-    known.check_ended()
+    check_not_running(known)
     if Journal.exists(folders.results):
         sync(folders.results)
     # The process that held the run may have come to its end since.
-    return read_known(known.run_id), folders, _open_checkpoint(known, folders)
+    return read_resumable(known.run_id), folders, _open_checkpoint(known, folders)
 
 
-def _open_checkpoint(known: KnownRun, folders: RunFolders) -> dict[str, Any] | None:
+def _open_checkpoint(known: StoredRun, folders: RunFolders) -> dict[str, Any] | None:
     folders.sweep()
     store = CheckpointStore(folders.checkpoints)
     if not store.latest.exists() and not store.previous.exists():
-        if known.has_metrics:
+        if names.TRAIN_LOSS in known.metrics:
             raise UserError(
                 f"--resume {known.run_id}: its checkpoints are gone from {folders.checkpoints}; "
                 "put them back, or start a new run"

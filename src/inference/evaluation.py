@@ -11,10 +11,10 @@ from ..evaluation.intervals import Estimate
 from ..evaluation.metrics import optimism
 from ..evaluation.plots import save_figure
 from ..tracking import names
-from ..tracking.looks import count_looks
+from ..tracking.queries import count_evaluations
 from ..tracking.registry import set_tags
 from ..tracking.run import TrackedRun
-from ..tracking.store import how_to_look
+from ..tracking.store import ui_instructions
 from ..utils.cli import warn
 from ..utils.progress import is_interactive
 from .explain import Layer, draw_explanation
@@ -101,7 +101,7 @@ def show(judgement: Judgement, trained: TrainedModel) -> None:
 
 def show_looks(split: str, fingerprint: str) -> None:
     """Says how often a split has been looked at, this time included: `test` should be seldom."""
-    trainings, evaluations = count_looks(fingerprint, split)
+    trainings, evaluations = count_evaluations(fingerprint, split)
     print(
         f"this {split} split has now been scored by {trainings} trainings and {evaluations} evaluations; "
         "the more often, the less a good score on it means"
@@ -112,7 +112,7 @@ def show_place(run: TrackedRun, folder: Path) -> None:
     """Prints where everything is."""
     print(f"run          {run.run_id}")
     print(f"files        {folder}")
-    print(f"look at it   {how_to_look(run.info.experiment_id)}")
+    print(f"look at it   {ui_instructions(run.info.experiment_id)}")
 
 
 def _shown(found: Estimate) -> str:

@@ -14,11 +14,11 @@ from ..errors import ClaimError, UserError
 from ..models.build import build_model
 from ..models.forward import Network
 from ..models.input_spec import InputSpec
-from ..tracking.finished_run import FinishedRun, read_run
 from ..tracking.logged_model import load_model
 from ..tracking.names import CONFIG, DECODING, registered_name
 from ..tracking.registry import Registered, Version, read_registered, registered_names
 from ..tracking.store import open_store
+from ..tracking.stored_run import StoredRun, read_run
 from ..training.checkpoint import load_checkpoint
 from ..utils.config import Config
 from ..utils.runtime import fit_threads, keep_freed_memory, pick_device
@@ -49,7 +49,7 @@ class TrainedModel:
     classes: tuple[str, ...]
     threshold: float
     source: str | None = None
-    run: FinishedRun | None = None
+    run: StoredRun | None = None
     version: Version | None = None
     decoding: int = 0
 
@@ -114,7 +114,7 @@ def _version(registered: Registered, number: int | None) -> Version:
 
 def _of_run(
     name: str,
-    run: FinishedRun,
+    run: StoredRun,
     source: str | None,
     version: Version | None,
     *,

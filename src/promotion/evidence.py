@@ -1,6 +1,7 @@
-"""What speaks for a run: its AUC with an interval, a paired test, and whether its claim holds."""
+"""Evidence for a run: its AUC with interval, a paired test, verification, and correction for the choice."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,32 +9,36 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ClaimError, DataError, UserError
-from ..evaluation.auc import Difference, auc, compare
+from ..evaluation.auc import Difference, auc, compare, corrected_auc
 from ..evaluation.intervals import Interval, interval
 from ..evaluation.predictions import Predictions, read_predictions
-from ..tracking.finished_run import FinishedRun
-from ..tracking.names import BEST_VAL_AUC, CONFIG, DATA_FINGERPRINT
+from ..tracking.logged_model import load_model
+from ..tracking.names import CONFIG, PREDICTIONS
+from ..tracking.stored_run import StoredRun
 from ..utils.cli import warn
 from ..utils.config import Config
+from .history import Event
+from .select import rank
 
 if TYPE_CHECKING:
     from torch import nn
 
 _SAME_NUMBER = 1e-6  # predictions are stored in full precision
 _SAME_AUC = 1e-3
-_SAME_PROBABILITY = 0.01  # devices and TF32 differ by less, models that were trained apart by more
+_SAME_PROBABILITY = 0.01  # devices and TF32 differ by less, separately trained models by more
+_MOST = 100  # the predictions of so many of the best runs are read, so that 10,000 runs take no longer
 
 
 @dataclass(frozen=True)
-class Standing:
+class Contender:
     """One side of a comparison.
 
     Attributes:
-        val_auc: The val AUC that it claims.
-        run_id: Its run, None for a hand-made YAML.
-        version: Its registered version, None where it has none yet.
-        interval: Of the AUC, None where the predictions are gone.
-        predictions: On the validation split, None where they are gone.
+        val_auc: The val AUC that the run reports.
+        run_id: Its run, None for a hand-made YAML file.
+        version: Its registered version, None if it has none yet.
+        interval: Confidence interval of the AUC, None if the predictions are missing.
+        predictions: Predictions on the validation split, None if they are missing.
         is_leaky: Whether it was allowed a leak between splits.
     """
 
@@ -46,54 +51,72 @@ class Standing:
 
     @property
     def low(self) -> float | None:
-        """Lower end of the interval, None where there is none."""
+        """Return the lower end of the interval, None if there is none."""
         return None if self.interval is None or math.isnan(self.interval.low) else self.interval.low
 
     @property
     def high(self) -> float | None:
-        """Upper end of the interval, None where there is none."""
+        """Return the upper end of the interval, None if there is none."""
         return None if self.interval is None or math.isnan(self.interval.high) else self.interval.high
 
 
-def stand(run: FinishedRun, val_auc: float, version: int | None, folder: Path) -> Standing:
-    """Reads a run's stored predictions and makes its interval."""
+@dataclass(frozen=True)
+class Correction:
+    """The val AUC of a run that was chosen as the best of several, corrected for that choice.
+
+    Attributes:
+        auc: The corrected val AUC.
+        among: Number of runs that it was the best of.
+        used: Number of those that the correction uses: the best 100 with stored predictions.
+    """
+
+    auc: float
+    among: int
+    used: int
+
+    def __str__(self) -> str:
+        """Return the correction for a table."""
+        used = "" if self.used == self.among else f" ({self.used} used)"
+        return f"{self.auc:.4f} corrected, best of {self.among}{used}"
+
+
+def contender_of(run: StoredRun, val_auc: float, version: int | None, folder: Path) -> Contender:
+    """Read a run's stored predictions and compute its interval."""
     predictions = stored_predictions(run, "val", folder)
     found = None
     if predictions is not None:
         found = interval(predictions.labels, predictions.probabilities, predictions.patients)
-        if not gives(predictions, val_auc):
-            # Some other model's: neither an interval nor a test can be had from them.
+        if not _matches_auc(predictions, val_auc):
+            # They are from another model, so they allow neither an interval nor a test.
             found = predictions = None
-    return Standing(val_auc, run.run_id, version, found, predictions, run.is_leaky)
+    return Contender(val_auc, run.run_id, version, found, predictions, run.is_leaky)
 
 
-def difference(challenger: Standing, champion: Standing) -> Difference | None:
-    """Tests whether the challenger's AUC differs; None unless both saw the same samples in the same order."""
+def difference(challenger: Contender, champion: Contender) -> Difference | None:
+    """Test whether the AUCs differ; return None unless both have predictions on the same samples."""
     one, two = challenger.predictions, champion.predictions
-    if one is None or two is None:
-        return None
-    if not saw_the_same(one, two):
+    if one is None or two is None or not _have_same_samples(one, two):
         return None
     return compare(one.labels, one.probabilities, two.probabilities, one.patients)
 
 
-def gives(predictions: Predictions, val_auc: float) -> bool:
-    """Say whether stored predictions have the val AUC that their run claims."""
+def _matches_auc(predictions: Predictions, val_auc: float) -> bool:
+    """Return whether stored predictions have the val AUC that their run reports."""
     return abs(auc(predictions.labels, predictions.probabilities) - val_auc) <= _SAME_NUMBER
 
 
-def saw_the_same(one: Predictions, two: Predictions) -> bool:
-    """Say whether two models have predicted the same samples in the same order."""
+def _have_same_samples(one: Predictions, two: Predictions) -> bool:
+    """Return whether two models have predicted the same samples in the same order."""
     if (one.samples, one.patients, one.classes) != (two.samples, two.patients, two.classes):
         return False
     return np.array_equal(one.labels, two.labels)
 
 
-def read_config(run: FinishedRun, folder: Path) -> Config:
-    """The run's resolved settings.
+def read_config(run: StoredRun, folder: Path) -> Config:
+    """Read the run's resolved settings.
 
     Raises:
-        ClaimError: They are gone.
+        ClaimError: They are missing.
     """
     path = run.fetch(CONFIG, folder)
     if path is None:
@@ -101,17 +124,15 @@ def read_config(run: FinishedRun, folder: Path) -> Config:
     return Config.from_file(path)
 
 
-def verify(run: FinishedRun, folder: Path) -> str:
-    """Checks a run's claim and returns how: by its model on its data, or else by its stored predictions.
+def verify(run: StoredRun, folder: Path) -> str:
+    """Verify a run's val AUC by its model on its data, or else by its stored predictions; return how.
 
     Raises:
-        ClaimError: The model is not loaded without executing anything, gives another AUC than the run
-            claims or other probabilities than the stored ones, or nothing is there to check by.
+        ClaimError: The model cannot be loaded safely, gives another AUC than the run reports or other
+            probabilities than the stored ones, or neither data nor predictions are available.
         TrackingError: The store failed.
     """
-    from ..tracking.logged_model import load_model
-
-    claim, stored = run.metrics[BEST_VAL_AUC], stored_predictions(run, "val", folder)
+    claim, stored = run.val_auc, stored_predictions(run, "val", folder)
     if stored is not None:
         _expect(run, "its stored predictions", auc(stored.labels, stored.probabilities), claim, _SAME_NUMBER)
     if run.model_source is None:
@@ -120,12 +141,12 @@ def verify(run: FinishedRun, folder: Path) -> str:
     try:
         given = _predict(run, model, folder)
     except (UserError, OSError) as error:
-        # Told to the person at hand only: it may name images, and the verdict goes into the registry.
-        warn(f"run {run.run_id}: its validation data is not at hand: {error}")
+        # Only a warning: it may name images, while the verdict is stored in the registry.
+        warn(f"run {run.run_id}: its validation data is not available: {error}")
         if stored is None:
             raise ClaimError(f"run {run.run_id}: neither its data nor its predictions are at hand") from None
         return "stored predictions; the data is not at hand"
-    # Equal probabilities say more than an equal AUC, which near ties can move.
+    # Equal probabilities are a stronger check than an equal AUC, which near ties can change.
     if stored is None or _distance(stored, given) > _SAME_PROBABILITY:
         _expect(run, "its logged model", auc(given.labels, given.probabilities), claim, _SAME_AUC)
     if stored is not None and _distance(stored, given) > _SAME_PROBABILITY:
@@ -136,16 +157,16 @@ def verify(run: FinishedRun, folder: Path) -> str:
     return "logged model on the validation data"
 
 
-def stored_predictions(run: FinishedRun, split: str, folder: Path) -> Predictions | None:
-    """A run's predictions on a split; None where they are gone or damaged."""
-    path = run.fetch(f"predictions/{split}.csv", folder)
+def stored_predictions(run: StoredRun, split: str, folder: Path) -> Predictions | None:
+    """Return a run's predictions on a split, None if they are missing or damaged."""
+    path = run.fetch(f"{PREDICTIONS}/{split}.csv", folder)
     try:
         return None if path is None else read_predictions(path)
     except DataError:
         return None
 
 
-def _expect(run: FinishedRun, what: str, found: float, claim: float, tolerance: float) -> None:
+def _expect(run: StoredRun, what: str, found: float, claim: float, tolerance: float) -> None:
     if not abs(found - claim) <= tolerance:
         raise ClaimError(f"run {run.run_id} claims a val AUC of {claim:.6f} and {what} give {found:.6f}")
 
@@ -156,11 +177,11 @@ def _distance(stored: Predictions, given: Predictions) -> float:
     return float(np.abs(stored.probabilities - given.probabilities).max())
 
 
-def _predict(run: FinishedRun, model: "nn.Module", folder: Path) -> Predictions:
-    """The model's predictions on the validation split of the run's own data.
+def _predict(run: StoredRun, model: "nn.Module", folder: Path) -> Predictions:
+    """Return the model's predictions on the validation split of the run's own data.
 
     Raises:
-        UserError: The data is not at hand, or is other data by now.
+        UserError: The data is missing, or has changed.
     """
     import torch
 
@@ -169,10 +190,10 @@ def _predict(run: FinishedRun, model: "nn.Module", folder: Path) -> Predictions:
     from ..utils.progress import track
 
     config = read_config(run, folder)
-    # A cache that is there is used; a promotion makes none.
+    # Use an existing cache, but create none.
     cache = config.cache_dir if config.cache_dir.is_dir() else folder / "cache"
     dataset = load_dataset(config.data, cache)
-    if dataset.fingerprint != run.tags[DATA_FINGERPRINT]:
+    if dataset.fingerprint != run.data_fingerprint:
         raise DataError(f"{config.data.root_dir} holds other data by now")
     val = dataset.splits["val"]
     batches = list(sequential_batches(np.arange(len(val)), config.training.batch_size))
@@ -185,3 +206,51 @@ def _predict(run: FinishedRun, model: "nn.Module", folder: Path) -> Predictions:
         raise ClaimError(f"run {run.run_id}: its logged model does not take its data: {reason}") from None
     probabilities = torch.cat(parts).double().numpy()
     return Predictions(val.hashes, val.patients, val.labels, probabilities, dataset.classes)
+
+
+def correction_of(event: Event | None) -> Correction | None:
+    """Return the correction that a promotion has recorded; None if it has not, as in earlier versions."""
+    if event is None or event.val_auc_corrected is None:
+        return None
+    return Correction(event.val_auc_corrected, event.chosen_among or 1, event.corrected_with or 1)
+
+
+def correct(best: StoredRun, competitors: Sequence[StoredRun], folder: Path) -> Correction | None:
+    """Correct a run's val AUC for being the best of the runs that competed.
+
+    Args:
+        best: The best run.
+        competitors: All runs that it was chosen among, itself included.
+        folder: Where to download files to if the store is not a local folder.
+
+    Returns:
+        The correction; None if there was a choice and the predictions of the run or of all others are
+        missing, or are too few to resample.
+    """
+    if len(competitors) == 1:
+        return Correction(best.val_auc, 1, 1)
+    others = [run for run in rank(competitors) if run.run_id != best.run_id]
+    # By age: of equal runs the earlier one wins, and no order by AUC may decide within a sample.
+    runs = sorted([best, *others[: _MOST - 1]], key=lambda run: (run.start_time, run.run_id))
+    tables = _matching_predictions(runs, folder)
+    own = tables.get(best.run_id)
+    if own is None:
+        return None
+    same = [table for table in tables.values() if _have_same_samples(own, table)]
+    if len(same) == 1:
+        return None
+    value = corrected_auc(own.labels, [table.probabilities for table in same], own.patients)
+    return None if math.isnan(value) else Correction(value, len(competitors), len(same))
+
+
+def _matching_predictions(runs: Sequence[StoredRun], folder: Path) -> dict[str, Predictions]:
+    """Return by run id the validation predictions that exist and match the run's val AUC."""
+    tables: dict[str, Predictions] = {}
+    for run in runs:
+        try:
+            found = stored_predictions(run, "val", folder)
+        except ClaimError:
+            continue
+        if found is not None and _matches_auc(found, run.val_auc):
+            tables[run.run_id] = found
+    return tables

@@ -1,58 +1,99 @@
-"""What was promoted, rolled back and refused, when and why: one line of JSON each."""
+"""Groups of runs, and the history of their promotions, rollbacks and refusals: one line of JSON per event."""
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
+from pathlib import Path
 from typing import Literal
 
 from pydantic import TypeAdapter
 
+from ..errors import MlprojectError
+from ..tracking.names import registered_name
+from ..tracking.stored_run import StoredRun
 from ..utils.cli import warn
+from ..utils.config_fields import TAG_PATTERN
 from ..utils.io import atomic_write_bytes
-from .group import FOLDER, Group
+
+FOLDER = Path("config/best_hparams")
+"""Folder of the YAML files and the history, in the working folder."""
 
 PATH = FOLDER / "history.jsonl"
 
 Action = Literal["promotion", "rollback", "restore", "refusal"]
 
 
+@dataclass(frozen=True, order=True)
+class Group:
+    """The runs of one model on one modality, which compete for one registered model."""
+
+    model: str
+    modality: str
+
+    @property
+    def name(self) -> str:
+        """Return the name of the registered model, which is also the YAML file's name."""
+        return registered_name(self.model, self.modality)
+
+    @property
+    def yaml_path(self) -> Path:
+        """Return the path of the group's YAML file."""
+        return FOLDER / f"{self.name}.yaml"
+
+    def check_name(self) -> None:
+        """Refuse tags that cannot be part of the name of a file and a registered model.
+
+        Raises:
+            MlprojectError: They contain a separator, a space or ``..``.
+        """
+        plain = re.fullmatch(TAG_PATTERN, self.model) and all(
+            re.fullmatch(TAG_PATTERN, part) for part in self.modality.split("+")
+        )
+        if not plain or ".." in self.name:
+            raise MlprojectError(
+                f"model {self.model!r} on modality {self.modality!r} would name a file and a model: "
+                "letters, digits, '.', '_' and '-' only, and no '..'; runs with such tags are not promoted"
+            )
+
+
 @dataclass(frozen=True)
-class Entry:
-    """One event.
+class Event:
+    """One event of the history.
 
     Attributes:
         time: ISO 8601, UTC.
-        action: ``restore`` makes YAML, registry and history agree again on a version.
+        action: What happened; ``restore`` makes YAML, registry and history agree again on a version.
         model: The group's model.
         modality: The group's modality.
-        run_id: The run that it is about.
-        version: The registered version that holds from now on; None for a refusal.
-        previous_version: What the alias ``previous`` points to from now on.
-        replaced_version: The champion until now.
-        replaced_run_id: Its run.
-        val_auc: The run's, with its interval.
-        val_auc_low: Lower end.
-        val_auc_high: Upper end.
-        replaced_val_auc: The val AUC that was to be beaten.
+        run_id: The run.
+        version: The champion's version after the event; None for a refusal.
+        previous_version: The version with the alias ``previous`` after the event.
+        replaced_version: The champion's version before the event.
+        replaced_run_id: The champion's run before the event.
+        val_auc: The run's val AUC.
+        val_auc_low: Lower end of its confidence interval.
+        val_auc_high: Upper end of its confidence interval.
+        replaced_val_auc: The val AUC that the run had to beat.
         difference: Val AUC minus that of the champion on the same samples.
-        p_value: Of the paired test of the difference, as if it were the only one.
-        runs_since: How many runs competed since the champion was promoted; ``p_value`` times this number
-            is what ``--significant`` decides by.
-        val_auc_corrected: The run's val AUC, corrected for having been chosen among runs.
-        chosen_among: Among how many.
-        corrected_with: How many of these had the stored predictions that the correction needs.
-        runs: How many comparable runs were ranked: the best of many looks better than it is.
+        p_value: Of the paired test of the difference, without correction for several runs.
+        runs_since: How many runs competed since the champion was promoted; ``--significant`` decides by
+            ``p_value`` times this number.
+        val_auc_corrected: The run's val AUC, corrected for being the best of several runs.
+        chosen_among: Number of runs that it was the best of.
+        corrected_with: Number of those whose stored predictions the correction used.
+        runs: How many comparable runs were ranked.
         left_out: How many runs saw other data.
-        data_fingerprint: Of the run.
-        split_fingerprint: Of the run.
-        verified: How the run's claim was checked.
+        data_fingerprint: The run's data.
+        split_fingerprint: The run's split.
+        verified: How the run's val AUC was checked.
         forced: Whether ``--force`` was given.
         new_data: Whether ``--new-data`` was given.
         reason: A sentence.
-        replaced_text: A YAML that this project had not written, before it was replaced.
+        replaced_text: The text of a replaced YAML file that this project had not written.
     """
 
     time: str
@@ -84,88 +125,103 @@ class Entry:
     chosen_among: int | None = None
     corrected_with: int | None = None
 
+    @classmethod
+    def of(cls, action: Action, group: Group, run: StoredRun, reason: str) -> "Event":
+        """Build an event about a run, now; the numbers are added with `replace`."""
+        data, split = run.fingerprints
+        return cls(
+            now(),
+            action,
+            group.model,
+            group.modality,
+            run.run_id,
+            reason,
+            data_fingerprint=data,
+            split_fingerprint=split,
+        )
+
     def to_json(self) -> str:
-        """One line; a number that is not finite becomes null."""
+        """Return the event as one line; a number that is not finite becomes null."""
         values = asdict(self)
         return json.dumps(
             {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         )
 
     @classmethod
-    def from_json(cls, line: str) -> "Entry | None":
-        """Reads such a line, without keys that a later release added; None where it is none."""
+    def from_json(cls, line: str) -> "Event | None":
+        """Parse a line, ignoring keys of later releases; return None if it is not an event."""
         try:
-            entry = _ENTRY.validate_json(line)
-            return entry if datetime.fromisoformat(entry.time).tzinfo else None
-        except ValueError:  # pydantic's are ValueErrors too
+            event = _EVENT.validate_json(line)
+            return event if datetime.fromisoformat(event.time).tzinfo else None
+        except ValueError:  # pydantic's errors are ValueErrors, too
             return None
 
 
-_ENTRY = TypeAdapter(Entry)  # made once: building it takes longer than reading a hundred lines
+_EVENT = TypeAdapter(Event)  # built once: building it takes longer than parsing a hundred lines
 
 
 def now() -> str:
-    """The time as entries have it."""
+    """Return the time in the format of the events."""
     return datetime.now(UTC).isoformat()
 
 
-def read_history() -> list[Entry]:
-    """All events, oldest first; lines that are damaged are named and left out."""
-    entries = []
+def read_history() -> list[Event]:
+    """Return all events, oldest first; damaged lines are skipped with a warning."""
+    events = []
     for number, line in enumerate(_lines(), start=1):
-        entry = Entry.from_json(line)
-        if entry is None:
+        event = Event.from_json(line)
+        if event is None:
             warn(f"{PATH}, line {number}: not an event; it is left out")
         else:
-            entries.append(entry)
-    return entries
+            events.append(event)
+    return events
 
 
-def of_group(entries: list[Entry], group: Group) -> list[Entry]:
-    """The events of one group."""
-    return [e for e in entries if (e.model, e.modality) == (group.model, group.modality)]
+def of_group(events: list[Event], group: Group) -> list[Event]:
+    """Return the events of one group."""
+    return [e for e in events if (e.model, e.modality) == (group.model, group.modality)]
 
 
-def last_version(entries: list[Entry], group: Group) -> int | None:
-    """The version that holds after the events, None where none was promoted."""
-    told = [e.version for e in of_group(entries, group) if e.action != "refusal"]
-    return told[-1] if told else None
+def last_version(events: list[Event], group: Group) -> int | None:
+    """Return the champion's version after the events, None if there was no promotion."""
+    versions = [e.version for e in of_group(events, group) if e.action != "refusal"]
+    return versions[-1] if versions else None
 
 
-def taken_back(entries: list[Entry], group: Group) -> set[str]:
-    """The runs that were rolled back, and not promoted again since."""
+def rolled_back(events: list[Event], group: Group) -> set[str]:
+    """Return the runs that were rolled back and not promoted again since."""
     runs: set[str] = set()
-    for entry in of_group(entries, group):
-        if entry.action == "rollback" and entry.replaced_run_id:
-            runs.add(entry.replaced_run_id)
-        elif entry.action == "promotion" and entry.run_id:
-            runs.discard(entry.run_id)
+    for event in of_group(events, group):
+        if event.action == "rollback" and event.replaced_run_id:
+            runs.add(event.replaced_run_id)
+        elif event.action == "promotion" and event.run_id:
+            runs.discard(event.run_id)
     return runs
 
 
-def promotions(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """Return the last promotion of each run; rollbacks and repairs do not count."""
-    found = [entry for entry in entries if entry.action == "promotion" and entry.run_id]
-    found.sort(key=lambda entry: datetime.fromisoformat(entry.time))
-    return {entry.run_id: entry for entry in found if entry.run_id}
+def promotions(events: Iterable[Event]) -> dict[str, Event]:
+    """Return the last promotion of each run; rollbacks and restores do not count."""
+    found = [event for event in events if event.action == "promotion" and event.run_id]
+    found.sort(key=lambda event: datetime.fromisoformat(event.time))
+    return {event.run_id: event for event in found if event.run_id}
 
 
-def append(entry: Entry) -> None:
-    """Adds an event, unless it is there: an interrupted promotion is finished, not told twice.
+def append(event: Event) -> None:
+    """Append an event unless the history has it, as after an interrupted promotion.
 
-    A refusal of the same run for the same reason is no news either, until something else happens.
+    A refusal is also skipped if the same run was refused for the same reason and nothing else happened since.
     """
-    told = of_group(read_history(), Group(entry.model, entry.modality))
-    since = takewhile(lambda old: old.action == "refusal", reversed(told))
+    events = of_group(read_history(), Group(event.model, event.modality))
+    since = takewhile(lambda old: old.action == "refusal", reversed(events))
     refused = {(old.run_id, old.reason) for old in since}
-    if entry in told or (entry.action == "refusal" and (entry.run_id, entry.reason) in refused):
+    if event in events or (event.action == "refusal" and (event.run_id, event.reason) in refused):
         return
-    text = "".join(f"{line}\n" for line in [*_lines(), entry.to_json()])
+    text = "".join(f"{line}\n" for line in [*_lines(), event.to_json()])
     atomic_write_bytes(PATH, text.encode(errors="surrogateescape"))
 
 
 def _lines() -> list[str]:
-    """Damaged bytes are carried along as they are."""
+    """Return the lines of the file; damaged bytes are kept as they are."""
     if not PATH.exists():
         return []
     return PATH.read_text(encoding="utf-8", errors="surrogateescape").splitlines()

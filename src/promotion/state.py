@@ -1,4 +1,4 @@
-"""What a group holds now: YAML, registry and history side by side, and which of them has the word."""
+"""What a group has now: YAML file, registry and history, and which of them holds if they differ."""
 
 import math
 from collections.abc import Mapping
@@ -7,46 +7,30 @@ from datetime import datetime
 
 from ..errors import TrackingError
 from ..evaluation.auc import is_better
-from ..tracking.finished_run import read_run
-from ..tracking.names import (
-    BEST_VAL_AUC,
-    CHAMPION,
-    DATA_FINGERPRINT,
-    MODALITY,
-    MODEL,
-    PREVIOUS,
-    SPLIT_FINGERPRINT,
-)
+from ..tracking import names
 from ..tracking.registry import Registered, Version, read_registered
-from .group import Group
-from .history import Entry, last_version, of_group, promotions, read_history, taken_back
-from .record import Record, read_record
-
-PROMOTION = "promotion"
-"""Tag of a version: the event that made it champion, as the history has it."""
-RECORD_SHA256 = "yaml.sha256"
-ROLLED_BACK = "rolled_back_to"
-"""Tag of a version that was taken back: the version that holds instead."""
-VAL_AUC = "val_auc"
+from ..tracking.stored_run import read_run
+from .best_hparams import BestHparams, read_best_hparams
+from .history import Event, Group, last_version, of_group, promotions, read_history, rolled_back
 
 
 @dataclass(frozen=True)
 class State:
-    """What is there.
+    """What a group has in its YAML file, the registry and the history.
 
     Attributes:
-        record: The YAML, None where there is none.
-        registered: The registry's side.
-        last_version: The version that holds by the history.
-        taken_back: Runs that were rolled back.
-        won: The last promotion of each run, by its id.
+        yaml: The YAML file, None if there is none.
+        registered: The registered model.
+        last_version: The champion's version according to the history.
+        rolled_back: Ids of the runs that were rolled back.
+        promotions: The last promotion of each run, by run id.
     """
 
-    record: Record | None
+    yaml: BestHparams | None
     registered: Registered
     last_version: int | None
-    taken_back: frozenset[str]
-    won: Mapping[str, Entry]
+    rolled_back: frozenset[str]
+    promotions: Mapping[str, Event]
 
 
 @dataclass(frozen=True)
@@ -55,9 +39,9 @@ class Incumbent:
 
     Attributes:
         val_auc: Its val AUC.
-        run_id: Its run, None for a hand-made YAML.
-        version: Its registered version, None where only the YAML knows it.
-        fingerprints: Its data and split, None where unknown.
+        run_id: Its run, None for a hand-made YAML file.
+        version: Its registered version, None if only the YAML file names it.
+        fingerprints: Its data and split, None if unknown.
     """
 
     val_auc: float
@@ -67,152 +51,147 @@ class Incumbent:
 
 
 def read_state(group: Group) -> State:
-    """Reads all three.
+    """Read YAML file, registry and history of a group.
 
     Raises:
-        ConfigError: The YAML is damaged.
-        TrackingError: The registry cannot be read, or the name is another group's there.
+        ConfigError: The YAML file is damaged.
+        TrackingError: The registry cannot be read, or has another group under this name.
     """
-    registered, entries = read_registered(group.name), read_history()
+    registered, events = read_registered(group.name), read_history()
     for version in registered.versions.values():
-        whose = (version.tags.get(MODEL, group.model), version.tags.get(MODALITY, group.modality))
+        whose = (version.tags.get(names.MODEL, group.model), version.tags.get(names.MODALITY, group.modality))
         if whose != (group.model, group.modality):
             raise TrackingError(f"the registered model {group.name} is of {whose[0]} on {whose[1]}")
-    # A version that was rolled back may be deleted since: the history remembers its run.
-    marked = {v.run_id for v in registered.versions.values() if v.run_id and ROLLED_BACK in v.tags}
-    back = frozenset(marked | taken_back(entries, group))
-    tagged = [entry for entry in map(entry_of, registered.versions.values()) if entry is not None]
-    won = promotions([*of_group(entries, group), *tagged])
-    return State(read_record(group), registered, last_version(entries, group), back, won)
+    # A version that was rolled back may be deleted since, but the history has its run.
+    marked = {v.run_id for v in registered.versions.values() if v.run_id and names.ROLLED_BACK_TO in v.tags}
+    back = frozenset(marked | rolled_back(events, group))
+    tagged = [event for event in map(event_of, registered.versions.values()) if event is not None]
+    won = promotions([*of_group(events, group), *tagged])
+    return State(read_best_hparams(group), registered, last_version(events, group), back, won)
 
 
-def entry_of(version: Version) -> Entry | None:
-    """The event that made a version champion; None where somebody else did."""
-    line = version.tags.get(PROMOTION)
-    return Entry.from_json(line) if line else None
+def event_of(version: Version) -> Event | None:
+    """Return the event that made a version champion; None if this project did not."""
+    line = version.tags.get(names.PROMOTION)
+    return Event.from_json(line) if line else None
 
 
 def find_incumbent(state: State) -> Incumbent | None:
-    """Decides between YAML and champion where they differ.
+    """Return what a run must beat, also if YAML file and champion differ.
 
-    A YAML that is missing, or older than the champion's promotion, gives way. Else the better of the
-    two by val AUC holds. A version that was rolled back never does.
+    A YAML file that is missing or older than the champion's promotion does not count. Otherwise the better
+    of the two by val AUC holds. A version that was rolled back never holds.
 
     Raises:
-        TrackingError: The champion was set by hand and its val AUC cannot be found.
+        TrackingError: The champion was set by hand and its val AUC is unknown.
     """
-    record, champion = state.record, _in_force(state.registered)
+    yaml, champion = state.yaml, _champion_after_rollback(state.registered)
     if champion is None:
-        return None if record is None else _from_record(record, state.registered)
-    mine = _from_version(champion)
-    if record is None or _is_older(record, champion):
-        return mine
-    named = _named_by(record, state.registered)
-    if named is not None and (named == champion or ROLLED_BACK in named.tags):
-        return mine
-    other = _from_record(record, state.registered)
-    return other if is_better(other.val_auc, mine.val_auc) else mine
+        return None if yaml is None else _from_yaml(yaml, state.registered)
+    registered = _from_version(champion)
+    if yaml is None or _is_older(yaml, champion):
+        return registered
+    named = _named_version(yaml, state.registered)
+    if named is not None and (named == champion or names.ROLLED_BACK_TO in named.tags):
+        return registered
+    recorded = _from_yaml(yaml, state.registered)
+    return recorded if is_better(recorded.val_auc, registered.val_auc) else registered
 
 
-def is_settled(state: State, incumbent: Incumbent) -> bool:
-    """Whether YAML, registry and history agree on the incumbent, to the byte."""
+def is_consistent(state: State, incumbent: Incumbent) -> bool:
+    """Return whether YAML file, registry and history agree on the incumbent, to the byte."""
     registered = state.registered
     version = registered.versions.get(incumbent.version or 0)
     if version is None:
-        # A hand-made YAML has no run to register.
+        # A hand-made YAML file has no run to register.
         return incumbent.run_id is None
-    entry, champion = entry_of(version), registered.champion
+    event, champion = event_of(version), registered.champion
     return (
-        entry is not None
+        event is not None
         and champion is not None
         and champion.number == version.number == state.last_version
-        and ROLLED_BACK not in version.tags
-        and state.record is not None
-        and state.record.sha256 == version.tags.get(RECORD_SHA256)
-        and registered.aliases.get(PREVIOUS) == existing(registered, entry.previous_version)
+        and names.ROLLED_BACK_TO not in version.tags
+        and state.yaml is not None
+        and state.yaml.sha256 == version.tags.get(names.YAML_SHA256)
+        and registered.aliases.get(names.PREVIOUS) == if_exists(registered, event.previous_version)
     )
 
 
-def foreign_text(state: State) -> str | None:
-    """The YAML's text where promotion has not written it, so that replacing it would lose it."""
-    record = state.record
-    if record is None or record.sha256 in {
-        v.tags.get(RECORD_SHA256) for v in state.registered.versions.values()
-    }:
-        return None
-    return record.text
+def unmanaged_yaml(state: State) -> str | None:
+    """Return the text of a YAML file that no promotion has written, so that replacing it would lose it."""
+    known = {version.tags.get(names.YAML_SHA256) for version in state.registered.versions.values()}
+    return None if state.yaml is None or state.yaml.sha256 in known else state.yaml.text
 
 
-def predecessor(state: State, number: int) -> int | None:
-    """What the alias ``previous`` is to point to once version ``number`` is champion."""
+def previous_version(state: State, number: int) -> int | None:
+    """Return the version that gets the alias ``previous`` once version ``number`` is champion."""
     registered = state.registered
-    held = [registered.aliases.get(CHAMPION), state.last_version]
-    for version in held:
+    for version in (registered.aliases.get(names.CHAMPION), state.last_version):
         if version is not None and version != number and version in registered.versions:
             return version
-    entry = entry_of(registered.versions[number]) if number in registered.versions else None
-    return None if entry is None else existing(registered, entry.previous_version)
+    event = event_of(registered.versions[number]) if number in registered.versions else None
+    return None if event is None else if_exists(registered, event.previous_version)
 
 
-def existing(registered: Registered, number: int | None) -> int | None:
-    """``number`` where there is such a version."""
+def if_exists(registered: Registered, number: int | None) -> int | None:
+    """Return ``number`` if there is such a version, else None."""
     return number if number in registered.versions else None
 
 
-def _in_force(registered: Registered) -> Version | None:
-    """The champion, or what an interrupted rollback has put in its place."""
+def _champion_after_rollback(registered: Registered) -> Version | None:
+    """Return the champion, or the version that replaces it after an interrupted rollback."""
     version = registered.champion
     for _ in registered.versions:
-        if version is None or ROLLED_BACK not in version.tags:
+        if version is None or names.ROLLED_BACK_TO not in version.tags:
             break
-        target = version.tags[ROLLED_BACK]
+        target = version.tags[names.ROLLED_BACK_TO]
         version = registered.versions.get(int(target) if target.isdigit() else 0)
     return version
 
 
-def _is_older(record: Record, champion: Version) -> bool:
-    entry = entry_of(champion)
-    if entry is None:  # set by hand: nothing says when
+def _is_older(yaml: BestHparams, champion: Version) -> bool:
+    event = event_of(champion)
+    if event is None:  # set by hand, at an unknown time
         return False
-    return record.updated_at is None or record.updated_at < datetime.fromisoformat(entry.time)
+    return yaml.updated_at is None or yaml.updated_at < datetime.fromisoformat(event.time)
 
 
 def _from_version(version: Version) -> Incumbent:
     tags = version.tags
-    if entry_of(version) is None and version.run_id is not None:
-        # Somebody else made it champion: what its tags say, if anything, is not ours.
+    if event_of(version) is None and version.run_id is not None:
+        # It was made champion by hand: its tags, if any, are not from this project.
         run = read_run(version.run_id)
-        tags = {**run.tags, VAL_AUC: str(run.metrics.get(BEST_VAL_AUC))}
+        tags = {**run.tags, names.VAL_AUC: str(run.metrics.get(names.BEST_VAL_AUC))}
     try:
-        val_auc = float(tags.get(VAL_AUC, ""))
+        val_auc = float(tags.get(names.VAL_AUC, ""))
     except ValueError:
         val_auc = math.nan
     if not math.isfinite(val_auc):
         raise TrackingError(
-            f"the val AUC of version {version.number}, the champion, is not known; set its tag {VAL_AUC}, "
-            f"or point the alias champion to another version"
+            f"the val AUC of version {version.number}, the champion, is not known; set its tag "
+            f"{names.VAL_AUC}, or point the alias champion to another version"
         )
-    fingerprints = _pair(tags.get(DATA_FINGERPRINT), tags.get(SPLIT_FINGERPRINT))
+    fingerprints = _pair(tags.get(names.DATA_FINGERPRINT), tags.get(names.SPLIT_FINGERPRINT))
     return Incumbent(val_auc, version.run_id, version.number, fingerprints)
 
 
-def _from_record(record: Record, registered: Registered) -> Incumbent:
-    version = _named_by(record, registered)
+def _from_yaml(yaml: BestHparams, registered: Registered) -> Incumbent:
+    version = _named_version(yaml, registered)
     if version is not None:
         return _from_version(version)
-    if record.run_id is None:
-        return Incumbent(record.val_auc, None, None, None)
+    if yaml.run_id is None:
+        return Incumbent(yaml.val_auc, None, None, None)
     try:
-        fingerprints = _pair(*read_run(record.run_id).fingerprints)
-    except TrackingError:  # another store's, or deleted: its number still is to be beaten
-        return Incumbent(record.val_auc, None, None, None)
-    return Incumbent(record.val_auc, record.run_id, None, fingerprints)
+        fingerprints = _pair(*read_run(yaml.run_id).fingerprints)
+    except TrackingError:  # in another store, or deleted: its val AUC still has to be beaten
+        return Incumbent(yaml.val_auc, None, None, None)
+    return Incumbent(yaml.val_auc, yaml.run_id, None, fingerprints)
 
 
-def _named_by(record: Record, registered: Registered) -> Version | None:
-    """The version that a record names, where it is still of the same run."""
-    version = registered.versions.get(record.version or 0)
-    return version if version is not None and version.run_id == record.run_id else None
+def _named_version(yaml: BestHparams, registered: Registered) -> Version | None:
+    """Return the version that a YAML file names, if it still is of the same run."""
+    version = registered.versions.get(yaml.version or 0)
+    return version if version is not None and version.run_id == yaml.run_id else None
 
 
 def _pair(data: str | None, split: str | None) -> tuple[str, str] | None:

@@ -1,8 +1,9 @@
-"""The page: one HTML file with everything in it, so that it opens anywhere, without a network."""
+"""The HTML report: runs, champion and runner-up of each group, in one self-contained file."""
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -10,23 +11,212 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..evaluation.intervals import Estimate
+from ..errors import ClaimError, ConfigError, TrackingError
+from ..evaluation.auc import Difference
+from ..evaluation.intervals import Estimate, estimate
+from ..evaluation.metrics import optimism
 from ..evaluation.plots import learning_curves, readable
 from ..evaluation.score_plots import curves
-from .gather import GroupReport, Side
+from ..promotion.evidence import (
+    Contender,
+    Correction,
+    contender_of,
+    correction_of,
+    difference,
+    read_config,
+    stored_predictions,
+)
+from ..promotion.history import Event, Group, of_group, read_history
+from ..promotion.select import pick_fingerprints, rank
+from ..promotion.state import event_of
+from ..tracking.names import BEST_EPOCH, BEST_THRESHOLD
+from ..tracking.queries import find_candidates
+from ..tracking.registry import read_registered
+from ..tracking.stored_run import StoredRun, read_run
+from ..training.optim import resolve_defaults
+from ..utils.cli import warn
+from ..utils.config import Config
+from ..utils.tables import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TEMPLATE = "page.html"
+_SHOWN = 30
+_HISTORY = "training_history.csv"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run in the table: its id, val AUC, start time, and main settings."""
+
+    run_id: str
+    val_auc: float
+    started: str
+    settings: Mapping[str, str]
+    is_champion: bool
+
+
+@dataclass(frozen=True)
+class Side:
+    """The champion, or the runner-up.
+
+    Attributes:
+        run: The run.
+        contender: Its val AUC with interval and predictions.
+        scores: Estimates for each split with stored predictions.
+        threshold: Its operating threshold.
+        optimism: Why its validation scores are optimistic, None if they are not.
+        history: One row per epoch, empty if the file is missing.
+    """
+
+    run: StoredRun
+    contender: Contender
+    scores: Mapping[str, Mapping[str, Estimate]]
+    threshold: float
+    optimism: str | None
+    history: Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """All facts of a group in the report."""
+
+    group: Group
+    rows: Sequence[Row]
+    runs: int
+    other_data: int
+    champion: Side | None
+    runner_up: Side | None
+    difference: Difference | None
+    correction: Correction | None
+    events: Sequence[Event]
+
+
+def gather(model: str | None, modality: str | None, folder: Path) -> list[GroupReport]:
+    """Read everything about all groups, or those of a model or a modality.
+
+    Args:
+        model: Only groups of this model.
+        modality: Only groups of this modality.
+        folder: Where to download files to if the store is not a local folder.
+
+    Raises:
+        TrackingError: The store cannot be read.
+    """
+    groups: dict[Group, list[StoredRun]] = {}
+    for candidate in find_candidates():
+        groups.setdefault(Group(*candidate.group), []).append(candidate)
+    events = read_history()
+    return [
+        _gather_one(group, groups[group], events, folder)
+        for group in sorted(groups)
+        if model in (None, group.model) and modality in (None, group.modality)
+    ]
+
+
+def _gather_one(group: Group, candidates: list[StoredRun], events: list[Event], folder: Path) -> GroupReport:
+    fingerprints = pick_fingerprints(candidates, None)
+    comparable = rank([c for c in candidates if c.fingerprints == fingerprints])
+    version = read_registered(group.name).champion
+    run_id = None if version is None else version.run_id
+    others = [c for c in comparable if c.run_id != run_id]
+    champion = None if version is None or run_id is None else _side(run_id, version.number, folder)
+    runner_up = _side(others[0].run_id, None, folder) if others else None
+    both = champion is not None and runner_up is not None
+    return GroupReport(
+        group,
+        [_row(candidate, run_id, folder) for candidate in comparable[:_SHOWN]],
+        len(comparable),
+        len(candidates) - len(comparable),
+        champion,
+        runner_up,
+        difference(champion.contender, runner_up.contender) if both and champion and runner_up else None,
+        None if version is None else correction_of(event_of(version)),
+        of_group(events, group),
+    )
+
+
+def _row(candidate: StoredRun, champion: str | None, folder: Path) -> Row:
+    started = datetime.fromtimestamp(candidate.start_time / 1000, UTC)
+    return Row(
+        candidate.run_id,
+        candidate.val_auc,
+        f"{started:%Y-%m-%d %H:%M}",
+        _settings(candidate.run_id, folder),
+        candidate.run_id == champion,
+    )
+
+
+def _settings(run_id: str, folder: Path) -> Mapping[str, str]:
+    try:
+        config = read_config(read_run(run_id), folder)
+    except (ClaimError, ConfigError):  # its file is missing, or from another release
+        return {}
+    return {name: str(value) for name, value in _main_settings(config).items()}
+
+
+def _main_settings(config: Config) -> Mapping[str, object]:
+    training = resolve_defaults(config).training
+    return {
+        "epochs": training.epochs,
+        "batch size": training.batch_size,
+        "learning rate": f"{float(training.learning_rate):g}",
+        "optimizer": training.optimizer,
+        "weights": Path(config.model.weights).name,
+        "size": config.data.image_size,
+        "seed": training.seed,
+    }
+
+
+def _side(run_id: str, version: int | None, folder: Path) -> Side | None:
+    try:
+        run = read_run(run_id)
+    except TrackingError:  # deleted since
+        return None
+    try:
+        return _read_side(run, version, folder)
+    except ClaimError as error:
+        warn(f"{error}; the report leaves the run's scores out")
+        return None
+
+
+def _read_side(run: StoredRun, version: int | None, folder: Path) -> Side:
+    threshold = run.metrics.get(BEST_THRESHOLD, 0.5)
+    found = {split: stored_predictions(run, split, folder) for split in ("val", "test")}
+    scores = {
+        split: estimate(p.labels, p.probabilities, p.patients, threshold)
+        for split, p in found.items()
+        if p is not None
+    }
+    contender = contender_of(run, run.val_auc, version, folder)
+    return Side(run, contender, scores, threshold, _optimism(run, folder), _read_history(run, folder))
+
+
+def _optimism(run: StoredRun, folder: Path) -> str | None:
+    try:
+        return optimism(read_config(run, folder).evaluation.threshold)
+    except (ClaimError, ConfigError):  # its file is missing, or from another release
+        return None
+
+
+def _read_history(run: StoredRun, folder: Path) -> list[dict[str, float]]:
+    path = run.fetch(_HISTORY, folder)
+    if path is None:
+        return []
+    try:
+        (_, names), *rows = read_rows(path)
+        return [dict(zip(names, map(float, cells), strict=True)) for _, cells in rows if cells]
+    except ValueError:  # not a table of numbers
+        return []
 
 
 def render(reports: Sequence[GroupReport], store: str) -> str:
-    """The page as text.
+    """Return the page as HTML.
 
     Args:
         reports: The groups.
-        store: What to call the store.
+        store: The name of the store.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -53,12 +243,12 @@ def _estimate(found: Estimate) -> str:
 
 
 def _pictures(report: GroupReport) -> dict[str, str]:
-    """Pictures as ``data:`` URIs by their title; without those that lack what they show."""
+    """Return the pictures with available data as ``data:`` URIs by title."""
     champion, found = report.champion, dict[str, str]()
     if champion is None:
         return found
     if champion.history:
-        best = int(champion.run.metrics.get("best_epoch", 0))
+        best = int(champion.run.metrics.get(BEST_EPOCH, 0))
         found["Learning curves of the champion"] = _embedded(learning_curves(champion.history, best))
     figure = _roc(champion, report.runner_up)
     if figure is not None:
@@ -68,13 +258,13 @@ def _pictures(report: GroupReport) -> dict[str, str]:
 
 def _roc(champion: Side, runner_up: Side | None) -> "Figure | None":
     sides = {"champion": champion, "runner-up": runner_up}
-    there = {name: side for name, side in sides.items() if side and side.standing.predictions}
+    there = {name: side for name, side in sides.items() if side and side.contender.predictions}
     if "champion" not in there:
         return None
     splits, thresholds = {}, {}
     classes: tuple[str, ...] = ()
     for name, side in there.items():
-        predictions = side.standing.predictions
+        predictions = side.contender.predictions
         if predictions is not None and (not classes or predictions.classes == classes):
             classes = predictions.classes
             splits[name] = (predictions.labels, predictions.probabilities)

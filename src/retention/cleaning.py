@@ -1,37 +1,38 @@
-"""Carries a plan out: one run after another, never a live one, and no failure stops the rest."""
+"""Cleanup of runs, cache and temporary files: never of a live run, and no failure stops the rest."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from ..data.array_cache import UnusedArray, find_unused
 from ..errors import ClaimError, MlprojectError, UserError
-from ..tracking.names import CHECKPOINTS
-from ..tracking.past_runs import (
-    PastRun,
+from ..tracking.deletion import (
     artifact_bytes,
     delete_checkpoints,
     delete_run,
     has_ended,
-    past_runs,
+    purge,
     registered_versions,
+    training_runs,
+    unpurged_runs,
 )
-from ..tracking.purging import purge, unpurged
+from ..tracking.names import CHECKPOINTS
 from ..tracking.store import is_server, promotion_lock, resolve_uri
+from ..tracking.stored_run import StoredRun
 from ..training.run_folder import RunFolders, owners
 from ..utils.cli import warn
 from ..utils.config_fields import is_run_name
 from ..utils.contained import contained
 from ..utils.io import file_lock
 from ..utils.leftovers import Temp, find_temps
-from .owning import Owned, kept_elsewhere, owned, remove_folders
-from .plan import Past, Rules, Verdict, plan
+from .plan import Owned, Rules, Verdict, other_output_folder, owned, plan, remove_folders
 
 _DAY = 86_400
-_NAME_LENGTH = 12  # of a pack, whose name is a hash
+_NAME_LENGTH = 12  # of a cache file, whose name is a hash
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,11 @@ class Removal:
 
     Attributes:
         what: ``checkpoints``, ``run``, ``cache`` or ``temporary``.
-        name: What a person calls it.
-        reason: Why.
+        name: Its name for the user.
+        reason: Why it is removed.
         size: Bytes that it frees.
         apply: Removes it.
-        run: Of a run: which.
-        paths: What goes from this machine's disk.
+        paths: What is deleted on this machine.
     """
 
     what: str
@@ -53,13 +53,12 @@ class Removal:
     reason: str
     size: int
     apply: Callable[[], None]
-    run: PastRun | None = None
     paths: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is: a verdict per run, everything that is to go, and what is left alone, and why."""
+    """Result of `survey`: a verdict per run, what is to be removed, and what is left alone, with reasons."""
 
     verdicts: Sequence[Verdict]
     removals: Sequence[Removal]
@@ -67,108 +66,75 @@ class Survey:
 
 
 def survey(output: Path, rules: Rules) -> Survey:
-    """Looks at the store and the output folder, and changes nothing.
+    """Plan a cleanup of the store and the output folder, without changing anything.
 
     Args:
         output: The folder of runs, cache and temporary files.
-        rules: What is kept.
+        rules: What to keep.
 
     Raises:
         TrackingError: The store cannot be read.
     """
-    runs, versions = past_runs(), registered_versions()
-    seen = [_past(run, _versions(run, versions)) for run in runs]
-    verdicts = plan(seen, rules, int(time.time() * 1000))
+    runs, registered = training_runs(), registered_versions()
+    versions = {run.run_id: _versions(run, registered) for run in runs}
+    verdicts = plan(runs, versions, rules, int(time.time() * 1000))
     when = f"{datetime.now(UTC):%Y-%m-%d}"
     removals, left = [], []
-    for run, verdict in zip(runs, verdicts, strict=True):
+    for verdict in verdicts:
+        run = verdict.run
         if verdict.action == "keep":
             continue
-        if other := kept_elsewhere(run, output):
+        if other := other_output_folder(run, output):
             left.append(f"run {run.run_id}: its files are in {other}; name that with --output-dir")
             continue
         mine = owned(run, output, whole=verdict.action == "run")
         left += mine.left
-        removal = _removal(run, verdict, mine, output, when)
-        if removal.what == "run" or removal.size:
-            removals.append(removal)
-    for run in [] if is_server(resolve_uri()) else unpurged():
+        if verdict.action == "run":
+            removals.append(_run_removal(run, verdict.reason, mine, output, when))
+        elif size := mine.size + _remote_size(run):
+            apply = partial(_remove_checkpoints, run, mine, output, when)
+            removals.append(Removal("checkpoints", _name(run), verdict.reason, size, apply, mine.paths))
+    for run in [] if is_server(resolve_uri()) else unpurged_runs():
         mine = owned(run, output, whole=True)
         left += mine.left
-        removals.append(_of_run(run, "deleted by a cleanup that did not end", mine, output, None))
-    files, beside = _files(output, rules)
-    return Survey(verdicts, [*removals, *files], [*left, *beside])
+        removals.append(_run_removal(run, "deleted by a cleanup that did not end", mine, output, None))
+    files, skipped = _files(output, rules)
+    return Survey(verdicts, [*removals, *files], [*left, *skipped])
 
 
-def _versions(run: PastRun, versions: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The registered versions that are of a run, or of a model that it has logged."""
+def _versions(run: StoredRun, versions: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the registered versions of a run, or of a model that it has logged."""
     found = (version for key in (run.run_id, *run.models) for version in versions.get(key, ()))
     return tuple(dict.fromkeys(found))
 
 
-def _past(run: PastRun, versions: tuple[str, ...]) -> Past:
-    is_candidate = run.model is not None and run.modality is not None
-    return Past(
-        run.run_id,
-        run.name,
-        (run.model or "", run.modality or "", run.data) if is_candidate else None,
-        run.status,
-        run.val_auc,
-        run.started,
-        run.ended,
-        versions,
-    )
+def _run_removal(run: StoredRun, reason: str, mine: Owned, output: Path, when: str | None) -> Removal:
+    apply = partial(_remove_run, run, mine, output, when)
+    return Removal("run", _name(run), reason, mine.size, apply, mine.paths)
 
 
-def _removal(run: PastRun, verdict: Verdict, mine: Owned, output: Path, when: str) -> Removal:
-    if verdict.action == "run":
-        return _of_run(run, verdict.reason, mine, output, when)
-    size = mine.size + _remote_size(run)
-    return Removal(
-        "checkpoints",
-        _name(run),
-        verdict.reason,
-        size,
-        lambda: _remove_checkpoints(run, mine, output, when),
-        run,
-        mine.paths,
-    )
-
-
-def _of_run(run: PastRun, reason: str, mine: Owned, output: Path, when: str | None) -> Removal:
-    return Removal(
-        "run",
-        _name(run),
-        reason,
-        mine.size,
-        lambda: _remove_run(run, mine, output, when),
-        run,
-        mine.paths,
-    )
-
-
-def _name(run: PastRun) -> str:
+def _name(run: StoredRun) -> str:
     return f"{run.name} ({run.run_id[:8]})"
 
 
-def _remote_size(run: PastRun) -> int:
+def _remote_size(run: StoredRun) -> int:
     try:
-        return artifact_bytes(run, CHECKPOINTS) if run.place() is None else 0
-    except ClaimError:  # the survey says so
+        return artifact_bytes(run, CHECKPOINTS) if run.artifact_folder() is None else 0
+    except ClaimError:  # `survey` reports it
         return 0
 
 
-def _remove_checkpoints(run: PastRun, planned: Owned, output: Path, when: str) -> None:
-    with _alone(run, output):
+def _remove_checkpoints(run: StoredRun, planned: Owned, output: Path, when: str) -> None:
+    with _locked(run, output):
         now = owned(run, output, whole=False)
         if _has_place(run):
             delete_checkpoints(run, when)
         _warn_left(remove_folders(planned.folders, now, output))
 
 
-def _remove_run(run: PastRun, planned: Owned, output: Path, when: str | None) -> None:
-    """Removes a run, or the rest of one that is deleted already, where ``when`` is None."""
-    with _alone(run, output):
+def _remove_run(run: StoredRun, planned: Owned, output: Path, when: str | None) -> None:
+    """Remove a run, or the rest of a run that is deleted already if ``when`` is None."""
+    with _locked(run, output):
         now = owned(run, output, whole=True)
         if when is not None:
             delete_run(run, when)
@@ -177,10 +143,10 @@ def _remove_run(run: PastRun, planned: Owned, output: Path, when: str | None) ->
             _warn_left(purge([run]))
 
 
-def _has_place(run: PastRun) -> bool:
+def _has_place(run: StoredRun) -> bool:
     try:
-        run.place()
-    except ClaimError:  # the survey says so
+        run.artifact_folder()
+    except ClaimError:  # `survey` reports it
         return False
     return True
 
@@ -191,31 +157,31 @@ def _warn_left(left: Sequence[str]) -> None:
 
 
 @contextmanager
-def _alone(run: PastRun, output: Path) -> Iterator[None]:
-    """Holds a run that nobody trains, and that nobody has resumed or registered since the plan was made.
+def _locked(run: StoredRun, output: Path) -> Iterator[None]:
+    """Hold the lock of a run that was not resumed or registered since the plan was made.
 
     Raises:
-        UserError: Somebody does, or has.
+        UserError: It was, or another process trains it.
     """
-    folders = RunFolders(output, run.folder)
-    is_own = is_run_name(run.folder) and run.run_id in owners(folders)
+    folders = RunFolders(output, run.folder_name)
+    is_own = is_run_name(run.folder_name) and run.run_id in owners(folders)
     has_logs = is_own and contained(output, folders.logs) is not None and folders.logs.is_dir()
     with folders.held() if has_logs else nullcontext():
         if not has_ended(run.run_id):
-            raise UserError(f"run {run.run_id} goes on again; it is left alone")
+            raise UserError(f"run {run.run_id} was resumed; it is left alone")
         if _versions(run, registered_versions()):
             raise UserError(f"run {run.run_id} is registered by now; it is left alone")
         yield
 
 
 def clean(removals: Sequence[Removal]) -> int:
-    """Removes everything that the survey found; returns the bytes that this freed.
+    """Remove everything that `survey` found; return the number of freed bytes.
 
     Raises:
-        MlprojectError: Something could not be removed; it was named, everything else is done.
+        MlprojectError: Something could not be removed, as a warning says; everything else is removed.
     """
     lock, freed, failed = promotion_lock(), 0, 0
-    # No promotion registers a run between the look at it and its end.
+    # No promotion may register a run between its check and its removal.
     with file_lock(lock) if lock is not None else nullcontext():
         for removal in removals:
             try:
@@ -224,7 +190,7 @@ def clean(removals: Sequence[Removal]) -> int:
             except (MlprojectError, OSError) as error:
                 failed += 1
                 warn(f"{removal.what} {removal.name} is left: {error}")
-        if is_server(resolve_uri()) and (deleted := unpurged()):
+        if is_server(resolve_uri()) and (deleted := unpurged_runs()):
             try:
                 purge(deleted)
             except MlprojectError as error:
@@ -236,7 +202,7 @@ def clean(removals: Sequence[Removal]) -> int:
 
 
 def _files(output: Path, rules: Rules) -> tuple[list[Removal], list[str]]:
-    """Decoded images that nobody has used for so many days, and what dead processes left."""
+    """Return decoded images that were not used for so many days, and temporary files of dead processes."""
     packs, left = output / "cache" / "packs", list[str]()
     if packs.is_dir() and contained(output, packs) is None:
         old, left = [], [f"{packs}: reached through a link; delete in it by hand what is no longer used"]

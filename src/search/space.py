@@ -1,4 +1,4 @@
-"""What a search tries: ranges and choices of settings, read from YAML and checked before the first trial."""
+"""The search space: ranges and choices of settings, read from YAML and checked before the first trial."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,11 +41,11 @@ class Parameter(BaseModel):
 
     @property
     def ends(self) -> tuple[Plain, ...]:
-        """The values that are as far as it goes; where they are allowed all are."""
+        """Return the extreme values; if they are valid, all values are."""
         return self.choices or self.log or self.range or ()
 
     def suggest(self, trial: "Trial", key: str) -> Plain:
-        """The value that a trial tries."""
+        """Sample the value for a trial."""
         if self.choices is not None:
             value: Plain = trial.suggest_categorical(key, self.choices)
             return value
@@ -56,20 +56,20 @@ class Parameter(BaseModel):
 
 
 def _with_fractions(key: str, parameter: Parameter) -> Parameter:
-    """The parameter, in floats where its ends are whole and the setting takes what lies in between too."""
+    """Convert integer ends to floats if the setting accepts fractions."""
     ends = parameter.log or parameter.range
     if ends is None or not all(isinstance(end, int) for end in ends):
         return parameter
     try:
         Config().updated({key: ends[0] + 0.5})
-    except ConfigError:  # whole numbers only, or no setting at all, which is refused later
+    except ConfigError:  # an integer setting, or an unknown one, which is refused later
         return parameter
     kind = "log" if parameter.log else "range"
     return parameter.model_copy(update={kind: tuple(float(end) for end in ends)})
 
 
 class Space:
-    """All that a search tries, by the dotted keys of the settings."""
+    """The search space: parameters by the dotted keys of the settings."""
 
     def __init__(self, parameters: Mapping[str, Parameter], source: str) -> None:
         self.parameters = dict(parameters)
@@ -77,10 +77,10 @@ class Space:
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
-        """Reads a space.
+        """Read a search space.
 
         Raises:
-            ConfigError: The file is missing, no YAML, or holds something else.
+            ConfigError: The file is missing, not YAML, or not a search space.
         """
         values = read_yaml(path)
         parameters: dict[str, Parameter] = {}
@@ -97,18 +97,20 @@ class Space:
         return cls(parameters, str(path))
 
     def check(self, base: Config) -> None:
-        """Refuses a space with a value that a config would refuse.
+        """Check that a config accepts every value of the space.
 
         Args:
-            base: The settings that the search does not touch.
+            base: The settings that are not searched.
 
         Raises:
-            ConfigError: There is such a value; names it.
+            ConfigError: A config would refuse a value, which the message names.
         """
         known = base.flat()
         for key, parameter in self.parameters.items():
             if key not in known:
-                raise ConfigError(f"{self.source}: {key} is no setting; config/default_config.yaml lists all")
+                raise ConfigError(
+                    f"{self.source}: {key} is not a setting; config/default_config.yaml lists all"
+                )
             if key in ("model.name", "data.modalities", "experiment.name", "training.seed"):
                 raise ConfigError(f"{self.source}: {key} is chosen for the whole search, not by it")
             self._check_conditions(key, parameter)
@@ -119,13 +121,13 @@ class Space:
         earlier = list(self.parameters)[: list(self.parameters).index(key)]
         for other, value in parameter.when.items():
             if other not in earlier:
-                raise ConfigError(f"{self.source}: {key}: when: {other} must stand there before it")
+                raise ConfigError(f"{self.source}: {key}: when: {other} must come before it")
             choices = self.parameters[other].choices
             if choices is None or value not in choices:
                 raise ConfigError(f"{self.source}: {key}: when: {other} is never {value}")
 
     def suggest(self, trial: "Trial") -> dict[str, Plain]:
-        """The settings that a trial tries, by their dotted keys."""
+        """Sample the settings for a trial, by their dotted keys."""
         chosen: dict[str, Plain] = {}
         for key, parameter in self.parameters.items():
             if all(chosen.get(other) == value for other, value in parameter.when.items()):
@@ -133,5 +135,5 @@ class Space:
         return chosen
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {key: parameter.model_dump(mode="json") for key, parameter in self.parameters.items()}

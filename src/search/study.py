@@ -1,7 +1,7 @@
-"""One search in a store that several workers share: who tries what, and what became of it.
+"""One search in a storage that several workers share: its trials, their retries, and their states.
 
-Optuna's study keeps the trials. Everything here is decided from what it holds, by the numbers of trials,
-which it gives out one by one: workers may be killed at any point and others see the same.
+Optuna's study stores the trials. All decisions are derived from it, by the numbers that Optuna assigns to the
+trials one by one. So workers may be killed at any point, and the others come to the same decisions.
 """
 
 import random
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from ..errors import ConfigError, UserError
-from ..tracking.heartbeat import Beat
+from ..tracking.heartbeat import Heartbeat
 from ..tracking.store import reason
 from ..utils.config_history import EARLIER
 from ..utils.dotted import flatten
@@ -27,35 +27,35 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 BEAT, RETRY_OF, RUN, REASON, SURPLUS, NAME = "beat", "retry_of", "run_id", "reason", "surplus", "run_name"
-_SILENT = 5 * 60.0  # seconds after which a worker of another machine is presumed dead
+_SILENT = 5 * 60.0  # seconds after which a worker on another machine is presumed dead
 _OPENINGS = 4
-_UNNAMED = 60.0  # seconds that a worker may take from getting a trial to saying that it has it
+_UNNAMED = 60.0  # seconds between getting a trial and its first heartbeat
 
 
 @dataclass(frozen=True)
 class Search:
-    """A study, and how many trials it is to have.
+    """A study with its number of trials.
 
     Attributes:
-        study: Optuna's.
-        trials: How many.
+        study: Optuna's study.
+        trials: Number of trials.
     """
 
     study: "Study"
     trials: int
 
     def all(self) -> "list[FrozenTrial]":
-        """The trials that count: the first of each that was retried, and nothing beyond the number."""
+        """Return the trials that count: first attempts only, and no more than the number of trials."""
         found = [t for t in self.study.get_trials(deepcopy=False) if RETRY_OF not in t.user_attrs]
         return [t for t in found if SURPLUS not in t.user_attrs][: self.trials]
 
     def current(self) -> "list[FrozenTrial]":
-        """Of each trial that counts its last attempt."""
+        """Return the last attempt of each trial that counts."""
         attempts = self._attempts()
         return [attempts.get(trial.number, trial) for trial in self.all()]
 
     def _attempts(self) -> "dict[int, FrozenTrial]":
-        """The attempt that follows each that was lost: of several the first, and of that the last in turn."""
+        """Return the last attempt after each lost trial; of concurrent retries the first one counts."""
         following: dict[int, FrozenTrial] = {}
         for trial in self.study.get_trials(deepcopy=False):
             if RETRY_OF in trial.user_attrs:
@@ -70,25 +70,25 @@ class Search:
 
     @property
     def is_done(self) -> bool:
-        """Whether every trial has come to its end."""
+        """Return whether every trial has ended."""
         current = self.current()
         return len(current) >= self.trials and all(trial.state.is_finished() for trial in current)
 
     @property
     def is_all_begun(self) -> bool:
-        """Whether nothing is left to start."""
+        """Return whether all trials have been started."""
         from optuna.trial import TrialState
 
         waiting = [t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.WAITING]
         return len(self.all()) >= self.trials and not waiting
 
     def next(self) -> "Trial | None":
-        """A trial for this worker, lost ones first; None where there is none now."""
+        """Return a trial for this worker, retries first; None if there is none now."""
         self._retry_lost()
         if self.is_all_begun:
             return None
         trial = self.study.ask()
-        trial.set_user_attr(BEAT, Beat.now().to_json())
+        trial.set_user_attr(BEAT, Heartbeat.now().to_json())
         if self._is_mine(trial):
             return trial
         trial.set_user_attr(SURPLUS, True)
@@ -96,7 +96,7 @@ class Search:
         return None
 
     def _is_mine(self, trial: "Trial") -> bool:
-        """Whether a trial that was asked for counts; workers that ask at once may get too many."""
+        """Return whether a new trial counts; concurrent workers may get too many."""
         of = trial.user_attrs.get(RETRY_OF)
         if of is None:
             return trial.number in {found.number for found in self.all()}
@@ -104,7 +104,7 @@ class Search:
         return min(t.number for t in others if t.user_attrs.get(RETRY_OF) == of) == trial.number
 
     def _retry_lost(self) -> None:
-        """Puts the trials of dead workers up to be tried again, with the same settings and the same run."""
+        """Enqueue the trials of dead workers again, with the same settings and the same run."""
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
@@ -114,40 +114,40 @@ class Search:
         for trial in trials:
             if trial.state != TrialState.RUNNING or not _is_lost(trial):
                 continue
-            # First the new attempt, then the end of the old: whoever dies in between loses nothing.
+            # First enqueue the retry, then end the lost trial, so that a kill in between loses nothing.
             if trial.number not in counting | retried:
-                self._drop(trial)  # its worker died before it could say that it is one too many
+                self._drop(trial)  # its worker died before it could mark it as surplus
             elif trial.number not in retried:
                 kept = {key: trial.user_attrs[key] for key in (RUN, NAME) if key in trial.user_attrs}
                 self.study.enqueue_trial(trial.params, {**kept, RETRY_OF: trial.number})
             try:
                 self.study.tell(trial.number, state=TrialState.FAIL)
-            except (UpdateFinishedTrialError, ValueError):  # another worker was quicker
+            except (UpdateFinishedTrialError, ValueError):  # another worker was faster
                 continue
 
     def _drop(self, trial: "FrozenTrial") -> None:
         from optuna.exceptions import UpdateFinishedTrialError
 
-        with suppress(UpdateFinishedTrialError):  # another worker was quicker
+        with suppress(UpdateFinishedTrialError):  # another worker was faster
             self.study._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
 
     def renew(self, trial: "Trial") -> None:
-        """Says that this worker still works on a trial.
+        """Renew the heartbeat of a trial.
 
         Raises:
-            optuna.exceptions.UpdateFinishedTrialError: It was silent for so long that another has it now.
+            optuna.exceptions.UpdateFinishedTrialError: The heartbeat was late, and another worker has it now.
         """
-        trial.set_user_attr(BEAT, Beat.now().to_json())
+        trial.set_user_attr(BEAT, Heartbeat.now().to_json())
 
     def fail(self, trial: "Trial", reason: str) -> None:
-        """Ends a trial that gave nothing."""
+        """End a trial as failed."""
         from optuna.trial import TrialState
 
         trial.set_user_attr(REASON, reason)
         self.study.tell(trial, state=TrialState.FAIL)
 
     def best(self) -> "list[FrozenTrial]":
-        """The trials that came to their end, the best first."""
+        """Return the finished trials, best first."""
         from optuna.trial import TrialState
 
         done = [t for t in self.current() if t.state == TrialState.COMPLETE and t.value is not None]
@@ -155,34 +155,34 @@ class Search:
 
 
 def _is_lost(trial: "FrozenTrial") -> bool:
-    beat = Beat.from_json(trial.user_attrs.get(BEAT, ""))
+    beat = Heartbeat.from_json(trial.user_attrs.get(BEAT, ""))
     if beat is None:
         started = trial.datetime_start
         return started is not None and time.time() - started.timestamp() > _UNNAMED
-    return not beat.lives() if beat.is_of_here else beat.age > _SILENT
+    return not beat.is_alive() if beat.is_from_here else beat.age > _SILENT
 
 
 def open_search(name: str, storage: str, folder: Path, trials: int, *, seed: int) -> tuple[Search, bool]:
-    """Joins a search, or begins it.
+    """Join a search, or start it.
 
     Args:
-        name: Its name in the store.
+        name: The name of the search in the storage.
         storage: A database's URL; empty for a file in ``folder``.
-        folder: The search's own.
-        trials: How many trials it is to have.
-        seed: Of what is tried.
+        folder: The folder of the search.
+        trials: Number of trials.
+        seed: Seed of the sampler.
 
     Returns:
-        The search, and whether it was begun just now, by this process alone.
+        The search, and whether this call has started it.
 
     Raises:
-        UserError: The store cannot be opened.
+        UserError: The storage cannot be opened.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    # Groups: settings that are tried under a condition only are modelled where it holds.
+    # With groups, conditional settings are modelled among the trials that have them.
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2)
     opened = _open_storage(storage, folder)
@@ -209,15 +209,15 @@ def _open_storage(storage: str, folder: Path) -> "BaseStorage":
             return RDBStorage(storage)
         except ImportError as error:
             raise UserError(f"--storage: {error}; a PostgreSQL needs pip install 'psycopg[binary]'") from None
-        except Exception as error:  # of whatever driver
+        except Exception as error:  # of any database driver
             why = reason(error).partition("\n")[0]
-        # Of several that make the tables at once all but one fail, and find them there the next time.
+        # If several processes create the tables at once, only one succeeds; the others then find them.
         time.sleep(random.uniform(0, attempt + 1))
     raise UserError(f"--storage: the database cannot be opened: {why}")
 
 
 class _Lock:
-    """The system's lock, which ends with the process that holds it; Optuna's own would be waited for."""
+    """A lock of the operating system, which a killed process releases, unlike Optuna's own lock."""
 
     def __init__(self, path: Path) -> None:
         self._lock = FileLock(path)
@@ -231,17 +231,17 @@ class _Lock:
 
 
 def check_settings(search: Search, is_new: bool, settings: dict[str, Any], name: str, space: Space) -> None:
-    """Refuses to go on with a search that was begun with other settings.
+    """Check that a search was started with the same settings.
 
     Raises:
-        ConfigError: It was.
+        ConfigError: It was not.
     """
     if is_new:
         search.study.set_user_attr("settings", settings)
         return
     until = time.monotonic() + _UNNAMED
     while (before := search.study.user_attrs.get("settings")) is None and time.monotonic() < until:
-        time.sleep(0.5)  # whoever has begun it is about to say
+        time.sleep(0.5)  # the process that has started the search is about to store them
     if before is None:
         search.study.set_user_attr("settings", settings)
         return

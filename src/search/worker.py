@@ -1,43 +1,123 @@
-"""A worker of a search: takes a trial, trains it, tells what came of it, until there is none left."""
+"""A worker of a search: it runs each trial as a training process of its own, and reports its score."""
 
+import csv
+import ctypes
 import math
 import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import PACKAGE
 from ..errors import UserError
-from ..tracking.interrupted import read_known
-from ..tracking.sweep_run import mark_trial
+from ..evaluation.auc import is_better
+from ..tracking.liveness import read_resumable
+from ..tracking.names import ERROR, FAILED, FINISHED, PRUNED, RUNNING, TRIAL
+from ..tracking.store import mlflow_client, reason
 from ..training.optim import resolve_defaults
 from ..training.run_folder import RunFolders
 from ..utils.cli import warn
 from ..utils.config import Config
+from ..utils.io import atomic_write_text
+from ..utils.runtime import usable_cores
 from .space import Space
 from .study import NAME, RUN, Search
-from .training import Training, best_score, known_run
 
 if TYPE_CHECKING:
     from optuna import Trial
 
 _POLL = 0.5
 _RENEW = 30.0
-_TAKEN = 120.0  # seconds that a training of a dead worker may take to save itself
+_SAVING = 120.0  # seconds that the process of a dead worker may take to save its checkpoint
+_PR_SET_PDEATHSIG = 1  # of prctl.h
+_RUN = "run "  # start of the log line that names the run
+
+
+class TrialProcess:
+    """A process of ``python -m src.train``, which saves a checkpoint and ends when its parent ends."""
+
+    def __init__(self, config: Config, folder: Path, *, parent: str, run_id: str | None = None) -> None:
+        """Start the process.
+
+        Args:
+            config: All settings, with `experiment.name`.
+            folder: Folder for the settings and the log.
+            parent: The parent run.
+            run_id: A run to resume; None starts a new run.
+        """
+        name = str(config.experiment.name)
+        self.folders = RunFolders(config.output_dir, name)
+        self._seen_epochs = 0
+        self._log = folder / f"{name}.log"
+        settings = folder / f"{name}.yaml"
+        atomic_write_text(settings, config.to_yaml())
+        command = ["-m", f"{PACKAGE}.train", "--config", str(settings), "--parent", parent]
+        resume = ["-m", f"{PACKAGE}.train", "--resume", run_id or ""]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-u", *(resume if run_id else command)],
+                # A run that `mlflow run` created is the search's, not the trial's.
+                env={key: value for key, value in os.environ.items() if key != "MLFLOW_RUN_ID"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C reaches only the worker, which stops this process and waits for it.
+                start_new_session=True,
+                preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509
+            )
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the process has ended."""
+        return self._process.poll() is not None
+
+    @property
+    def run_id(self) -> str | None:
+        """Return the run, once it is known."""
+        return _run_in_log(self._log)
+
+    def new_epochs(self) -> list[tuple[int, float]]:
+        """Return the epochs since the last call, with their val AUC."""
+        rows = scores(self.folders)[self._seen_epochs :]
+        self._seen_epochs += len(rows)
+        return rows
+
+    def stop(self) -> None:
+        """Stop the process, which saves a checkpoint, and wait for its end."""
+        if not self.is_over:
+            self._process.send_signal(signal.SIGTERM)
+        self._process.wait()
+
+    def failure(self) -> str | None:
+        """Return why the process failed; None if it did not."""
+        status = self._process.wait()
+        if status == 0:
+            return None
+        if status < 0:
+            return f"killed by {signal.Signals(-status).name}, for lack of memory perhaps; {self._log}"
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        return errors[-1] if errors else (lines[-1] if lines else f"ended with status {status}")
 
 
 @dataclass
 class Worker:
-    """Works on one search.
+    """A worker of one search.
 
     Attributes:
-        search: What is searched.
-        space: What is tried.
+        search: The search.
+        space: The search space.
         base: All other settings.
-        name: The search's name, with which those of its runs start.
-        folder: Where it keeps what it needs.
-        parent: The run of the search.
-        until: When no further trial is begun, in seconds of the clock; None for no such time.
+        name: The search's name, which the names of its runs start with.
+        folder: The search's folder.
+        parent: The parent run.
+        until: When to stop starting trials, in seconds since the epoch; None for no limit.
     """
 
     search: Search
@@ -49,73 +129,75 @@ class Worker:
     until: float | None = None
 
     def run(self) -> None:
-        """Works until every trial has come to its end, on whichever worker.
+        """Run trials until every trial of the search has ended.
 
         Raises:
-            Stopped: A signal came; the trial in hand is saved, and another worker goes on with it.
+            Stopped: A signal came; the current trial is saved, and another worker resumes it.
         """
         while not self.search.is_done:
             if self.until is not None and time.time() > self.until:
                 return
             trial = self.search.next()
             if trial is None:
-                time.sleep(4 * _POLL)  # others are at work, and may be killed
+                time.sleep(4 * _POLL)  # other workers have the rest, and may be killed
             else:
-                self._try_unless_taken(trial)
+                self._run_trial(trial)
 
-    def _try_unless_taken(self, trial: "Trial") -> None:
+    def _run_trial(self, trial: "Trial") -> None:
         from optuna.exceptions import UpdateFinishedTrialError
 
         try:
-            self._try(trial)
-        except UpdateFinishedTrialError:  # this machine has slept, or was cut off
+            self._train(trial)
+        except UpdateFinishedTrialError:  # this machine has slept, or was offline
             warn(f"trial {trial.number}: this worker was silent for so long that another has taken it over")
 
-    def _try(self, trial: "Trial") -> None:
+    def _train(self, trial: "Trial") -> None:
+        from optuna.trial import TrialState
+
         try:
             config, run_id = self._prepare(trial)
-        except UserError as error:  # settings that are each allowed, and not together
+        except UserError as error:  # settings that are valid, but not together
             self.search.fail(trial, str(error))
             return
         folders = RunFolders(config.output_dir, str(config.experiment.name))
-        if run_id is not None and read_known(run_id).status == "FINISHED":
-            self._tell(trial, folders)  # it was trained, and its worker died before it could say so
+        if run_id is not None and read_resumable(run_id).status == FINISHED:
+            self._report(trial, folders)  # its worker died before it could report the score
             return
-        training = Training(config, self.folder, parent=self.parent, run_id=run_id)
+        process = TrialProcess(config, self.folder, parent=self.parent, run_id=run_id)
         try:
-            pruned_after = self._watch(trial, training, int(resolve_defaults(config).training.epochs))
+            pruned_after = self._watch(trial, process, int(resolve_defaults(config).training.epochs))
             self.search.renew(trial)
-        except BaseException:  # a signal, a trial that was taken over, a store that is gone
-            training.stop()
+        except BaseException:  # a signal, a trial that another worker has, an unreachable store
+            process.stop()
             raise
-        reason = None if pruned_after else training.failure()
-        if (found := training.run_id) is not None:
+        reason = None if pruned_after else process.failure()
+        if (found := process.run_id) is not None:
             mark_trial(found, number=trial.number, pruned_after=pruned_after, failed=reason)
         if pruned_after:
-            self._prune(trial)
+            self.search.study.tell(trial, state=TrialState.PRUNED)
         elif reason is None:
-            self._tell(trial, folders)
+            self._report(trial, folders)
         else:
             self.search.fail(trial, reason)
 
     def _prepare(self, trial: "Trial") -> tuple[Config, str | None]:
-        """The settings of a trial, and the run to go on with where a dead worker has left one here."""
+        """Return the settings of a trial, and the run to resume if a dead worker has left one here."""
         values = self.space.suggest(trial)
         attributes = trial.user_attrs
         name = attributes.get(NAME, "")
         folders = RunFolders(self.base.output_dir, name)
         if name and folders.logs.is_dir():
             self._wait_until_free(trial, folders)
-        # A worker may die between the start of a run and saying which it is.
-        run_id = attributes.get(RUN) or known_run(self.folder, name)
+        # A worker may die between the start of a run and storing its id.
+        run_id = attributes.get(RUN) or started_run(self.folder, name)
         if run_id is None or not folders.config.is_file():
             run_id, name = None, f"{self.name}_{trial.number:03d}"
         trial.set_user_attr(NAME, name)
         return self.base.updated({**values, "experiment.name": name}, f"trial {trial.number}"), run_id
 
     def _wait_until_free(self, trial: "Trial", folders: RunFolders) -> None:
-        """Waits while the training of a dead worker saves itself."""
-        until = time.monotonic() + _TAKEN
+        """Wait while the process of a dead worker saves its checkpoint."""
+        until = time.monotonic() + _SAVING
         while time.monotonic() < until:
             try:
                 with folders.held():
@@ -124,18 +206,18 @@ class Worker:
                 self.search.renew(trial)
                 time.sleep(_POLL)
 
-    def _watch(self, trial: "Trial", training: Training, epochs: int) -> int | None:
-        """Follows a training to its end; the epoch after which it was pruned, None where it was not."""
+    def _watch(self, trial: "Trial", process: TrialProcess, epochs: int) -> int | None:
+        """Wait for the end of a process; return the epoch after which it was pruned, or None."""
         renewed, is_known = time.monotonic(), False
         while True:
-            is_over = training.is_over
-            for epoch, score in training.news():
+            is_over = process.is_over
+            for epoch, score in process.new_epochs():
                 if math.isfinite(score):
                     trial.report(score, epoch)
                 if not is_over and epoch < epochs and trial.should_prune():
-                    training.stop()
+                    process.stop()
                     return epoch
-            if not is_known and (run_id := training.run_id) is not None:
+            if not is_known and (run_id := process.run_id) is not None:
                 trial.set_user_attr(RUN, run_id)
                 is_known = True
             if is_over:
@@ -145,21 +227,84 @@ class Worker:
                 renewed = time.monotonic()
             time.sleep(_POLL)
 
-    def _tell(self, trial: "Trial", folders: RunFolders) -> None:
+    def _report(self, trial: "Trial", folders: RunFolders) -> None:
         score = best_score(folders)
         if math.isfinite(score):
             self.search.study.tell(trial, score)
         else:
             self.search.fail(trial, "no epoch had a finite val AUC")
 
-    def _prune(self, trial: "Trial") -> None:
-        from optuna.trial import TrialState
-
-        self.search.study.tell(trial, state=TrialState.PRUNED)
-
 
 def share_cores(workers: int) -> None:
-    """Gives the trainings of each worker on this machine its part of the cores."""
-    from ..utils.runtime import usable_cores
-
+    """Limit the threads of each worker's processes to its share of the cores."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // workers)))
+
+
+def mark_trial(
+    run_id: str, *, number: int, pruned_after: int | None = None, failed: str | None = None
+) -> None:
+    """Tag a trial's run with its number and why it ended early; an error of the store is only a warning.
+
+    Args:
+        run_id: The run, whose process has ended.
+        number: The number of the trial.
+        pruned_after: The epoch after which it was pruned.
+        failed: Why it failed; a process that was killed could not record that itself.
+    """
+    client = mlflow_client()
+    try:
+        client.set_tag(run_id, TRIAL, str(number))
+        if pruned_after is not None:
+            client.set_tag(run_id, PRUNED, f"after epoch {pruned_after}: others were better by then")
+        if failed is not None and client.get_run(run_id).info.status == RUNNING:
+            client.set_tag(run_id, ERROR, failed)
+            client.set_terminated(run_id, FAILED)
+    except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
+        warn(f"run {run_id} could not be marked as trial {number}: {reason(error)}")
+
+
+def started_run(folder: Path, name: str) -> str | None:
+    """Return the run that a process of this name has started, None if there is none."""
+    return _run_in_log(folder / f"{name}.log")
+
+
+def _run_in_log(log: Path) -> str | None:
+    if not log.exists():
+        return None
+    words = [line.split() for line in log.read_text(errors="replace").splitlines() if line.startswith(_RUN)]
+    named = [line[1] for line in words if len(line) > 2]  # a summary line has the run's id only
+    return named[-1] if named else None
+
+
+def scores(folders: RunFolders) -> list[tuple[int, float]]:
+    """Return the epochs of a run so far, with their val AUC."""
+    try:
+        text = folders.history.read_text()
+    except FileNotFoundError:
+        return []
+    return [(int(row["epoch"]), float(row["val_auc"])) for row in csv.DictReader(text.splitlines())]
+
+
+def best_score(folders: RunFolders) -> float:
+    """Return the best val AUC of a run; NaN if no epoch has one."""
+    best: float | None = None
+    for _, score in scores(folders):
+        best = score if is_better(score, best) else best
+    return math.nan if best is None else best
+
+
+_PRCTL: Callable[..., int] | None = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+
+def end_with_parent(parent: int) -> None:
+    """Let the kernel send this new process SIGTERM when its parent dies, on Linux.
+
+    On other systems a trial whose worker is killed trains to its end, and the next worker waits for it.
+
+    Args:
+        parent: The process that starts this one.
+    """
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before the call
+            os.kill(os.getpid(), signal.SIGTERM)

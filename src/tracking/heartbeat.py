@@ -1,4 +1,7 @@
-"""A tag of a run that says which process works on it and when it last did; `kill -9` cannot take it away."""
+"""Heartbeat tag: which process owns a run and when it was last alive.
+
+With it, orphaned runs can be found after ``kill -9``.
+"""
 
 import json
 import math
@@ -20,23 +23,23 @@ from .names import HEARTBEAT
 from .store import reason
 
 SECONDS = 60.0
-"""Between two heartbeats."""
+"""Seconds between two heartbeats."""
 
 _SECONDS_NAME = "MLPROJECT_HEARTBEAT_SECONDS"
-_SAME_START = 2.0  # the system rounds the time of its own start to a second
+_SAME_START = 2.0  # seconds; the system rounds its own boot time to a second
 
 
 @dataclass(frozen=True)
-class Beat:
-    """One heartbeat.
+class Heartbeat:
+    """One heartbeat of a process.
 
     Attributes:
         host: The machine's name.
-        boot: Which start of the machine, and which space of process ids: containers have their own.
-        pid: The process.
-        started: When the process did, in seconds since the machine did: setting the clock changes
-            nothing, and another process that has got the same pid has another start.
-        time: When this was.
+        boot: Identifies the boot of the machine and the PID namespace; containers have their own.
+        pid: The process id.
+        started: When the process started, in seconds since boot: setting the clock does not change it,
+            and a process that reuses the pid has another value.
+        time: When the heartbeat was made.
     """
 
     host: str
@@ -47,39 +50,39 @@ class Beat:
 
     @classmethod
     def now(cls) -> Self:
-        """Of this process."""
+        """Return a heartbeat of this process."""
         process = psutil.Process()
         return cls(socket.gethostname(), _boot(), process.pid, _started(process), datetime.now(UTC))
 
     @classmethod
     def from_json(cls, text: str) -> Self | None:
-        """Reads a tag back; None where it is something else, or cut off."""
+        """Parse a tag; return None if it is something else or truncated."""
         try:
             values: dict[str, Any] = json.loads(text)
             time = datetime.fromisoformat(values["time"]).astimezone(UTC)
             pid, started = int(values["pid"]), float(values["started"])
-            beat = cls(str(values["host"]), str(values["boot"]), pid, started, time)
+            heartbeat = cls(str(values["host"]), str(values["boot"]), pid, started, time)
         except (ValueError, KeyError, TypeError, OverflowError):
             return None
-        return beat if pid > 0 and math.isfinite(started) else None
+        return heartbeat if pid > 0 and math.isfinite(started) else None
 
     def to_json(self) -> str:
-        """The tag's value."""
+        """Return the tag's value."""
         values = asdict(self) | {"time": self.time.isoformat(timespec="seconds")}
         return json.dumps(values | {"started": round(self.started, 2)})
 
     @property
-    def is_of_here(self) -> bool:
-        """Whether this machine can tell if the process lives."""
+    def is_from_here(self) -> bool:
+        """Return whether this machine can see if the process is alive."""
         return (self.host, self.boot) == (socket.gethostname(), _boot())
 
     @property
     def age(self) -> float:
-        """In seconds."""
+        """Return the age in seconds."""
         return (datetime.now(UTC) - self.time).total_seconds()
 
-    def lives(self) -> bool:
-        """Whether its process, of this machine, is there; in doubt it is."""
+    def is_alive(self) -> bool:
+        """Return whether its process, on this machine, is alive; in doubt it is."""
         try:
             process = psutil.Process(self.pid)
             is_same = abs(_started(process) - self.started) < _SAME_START
@@ -98,14 +101,14 @@ def _boot() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # not Linux: the network card tells two machines of one name apart
+    except OSError:  # not Linux: the network card distinguishes machines with the same name
         return f"{uuid.getnode():x}"
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether another user's process is there all the same, on a machine that does not show them."""
+    """Return whether the process exists although this machine hides processes of other users."""
     try:
-        os.kill(pid, 0)  # sends nothing
+        os.kill(pid, 0)  # only checks
     except PermissionError:
         return True
     except (OSError, OverflowError):
@@ -113,16 +116,16 @@ def _is_hidden(pid: int) -> bool:
     return False
 
 
-def beat() -> dict[str, str]:
-    """The tag as it is now."""
-    return {HEARTBEAT: Beat.now().to_json()}
+def heartbeat_tag() -> dict[str, str]:
+    """Return the heartbeat tag for this process."""
+    return {HEARTBEAT: Heartbeat.now().to_json()}
 
 
-def seconds_between() -> float:
-    """How often: each `SECONDS`, unless the environment says otherwise.
+def heartbeat_interval() -> float:
+    """Return the seconds between two heartbeats: `SECONDS`, or the environment's value.
 
     Raises:
-        ConfigError: It says something else than seconds.
+        ConfigError: The environment's value is not a number of seconds.
     """
     text = os.environ.get(_SECONDS_NAME, str(SECONDS))
     try:
@@ -130,39 +133,36 @@ def seconds_between() -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds <= threading.TIMEOUT_MAX:
-        raise ConfigError(f"{_SECONDS_NAME}: {text!r} is no number of seconds")
+        raise ConfigError(f"{_SECONDS_NAME}: {text!r} is not a number of seconds")
     return seconds
 
 
-class Heartbeat:
-    """Renews the tag beside the training loop, for as long as the process works on the run."""
+class HeartbeatThread:
+    """Renews the heartbeat tag in the background while the process works on the run."""
 
     def __init__(self, log: Callable[[Mapping[str, str]], None], seconds: float) -> None:
-        """Starts; the first one is due after ``seconds``, for a run is started with one.
+        """Start the thread; the first heartbeat follows after ``seconds``, since a run starts with one.
 
         Args:
             log: Sets tags of the run.
-            seconds: Between two.
+            seconds: Time between two heartbeats.
         """
         self._log, self._seconds = log, seconds
-        self._is_told = False
-        self._is_over = threading.Event()
+        self._has_warned = False
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
-        while not self._is_over.wait(self._seconds):
+        while not self._stopping.wait(self._seconds):
             try:
-                self._log(beat())
-            except Exception as error:  # of the store, of a full disk: training goes on, or says so itself
-                self._tell(error)
-
-    def _tell(self, error: Exception) -> None:
-        if not self._is_told and not self._is_over.is_set():
-            self._is_told = True
-            warn(f"the run's heartbeat is not recorded: {reason(error)}; training goes on")
+                self._log(heartbeat_tag())
+            except Exception as error:  # of the store or a full disk: training continues or fails by itself
+                if not self._has_warned and not self._stopping.is_set():
+                    self._has_warned = True
+                    warn(f"the run's heartbeat is not recorded: {reason(error)}; training continues")
 
     def stop(self) -> None:
-        """Ends; one that takes long is not waited for."""
-        self._is_over.set()
+        """Stop the thread, without waiting for a heartbeat that takes long."""
+        self._stopping.set()
         self._thread.join(2)

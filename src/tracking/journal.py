@@ -1,14 +1,18 @@
-"""What a server is not known to hold, on disk: a line for each item, one more when it is sent, one when done.
+"""Journal on disk of the items that a server may not hold yet.
 
-A result is done once a comparison has found it at the server; an answer alone does not prove that. Each
-line carries a checksum. Everything lies in one folder, ``undelivered``, among the results of a run, with
-paths that start there, so that the run's folder can be moved. Where the folder is missing, nothing is.
+The journal has one line per item, one more when it is sent, and one when it is done. A result is done when a
+comparison has found it on the server; the server's answer alone does not prove that. Each line has a
+checksum, so that a flipped byte on disk is noticed. The journal and its files are in the folder
+``undelivered`` in the run's folder, with relative paths, so that the run's folder can be moved.
 """
 
 import contextlib
 import errno
+import json
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,33 +23,30 @@ from filelock import Timeout
 from ..errors import TrackingError, UserError
 from ..utils.cli import warn
 from ..utils.io import atomic_write_bytes, file_lock, is_locked
-from .journal_lines import decode, encode, has_sum
-from .names import ERROR, HEARTBEAT
-from .system_metrics import PREFIX
+from .names import ERROR, HEARTBEAT, SYSTEM_METRICS
 
 FOLDER = "undelivered"
-_FILE = "journal.jsonl"
-_LOCK = "lock"
-_PATIENCE = 0.2  # seconds: who only asks whether somebody holds it does so for a moment
+_FILE, _LOCK = "journal.jsonl", "lock"
+_PATIENCE = 0.2  # seconds; a process that only checks the lock holds it for a moment
+_SPARE = 256 * 1024  # the file is rewritten once it has at least so many bytes of obsolete lines
+_LINE = re.compile(rb'\{"crc": "([0-9a-f]{8})", (.*)', re.DOTALL)
 
-_SPARE = 256 * 1024  # bytes of lines that are no longer needed, at least, before the file is rewritten
-
-METRICS, TAGS, ARTIFACT, MODEL, STATUS = ("metrics", "tags", "artifact", "model", "status")
-PARAMS, DATASETS = ("params", "datasets")
+METRICS, TAGS, PARAMS, DATASETS = "metrics", "tags", "params", "datasets"
+ARTIFACT, MODEL, STATUS = "artifact", "model", "status"
 KINDS = (METRICS, TAGS, PARAMS, DATASETS, ARTIFACT, MODEL, STATUS)
 
 
 @dataclass
 class Item:
-    """Something to deliver.
+    """An item to deliver.
 
     Attributes:
-        number: Counts from 1 in a journal.
+        number: The number of the item in its journal, from 1.
         kind: One of `KINDS`.
-        content: Plain values, as `src.tracking.delivery` wants them.
-        attempts: How often it was tried in vain.
-        is_doubtful: It may have arrived already: an attempt failed, or its process has died.
-        is_sent: The server has answered that it took it.
+        content: Plain values, as `src.tracking.delivery` reads them.
+        attempts: How many attempts have failed.
+        is_doubtful: Whether it may have arrived already: an attempt failed, or its process has died.
+        is_sent: Whether the server has confirmed it.
     """
 
     number: int
@@ -57,17 +58,17 @@ class Item:
 
     @property
     def is_result(self) -> bool:
-        """Return whether it is compared with what the server holds before the run is FINISHED.
+        """Return whether the run is FINISHED only once a comparison has found it on the server.
 
-        Heartbeats and the machine's load are not: they are many, and no result depends on them.
+        Heartbeats and system metrics are many, and no result depends on them.
         """
         if self.kind == METRICS:
-            return not all(key.startswith(PREFIX) for key in self.content["values"])
+            return not all(key.startswith(SYSTEM_METRICS) for key in self.content["values"])
         return self.kind != STATUS and not (self.kind == TAGS and set(self.content) == {HEARTBEAT})
 
     @property
     def target(self) -> str | None:
-        """What it changes, a file or tags; of two for one target the later makes the earlier one needless."""
+        """Return the file or tags that it writes; a later item with the same target replaces it."""
         if self.kind == TAGS:
             return f"tags {sorted(self.content)}"
         return f"{self.content['folder']}/{self.content['name']}" if self.kind == ARTIFACT else None
@@ -78,12 +79,12 @@ class Journal:
     """The journal of one run; its owner holds the lock.
 
     Attributes:
-        folder: ``undelivered``.
+        folder: The folder ``undelivered``.
         run_id: The run.
-        store: The URI that it was made for, without a password.
-        pending: What the server is not known to hold, in order.
+        store: The URI of the run's store, without a password.
+        pending: The items that the server may not hold, in order.
         last: The highest number so far.
-        damaged: The numbers of lines that cannot be read: what they recorded is unknown.
+        damaged: The numbers of lines that cannot be read.
     """
 
     folder: Path
@@ -96,43 +97,43 @@ class Journal:
 
     @classmethod
     def begin(cls, results: Path, run_id: str, store: str) -> Self:
-        """Makes the journal of a run, or goes on with the one that an earlier process has left.
+        """Create the journal of a run, or continue the one of an earlier process.
 
-        What that process thought of the run's end is forgotten: the run goes on. So are damaged lines: a
-        resumed run records all its epochs and results again.
+        The end that the earlier process recorded is dropped, since the run continues. So are damaged
+        lines, since a resumed run records all its epochs and results again.
         """
         journal = cls.read(results) if cls.exists(results) else cls(results / FOLDER, run_id, store)
         if journal.damaged:
             warn(f"{journal.where_damaged}: the run records all its epochs and results again")
             journal.damaged.clear()
-        for item in [item for item in journal.pending.values() if _is_of_end(item)]:
-            del journal.pending[item.number]
-        journal.folder.mkdir(parents=True, exist_ok=True)
+        for item in list(journal.pending.values()):
+            if item.kind == STATUS or (item.kind == TAGS and ERROR in item.content):
+                del journal.pending[item.number]
         journal._rewrite()
         return journal
 
     @classmethod
-    def read(cls, results: Path, *, mend: bool = True) -> Self:
-        """Reads a journal back; a last line that a kill or a full disk has cut is none.
+    def read(cls, results: Path, *, repair: bool = True) -> Self:
+        """Read a journal, without a last line that a kill or a full disk has truncated.
 
         Args:
             results: The folder of the run.
-            mend: Take such a line away, which only the holder of the lock may.
+            repair: Remove such a line, which only the holder of the lock may do.
 
         Raises:
-            UserError: It does not even say which run it is about.
+            UserError: The journal does not name its run.
         """
         path = results / FOLDER / _FILE
         data = path.read_bytes()
         *lines, tail = data.split(b"\n")
-        if has_sum(tail[:-1]):  # whole, and it is the line feed that is damaged
+        if _has_checksum(tail[:-1]):  # complete: only its line feed is damaged
             lines.append(tail)
-            if mend:
+            if repair:
                 with path.open("ab") as file:
                     file.write(b"\n")
-        elif mend and tail:
+        elif repair and tail:
             os.truncate(path, len(data) - len(tail))
-        header = decode(lines[0], needs_sum=False) if lines else None
+        header = _decode(lines[0], needs_checksum=False) if lines else None
         if header is None or not {"run_id", "store"} <= set(header):
             raise UserError(
                 f"{path}, line 1: it names no run, so nothing can be delivered. Replace that line with "
@@ -140,18 +141,18 @@ class Journal:
             )
         journal = cls(path.parent, str(header["run_id"]), str(header["store"]), _base=len(data))
         for number, line in enumerate(lines[1:], 2):
-            record = decode(line, needs_sum=has_sum(lines[0]))
+            record = _decode(line, needs_checksum=_has_checksum(lines[0]))
             if record is None or not journal._replay(record):
                 journal.damaged.append(number)
         return journal
 
     @staticmethod
     def exists(results: Path) -> bool:
-        """Whether a run has left anything to deliver."""
+        """Return whether a run has left anything to deliver."""
         return (results / FOLDER / _FILE).is_file()
 
     def _replay(self, record: dict[str, Any]) -> bool:
-        """Follow one line; False where it says nothing that can be followed."""
+        """Apply one line; return False if it is not valid."""
         try:
             match record:
                 case {"done": number}:
@@ -171,18 +172,18 @@ class Journal:
 
     @property
     def where_damaged(self) -> str:
-        """Return what is wrong with the file, for messages."""
+        """Return which lines are damaged, for messages."""
         lines = f"line{'s' * (len(self.damaged) != 1)} {', '.join(map(str, self.damaged))}"
         return f"{self._path}, {lines}: damaged on disk, so what was recorded there is unknown"
 
     @property
     def unsent(self) -> list[Item]:
-        """Return what the server has not taken yet, in order."""
+        """Return the items that the server has not confirmed, in order."""
         return [item for item in self.pending.values() if not item.is_sent]
 
     @property
     def sent(self) -> list[Item]:
-        """Return what the server has said that it took, and is not known to hold."""
+        """Return the items that the server has confirmed, and that no comparison has found there yet."""
         return [item for item in self.pending.values() if item.is_sent]
 
     @property
@@ -190,25 +191,25 @@ class Journal:
         return self.folder / _FILE
 
     def reserve(self, *, with_folder: bool = False) -> int:
-        """The number of the next item, with an empty folder for its files where asked."""
+        """Return the number of the next item, and create an empty folder for its files if asked."""
         self.last += 1
         if with_folder:
-            place = self.place(self.last)
-            shutil.rmtree(place, ignore_errors=True)  # of a process that died before the line was written
-            place.mkdir(parents=True)
+            folder = self.folder_of(self.last)
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that died before it wrote the line
+            folder.mkdir(parents=True)
         return self.last
 
-    def place(self, number: int) -> Path:
-        """Where the files of an item lie."""
+    def folder_of(self, number: int) -> Path:
+        """Return the folder of an item's files."""
         return self.folder / str(number)
 
     def add(self, number: int, kind: str, content: dict[str, Any]) -> Item:
-        """Writes down an item that is to be delivered.
+        """Write an item that is to be delivered.
 
         Raises:
-            OSError: It could not be written; the journal is as it was.
+            OSError: It could not be written; the journal is unchanged.
         """
-        # First in memory: a signal that cuts this short then leaves an item too many, not one too few.
+        # First in memory: after a signal there is then an item too many rather than one too few.
         item = self.pending[number] = Item(number, kind, content)
         try:
             self._write(_record(item), durable=True)
@@ -218,38 +219,39 @@ class Journal:
         return item
 
     def arrived(self, item: Item) -> None:
-        """Writes down that the server has taken an item: a result stays until a comparison finds it there."""
+        """Write that the server has confirmed an item; a result stays until a comparison finds it there."""
         if not item.is_result:
             self.done(item)
             return
         item.is_sent = True
-        with contextlib.suppress(OSError):  # not written on a full disk: then it is delivered again
+        with contextlib.suppress(OSError):  # on a full disk it is delivered again
             self._write({"sent": item.number})
 
     def done(self, item: Item) -> None:
-        """Writes down that an item is at the server, or no longer needed, and removes its files."""
+        """Write that the server holds an item, or that it is obsolete, and delete its files."""
         self.pending.pop(item.number, None)
-        # Not written on a full disk: then it is delivered again, which changes nothing.
+        # If the disk is full, it is delivered again, which changes nothing.
         with contextlib.suppress(OSError):
             self._write({"done": item.number})
-            # A long run would make a long file; what is damaged stays for its owner to see.
+            # Otherwise the file grows with the run. Damaged lines stay for the user to see.
             if not self.damaged and self._path.stat().st_size > 2 * self._base + _SPARE:
                 self._rewrite()
-        shutil.rmtree(self.place(item.number), ignore_errors=True)
+        shutil.rmtree(self.folder_of(item.number), ignore_errors=True)
 
     def remove(self) -> None:
-        """Removes a journal with nothing left to deliver."""
+        """Delete the journal."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _rewrite(self) -> None:
-        """Writes a file of what is pending, and nothing else."""
+        """Write the pending items to a new file."""
         records = [{"run_id": self.run_id, "store": self.store}, *map(_record, self.pending.values())]
-        data = b"".join(map(encode, records))
+        data = b"".join(map(_encode, records))
+        self.folder.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(self._path, data)
         self._base = len(data)
 
     def _write(self, record: dict[str, Any], *, durable: bool = False) -> None:
-        line = encode(record)
+        line = _encode(record)
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab", buffering=0) as file:
             size = file.tell()
@@ -263,31 +265,27 @@ class Journal:
                 raise
 
 
-def _is_of_end(item: Item) -> bool:
-    return item.kind == STATUS or (item.kind == TAGS and ERROR in item.content)
-
-
 def _record(item: Item) -> dict[str, Any]:
-    record = {"number": item.number, "kind": item.kind, "content": item.content}
-    return record | {"is_sent": True} if item.is_sent else record
+    sent = {"is_sent": True} if item.is_sent else {}
+    return {"number": item.number, "kind": item.kind, "content": item.content, **sent}
 
 
 def items(count: int) -> str:
-    """A number of items, in words."""
+    """Return a number of items in words."""
     return f"{count} item{'s' * (count != 1)}"
 
 
 def is_held(results: Path) -> bool:
-    """Whether a process delivers from the journal of a run."""
+    """Return whether a process delivers from the journal of a run."""
     return is_locked(results / FOLDER / _LOCK)
 
 
 @contextlib.contextmanager
 def journal_lock(results: Path) -> Iterator[None]:
-    """Held for as long as a process delivers from the journal of a run: one at a time does.
+    """Hold the lock of a run's journal, from which only one process at a time delivers.
 
     Raises:
-        TrackingError: Another process does.
+        TrackingError: Another process holds it.
     """
     path = results / FOLDER / _LOCK
     with contextlib.ExitStack() as stack:
@@ -298,3 +296,25 @@ def journal_lock(results: Path) -> Iterator[None]:
                 f"{results}: the run itself, or another sync, delivers from it right now; wait for its end"
             ) from None
         yield
+
+
+def _encode(record: dict[str, Any]) -> bytes:
+    rest = json.dumps(record).encode()[1:]
+    return b'{"crc": "%08x", ' % zlib.crc32(rest) + rest + b"\n"
+
+
+def _has_checksum(line: bytes) -> bool:
+    """Return whether a line, without its line feed, has a valid checksum."""
+    found = _LINE.fullmatch(line)
+    return found is not None and zlib.crc32(found[2]) == int(found[1], 16)
+
+
+def _decode(line: bytes, *, needs_checksum: bool) -> dict[str, Any] | None:
+    """Return a line's values, None if it is damaged; earlier versions wrote no checksum."""
+    if not _has_checksum(line) and (needs_checksum or _LINE.fullmatch(line)):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,4 +1,4 @@
-"""The run's model as MLflow keeps it: a graph in ``pt2`` format, no pickle anywhere."""
+"""Logged models: a run's model as a graph in ``pt2`` format, without any pickle."""
 
 import os
 import tempfile
@@ -7,19 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mlflow
 import numpy as np
+from mlflow import MlflowClient, MlflowException
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Run
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
 
 from ..errors import ClaimError
 from ..utils.io import TEMP_PREFIX, atomic_write_text
 from ..utils.silence import silenced
 from .archive import checked_copy
-from .model_files import local_model_folder
+from .artifact_paths import model_folder
 from .names import DELIVERY, LOGGED_MODEL
-from .store import local_folder, pages, reason, resolve_uri, store_errors
+from .store import local_folder, mlflow_client, pages, reason, resolve_uri, store_errors
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Run
     from torch import nn
 
 _TALKATIVE = ("mlflow", "torch.export", "torch._export")
@@ -34,40 +37,40 @@ _FLAVORS: dict[str, dict[str, Any]] = {
         "pickle_module_name": "mlflow.pytorch.pickle_module",
     },
 }
-"""What MLmodel says about how to load the model, in every key that names a file or a module."""
+"""Every key of MLmodel that names a file or a module, with the value that this project writes."""
 _HARMLESS = {"pytorch_version", "python_version", "config", "env"}
+_NEEDED = ("MLmodel", "data/model.pt2")
+"""Files without which `load_model` refuses a model."""
 
 
 def log_model(
-    client: "MlflowClient", run_id: str, save: Callable[[Path], None], step: int, work: Path | None
+    client: MlflowClient, run_id: str, save: Callable[[Path], None], step: int, work: Path | None
 ) -> None:
-    """Logs a model on a run; called again after it failed or was killed, it finishes what was begun.
+    """Log a model on a run; a second call after a failure or kill completes the first.
 
-    MLflow's own function tells the run of the model before its files are there, and gives the run of a
-    file store the metrics of the step a second time.
+    MLflow's own function links the model to the run before the model's files exist, and in a file store
+    it logs the metrics of the step on the run a second time.
 
     Args:
-        client: Of the store.
+        client: MLflow's client.
         run_id: The run.
-        save: Writes the model into a folder that is not there yet, as `save_model` does.
-        step: The epoch that its weights are from.
-        work: Where it may lie for a moment; None for the system's folder of temporary files.
+        save: Writes the model into a folder that does not exist yet, as `save_model` does.
+        step: The epoch of the weights.
+        work: Where to save it temporarily; None for the system's folder of temporary files.
     """
     with tempfile.TemporaryDirectory(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=work) as folder:
         saved = Path(folder) / LOGGED_MODEL
         save(saved)
         model_id = deliver_model(client, run_id, saved, step)
     if local_folder(resolve_uri()) is None:
-        _give_metrics(client, run_id, model_id, step)
+        _copy_metrics(client, run_id, model_id, step)
 
 
-def _give_metrics(client: "MlflowClient", run_id: str, model_id: str, step: int) -> None:
-    """The run's metrics of the model's epoch become the model's as well; a database keeps each once."""
-    from mlflow.entities import Metric
-
+def _copy_metrics(client: MlflowClient, run_id: str, model_id: str, step: int) -> None:
+    """Log the run's metrics of the model's epoch on the model as well; a database keeps each once."""
     histories = (client.get_metric_history(run_id, key) for key in client.get_run(run_id).data.metrics)
     points = (point for history in histories for point in history if point.step == step)
-    # The same points, told whose they are: the run does not get them again.
+    # With the run's id, the run does not get the same points again.
     theirs = [Metric(p.key, p.value, p.timestamp, p.step, model_id=model_id, run_id=run_id) for p in points]
     client.log_batch(run_id, theirs)
 
@@ -81,29 +84,25 @@ def save_model(
     classes: tuple[str, ...],
     metadata: dict[str, Any],
 ) -> None:
-    """Writes what `log_model` would log into a folder that is not there yet; `deliver_model` logs it."""
-    import mlflow.pytorch
-
+    """Save a model into a folder that does not exist yet; `deliver_model` logs it."""
     options = _options(channels, size, classes, metadata)
     with silenced(*_TALKATIVE):
         mlflow.pytorch.save_model(module.cpu().eval(), str(folder), **options)
 
 
 def _options(channels: int, size: int, classes: tuple[str, ...], metadata: dict[str, Any]) -> dict[str, Any]:
-    import mlflow
     import torch
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
 
     return {
         "signature": ModelSignature(
             inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, channels, size, size))]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(classes)))]),
         ),
-        # Black images: an example must not be a patient's. Two, for a batch of one is exported as fixed.
+        # Black images, since an example must not show a patient; two, since a batch of one is exported as
+        # a fixed batch size.
         "input_example": np.zeros((2, channels, size, size), dtype=np.uint8),
         "serialization_format": "pt2",
-        # Named here, for MLflow would load the model in a second process to find out.
+        # Given here, since MLflow would load the model in a second process to infer them.
         "pip_requirements": [
             f"mlflow=={mlflow.__version__}",
             f"torch=={torch.__version__.split('+')[0]}",
@@ -113,21 +112,18 @@ def _options(channels: int, size: int, classes: tuple[str, ...], metadata: dict[
     }
 
 
-def deliver_model(client: "MlflowClient", run_id: str, folder: Path, step: int) -> str:
-    """Logs a saved model on a run; called again after it failed, it finishes what was begun.
+def deliver_model(client: MlflowClient, run_id: str, folder: Path, step: int) -> str:
+    """Log a saved model on a run; a second call after a failure completes the first.
 
     Args:
-        client: Of the store.
+        client: MLflow's client.
         run_id: The run.
-        folder: What `save_model` wrote.
-        step: The epoch that the weights are from; a run has one model of each.
+        folder: The folder that `save_model` wrote.
+        step: The epoch of the weights; a run has one model per epoch.
 
     Returns:
         The id of the logged model.
     """
-    from mlflow.entities import LoggedModelOutput
-    from mlflow.models import Model
-
     run = client.get_run(run_id)
     logged = _find_logged(client, run, step) or client.create_logged_model(
         run.info.experiment_id,
@@ -144,13 +140,13 @@ def deliver_model(client: "MlflowClient", run_id: str, folder: Path, step: int) 
         atomic_write_text(folder / "MLmodel", model.to_yaml())
         client.log_model_artifacts(logged.model_id, str(folder))
         client.finalize_logged_model(logged.model_id, "READY")
-    there = run.outputs.model_outputs if run.outputs else []
-    if logged.model_id not in {output.model_id for output in there}:
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if logged.model_id not in {output.model_id for output in outputs}:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
     return str(logged.model_id)
 
 
-def _find_logged(client: "MlflowClient", run: "Run", step: int) -> "LoggedModel | None":
+def _find_logged(client: MlflowClient, run: Run, step: int) -> LoggedModel | None:
     mine = f"source_run_id = '{run.info.run_id}'"
     found = pages(lambda token: client.search_logged_models([run.info.experiment_id], mine, page_token=token))
     return next((logged for logged in found if logged.tags.get(DELIVERY) == str(step)), None)
@@ -162,28 +158,28 @@ def _says_origin(tag: str) -> bool:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A logged model: what `save_model` was given, on the CPU, and the metadata that went with it."""
+    """A logged model: the network on the CPU, and the metadata that `save_model` got."""
 
     module: "nn.Module"
     metadata: Mapping[str, Any]
 
 
 def load_model(source: str, folder: Path) -> LoadedModel:
-    """Load a logged model for the CPU, and execute nothing that came with it.
+    """Load a logged model for the CPU, without executing any code that comes with it.
 
     Args:
-        source: Where it is, such as ``models:/m-...``.
-        folder: Where to copy it from a store that is no local folder.
+        source: Its URI, such as ``models:/m-...``.
+        folder: Where to download it to if the store is not a local folder.
 
     Raises:
-        ClaimError: It is gone, damaged, or holds anything that would have to be executed to load it.
+        ClaimError: It is missing, damaged, or cannot be loaded without executing something in it.
         OSError: A file cannot be read, or the folder of temporary files cannot be written.
         TrackingError: The store failed.
     """
     import torch
 
     path, metadata = _read_description(source, folder)
-    # Not by mlflow.pytorch.load_model: it reads MLmodel and the archive again, and unpickles where it may.
+    # Not by mlflow.pytorch.load_model, which reads MLmodel and the archive again and may unpickle.
     with silenced(*_TALKATIVE), checked_copy(path) as archive:
         try:
             module: nn.Module = torch.export.load(archive).module()
@@ -193,15 +189,14 @@ def load_model(source: str, folder: Path) -> LoadedModel:
 
 
 def _read_description(source: str, folder: Path) -> tuple[Path, Mapping[str, Any]]:
-    """Return the archive of a logged model, and its metadata."""
-    import mlflow
-    from mlflow.models import Model
-
+    """Return the archive and the metadata of a logged model."""
     with store_errors(f"the logged model {source} cannot be read"):
         try:
-            path = _fetch(source, folder)
+            logged = mlflow_client().get_logged_model(source.removeprefix("models:/"))
+            local = _local_folder(logged)
+            path = local or Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder)))
             model = Model.load(str(path))
-        except mlflow.MlflowException as error:
+        except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise ClaimError(f"the logged model {source} is gone") from None
@@ -217,7 +212,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:  # noqa: ANN401 -- any YAML
 
 
 def _check_flavors(source: str, flavors: Mapping[str, Any]) -> None:
-    """Check that MLflow too, asked for this model, would load the archive and import no other code.
+    """Check that MLflow would load the archive as well, and import no other code.
 
     Raises:
         ClaimError: MLmodel names another file or module.
@@ -233,9 +228,43 @@ def _check_flavors(source: str, flavors: Mapping[str, Any]) -> None:
                 )
 
 
-def _fetch(source: str, folder: Path) -> Path:
-    import mlflow
+def check_model_files(source: str) -> None:
+    """Check, without loading it, that a logged model exists and has its files.
 
-    logged = mlflow.MlflowClient().get_logged_model(source.removeprefix("models:/"))
-    local = local_model_folder(logged)
-    return local or Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder)))
+    Args:
+        source: Its URI, such as ``models:/m-...``.
+
+    Raises:
+        ClaimError: It is deleted, a file is missing, or the store names a folder that is not its own.
+        TrackingError: The store failed.
+    """
+    client, model_id = mlflow_client(), source.removeprefix("models:/")
+    with store_errors(f"the logged model {source} cannot be read"):
+        try:
+            logged = client.get_logged_model(model_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise ClaimError(f"the logged model {source} is deleted or gone") from None
+        folder = _local_folder(logged)
+        if folder is not None:
+            missing = [name for name in _NEEDED if not (folder / name).is_file()]
+        else:
+            listed = {
+                entry.path
+                for below in (None, _DATA)
+                for entry in client.list_logged_model_artifacts(model_id, below)
+            }
+            missing = [name for name in _NEEDED if name not in listed]
+    if missing:
+        where = folder or "the server"
+        raise ClaimError(
+            f"the logged model {source} lacks {', '.join(missing)} at {where}; put its files back"
+        )
+
+
+def _local_folder(logged: LoggedModel) -> Path | None:
+    """Return the folder of a logged model's files on this machine; see `model_folder`."""
+    experiment = mlflow_client().get_experiment(logged.experiment_id)
+    location = experiment.artifact_location or ""
+    return model_folder(logged.model_id, logged.artifact_location, experiment.experiment_id, location)

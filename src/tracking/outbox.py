@@ -1,4 +1,4 @@
-"""Delivers beside the training loop what a run records, and goes on where a server went away."""
+"""Delivery of a run's records to a server in the background, also after the server was unreachable."""
 
 import contextlib
 import os
@@ -17,36 +17,36 @@ from .delivery import (
     ROUNDS,
     Delivery,
     allowed_attempts,
-    in_order,
+    delivery_order,
     is_answer,
     is_finished,
 )
 from .journal import ARTIFACT, MODEL, STATUS, Item, Journal, items, journal_lock
-from .names import LOGGED_MODEL
+from .names import FINISHED, KILLED, LOGGED_MODEL
 from .store import reason, shown_uri
 
 _MAX_PAUSE, _MAX_LAST_PAUSE = 30.0, 5.0
 _PATIENCE_NAME = "MLPROJECT_SERVER_PATIENCE"
-_HURRY = 5.0  # what a user waits for after Ctrl-C where the server is gone
-_SLOW = 10.0  # and where it answers, yet nothing more arrives
+_HURRY = 5.0  # seconds that a user waits after Ctrl-C if the server is unreachable
+_SLOW = 10.0  # and if it answers, but nothing more arrives
 
 
 class UndeliveredError(TrackingError):
-    """The run is whole on disk, and not in the store."""
+    """The run is complete on disk, but not in the store."""
 
 
 class Outbox:
-    """The items of one run, each on disk before it is on the way; a thread delivers them in order.
+    """The items of one run: each is written to disk first, and a thread delivers them in order.
 
     Small items go before files. At the end the server is asked for what it holds, what it lacks is sent
     again, and the status FINISHED goes last, only if nothing is missing.
     """
 
     def __init__(self, results: Path, run_id: str) -> None:
-        """Opens the journal in ``results``; what an earlier process has left is delivered as well.
+        """Open the journal in ``results``, with the items that an earlier process has left.
 
         Raises:
-            ConfigError: The environment says something else than seconds.
+            ConfigError: The environment's patience is not a number of seconds.
             TrackingError: Another process delivers from the journal.
         """
         self.results, self._patience = results, read_patience()
@@ -61,50 +61,50 @@ class Outbox:
         self._refused: list[str] = []
         self._failures, self._pause_until, self._max_pause = 0, 0.0, _MAX_PAUSE
         self._failing_since: float | None = None
-        self._is_told_gone = self._is_told_refused = False
+        self._has_warned_gone = self._has_warned_refused = False
         self._arrived_at = time.monotonic()
         self._is_closed = False
         self._rounds = 0
         self.has_status = False
-        # A daemon: what it holds is on disk, so the process never has to wait for it.
+        # A daemon: its items are on disk, so the process never has to wait for it.
         self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
         self._thread.start()
 
     def put(self, kind: str, content: dict[str, Any], *, is_doubtful: bool = False) -> None:
-        """Takes an item, which the store may have already; it returns once the item is on disk.
+        """Add an item, which the store may have already, and return once it is on disk.
 
         Raises:
             OSError: It could not be written.
         """
         with self._changed:
-            if not self._is_closed:  # a measurement of the machine may come late
+            if not self._is_closed:  # system metrics may come late
                 item = self._journal.add(self._journal.reserve(), kind, content)
                 item.is_doubtful = is_doubtful
                 self._enqueue(item)
 
     def put_file(self, path: Path, folder: str | None) -> None:
-        """Takes a file as it is now; an earlier version that still waits is no longer sent."""
+        """Add a file in its current state; an earlier version that still waits is no longer sent."""
         with self._changed:
             number = self._journal.reserve(with_folder=True)
-            atomic_link(path, self._journal.place(number) / path.name)
+            atomic_link(path, self._journal.folder_of(number) / path.name)
             self._enqueue(self._journal.add(number, ARTIFACT, {"name": path.name, "folder": folder or ""}))
 
     def put_model(self, save: Callable[[Path], None], step: int) -> None:
-        """Takes a model.
+        """Add a model.
 
         Args:
-            save: Writes it into a folder that is not there yet.
-            step: The epoch that its weights are from.
+            save: Writes the model into a folder that does not exist yet.
+            step: The epoch of the weights.
         """
         with self._changed:
             number = self._journal.reserve(with_folder=True)
-        save(self._journal.place(number) / LOGGED_MODEL)
+        save(self._journal.folder_of(number) / LOGGED_MODEL)
         with self._changed:
             content = {"name": LOGGED_MODEL, "step": step}
             self._enqueue(self._journal.add(number, MODEL, content))
 
     def put_status(self, status: str) -> None:
-        """Takes the last status of the run, the first time; on a full disk it is tried all the same."""
+        """Add the final status of the run, once; if the disk is full, it is sent without being written."""
         if self.has_status:
             return
         self.has_status = True
@@ -123,9 +123,9 @@ class Outbox:
         self._changed.notify_all()
 
     def _drop_older(self, target: str | None) -> None:
-        """Of the versions of a file or tag that wait or were refused, only the newest is delivered."""
+        """Drop all but the newest of the waiting or refused versions of a file or tag."""
         versions = [item for item in self._journal.pending.values() if target and item.target == target]
-        for item in sorted(versions, key=in_order)[:-1]:
+        for item in sorted(versions, key=delivery_order)[:-1]:
             if item is not self._sending:
                 self._waiting.pop(item.number, None)
                 self._journal.done(item)
@@ -138,15 +138,15 @@ class Outbox:
                     lacking = self._delivery.lacks(item.content["sent"])
                 else:
                     self._delivery.send(item)
-            except Exception as error:  # whatever the store raises
-                self._settle(item, error, lacking)
+            except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
+                self._handle_result(item, error, lacking)
             else:
-                self._settle(item, None, lacking)
+                self._handle_result(item, None, lacking)
 
-    def _settle(self, item: Item, error: Exception | None, lacking: list[Item]) -> None:
+    def _handle_result(self, item: Item, error: Exception | None, lacking: list[Item]) -> None:
         with self._changed:
             if self._is_closed:
-                return  # too late: a sync may be at work
+                return  # too late: a sync may have started
             if error is not None:
                 self._failed(item, error)
             else:
@@ -156,13 +156,13 @@ class Outbox:
             self._changed.notify_all()
 
     def _next(self) -> Item | None:
-        """Waits for something to do; None at the end."""
+        """Wait for the next item; return None at the end."""
         with self._changed:
             self._sending = None
             while not self._is_closed:
                 pause, due = self._pause_until - time.monotonic(), self._due()
                 if due and pause <= 0:
-                    self._sending, self._sent_at = min(due, key=in_order), time.monotonic()
+                    self._sending, self._sent_at = min(due, key=delivery_order), time.monotonic()
                     if self._sending.kind == COMPARISON:
                         self._sending.content["sent"] = self._journal.sent
                     return self._sending
@@ -170,7 +170,7 @@ class Outbox:
             return None
 
     def _due(self) -> list[Item]:
-        """What may be sent: FINISHED only once the server holds all results."""
+        """Return what may be sent: FINISHED only once the server holds all results."""
         due = list(self._waiting.values())
         if any(map(is_finished, due)) and any(item.is_result for item in self._journal.pending.values()):
             return [item for item in due if not is_finished(item)]
@@ -183,7 +183,7 @@ class Outbox:
         self._sending = None
         if item.kind != COMPARISON:
             self._journal.arrived(item)
-            self._drop_older(item.target)  # a newer version may have come while it was on its way
+            self._drop_older(item.target)  # a newer version may have been added meanwhile
 
     def _compared(self, sent: list[Item], lacking: list[Item]) -> None:
         for item in sent:
@@ -199,14 +199,14 @@ class Outbox:
             self._refused.append(f"{lacking[0].kind}: the server took it and does not hold it")
 
     def _enqueue_all(self) -> None:
-        """Everything once more, what was refused as well, and a look at what the server holds then."""
+        """Enqueue everything again, also refused items, and a comparison with what the server then holds."""
         self._waiting |= {item.number: item for item in self._journal.unsent}
         self._waiting[0] = Item(0, COMPARISON, {})
 
     def _answered(self) -> None:
-        if self._is_told_gone:
+        if self._has_warned_gone:
             warn(f"the server {shown_uri()} answers again; what it missed is being delivered")
-        self._failures, self._failing_since, self._is_told_gone = 0, None, False
+        self._failures, self._failing_since, self._has_warned_gone = 0, None, False
 
     def _failed(self, item: Item, error: Exception) -> None:
         item.attempts, item.is_doubtful = item.attempts + 1, True
@@ -216,8 +216,8 @@ class Outbox:
             self._answered()
         else:
             self._failing_since = self._failing_since or time.monotonic()
-        if allowed is None and self._failures and not self._is_told_gone:  # once may be chance
-            self._is_told_gone = True
+        if allowed is None and self._failures and not self._has_warned_gone:  # a single failure may be chance
+            self._has_warned_gone = True
             self._warn_gone()
         if allowed is not None and item.attempts >= allowed:
             self._refuse(item, error)
@@ -227,41 +227,41 @@ class Outbox:
         self._drop_older(item.target)
 
     def _refuse(self, item: Item, error: Exception) -> None:
-        """The item stays in the journal, for `sync` to try once more; nothing waits for it."""
+        """Give up on an item; it stays in the journal, where `sync` finds it."""
         self._waiting.pop(item.number)
         self._refused.append(f"{item.kind}: {reason(error).rstrip('.')}")
-        if not self._is_told_refused:
-            self._is_told_refused = True
-            warn(f"{shown_uri()} refuses what the run records ({self._refused[0]}); training goes on")
+        if not self._has_warned_refused:
+            self._has_warned_refused = True
+            warn(f"{shown_uri()} refuses what the run records ({self._refused[0]}); training continues")
 
     def _warn_gone(self) -> None:
         seconds = time.monotonic() - (self._failing_since or time.monotonic())
         since = time.strftime("%H:%M:%S", time.localtime(time.time() - seconds))
         warn(
-            f"the server {shown_uri()} does not answer since {since}; training goes on, everything is on "
+            f"the server {shown_uri()} does not answer since {since}; training continues, everything is on "
             f"disk in {self.results}, and is delivered once it answers"
         )
 
     def close(self, status: str) -> None:
-        """Delivers what is left, for as long as it arrives and a while longer, and ends.
+        """Deliver what is left while the server takes it, and stop.
 
         Args:
-            status: How the run ended; unless FINISHED, somebody may wait for the process to end.
+            status: How the run ended; unless it is FINISHED, a user may wait for the process to end.
 
         Raises:
             UndeliveredError: Something was not delivered; it is in the journal.
         """
-        started, is_told = time.monotonic(), False
+        started, has_warned = time.monotonic(), False
         with self._changed:
-            # The last chance: everything at once.
+            # The last attempt includes everything.
             self._refused.clear()
             self._enqueue_all()
             self._pause_until, self._max_pause = 0.0, _MAX_LAST_PAUSE
             self._changed.notify_all()
             while self._due() and not self._is_hopeless(started, status):
                 self._changed.wait(0.1)
-                if not is_told and time.monotonic() - started > 2:
-                    is_told = True
+                if not has_warned and time.monotonic() - started > 2:
+                    has_warned = True
                     warn(f"delivering what is left to {shown_uri()} ({items(len(self._journal.unsent))}) ...")
             self._is_closed = True
             self._changed.notify_all()
@@ -270,10 +270,10 @@ class Outbox:
 
     def _is_hopeless(self, started: float, status: str) -> bool:
         now = time.monotonic()
-        if status == "KILLED" and now - max(started, self._arrived_at) > _SLOW:
+        if status == KILLED and now - max(started, self._arrived_at) > _SLOW:
             return True
-        patience = self._patience if status == "FINISHED" else _HURRY
-        # A server that hangs: a large file may take its time, nothing else does.
+        patience = self._patience if status == FINISHED else _HURRY
+        # Anything but a large file that takes long means that the server hangs.
         is_stuck = self._sending is not None and self._sending.kind not in (ARTIFACT, MODEL)
         since = self._failing_since or (self._sent_at if is_stuck else None)
         return since is not None and now - max(started, since) > patience
@@ -301,13 +301,13 @@ class Outbox:
 
 
 def read_patience() -> float:
-    """Return how many seconds a server that does not answer is waited for at the start and end of a run.
+    """Return how many seconds to wait for an unreachable server at the start and end of a run.
 
     Raises:
-        ConfigError: The environment says something else.
+        ConfigError: The environment's value is not a number of seconds.
     """
     text = os.environ.get(_PATIENCE_NAME, "60")
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"{_PATIENCE_NAME}: {text!r} is no number of seconds") from None
+        raise ConfigError(f"{_PATIENCE_NAME}: {text!r} is not a number of seconds") from None

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+from mlflow import MlflowException
+
 from .names import CHAMPION, PREVIOUS
-from .store import pages, store_errors
+from .store import mlflow_client, pages, store_errors
 
 _ATTEMPTS = 5
 _ALIASES = (CHAMPION, PREVIOUS)
@@ -19,10 +21,10 @@ class Version:
     """One registered model version.
 
     Attributes:
-        number: Counts from 1.
-        run_id: The run that it came from, None where a person registered something else.
-        source: Where the model is, such as ``models:/m-...``.
-        tags: Its tags.
+        number: The version number, from 1.
+        run_id: The run that it came from, None if it was registered by hand.
+        source: The URI of the model, such as ``models:/m-...``.
+        tags: The version's tags.
     """
 
     number: int
@@ -33,13 +35,13 @@ class Version:
 
 @dataclass(frozen=True)
 class Registered:
-    """What the registry holds under one name.
+    """A registered model.
 
     Attributes:
-        name: The registered model.
-        exists: Whether there is such a registered model.
+        name: The name of the registered model.
+        exists: Whether the registry has it.
         versions: Its versions by number.
-        aliases: Version numbers by alias, ``champion`` and ``previous``, where the version exists.
+        aliases: Version numbers by alias, ``champion`` and ``previous``, if the version exists.
     """
 
     name: str
@@ -49,32 +51,29 @@ class Registered:
 
     @property
     def champion(self) -> Version | None:
-        """The version with the alias ``champion``."""
+        """Return the version with the alias ``champion``."""
         number = self.aliases.get(CHAMPION)
         return None if number is None else self.versions[number]
 
     @property
     def previous(self) -> Version | None:
-        """The version with the alias ``previous``."""
+        """Return the version with the alias ``previous``."""
         number = self.aliases.get(PREVIOUS)
         return None if number is None else self.versions[number]
 
     def version_of(self, run_id: str, source: str) -> Version | None:
-        """The version that is this very model of this run."""
+        """Return the version of this model of this run, the oldest if there are several."""
         found = [v for v in self.versions.values() if (v.run_id, v.source) == (run_id, source)]
         return min(found, key=lambda version: version.number) if found else None
 
 
 def read_registered(name: str) -> Registered:
-    """Reads everything about one registered model; an empty answer where there is none.
+    """Read a registered model with all versions and aliases; it is empty if there is none.
 
     Raises:
         TrackingError: The registry cannot be read.
     """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    client = mlflow.MlflowClient()
+    client = mlflow_client()
     versions: dict[int, Version] = {}
     with store_errors(f"{name} cannot be read"):
         try:
@@ -86,66 +85,61 @@ def read_registered(name: str) -> Registered:
         for entry in pages(lambda token: client.search_model_versions(f"name='{name}'", page_token=token)):
             number = int(entry.version)
             versions[number] = Version(number, entry.run_id or None, entry.source, dict(entry.tags))
-    # An alias whose file was cut off, or whose version was deleted, points nowhere.
+    # Ignore an alias whose file is truncated or whose version was deleted.
     aliases = {alias: str(model.aliases[alias]) for alias in _ALIASES if alias in model.aliases}
     pointing = {a: int(v) for a, v in aliases.items() if v.isdigit() and int(v) in versions}
     return Registered(name, True, versions, pointing)
 
 
 def registered_names() -> list[str]:
-    """The names of all registered models.
+    """Return the names of all registered models.
 
     Raises:
         TrackingError: The registry cannot be read.
     """
-    import mlflow
-
-    client = mlflow.MlflowClient()
+    client = mlflow_client()
     with store_errors("the registry cannot be read"):
         found = pages(lambda token: client.search_registered_models(page_token=token))
         return [model.name for model in found]
 
 
 def champions() -> list[tuple[str, Mapping[str, str]]]:
-    """Name and the champion's tags of every registered model that has a champion."""
+    """Return name and champion's tags of every registered model that has a champion."""
     versions = [(name, read_registered(name).champion) for name in registered_names()]
     return [(name, version.tags) for name, version in versions if version is not None]
 
 
 def register(name: str, run_id: str, source: str, description: str, tags: Mapping[str, str]) -> Version:
-    """Makes a version of a run's logged model, or finds the one that there is, as it is.
+    """Register a run's logged model, or return its existing version unchanged.
 
     Args:
-        name: The registered model, made where it is missing.
+        name: The registered model, which is created if it is missing.
         run_id: The run.
-        source: Its logged model, ``models:/m-...``.
-        description: Of a new version.
-        tags: Of a new version.
+        source: The run's logged model, ``models:/m-...``.
+        description: The description of a new version.
+        tags: The tags of a new version.
 
     Raises:
         TrackingError: The registry refuses.
     """
-    # Looked up anew at each attempt: one that seemed to fail may have made the version.
-    return _persistently(lambda: _find_or_create(name, run_id, source, description, tags))
+    # Look it up in each attempt: one that seemed to fail may have created the version.
+    return _with_retries(lambda: _find_or_create(name, run_id, source, description, tags))
 
 
 def _find_or_create(
     name: str, run_id: str, source: str, description: str, tags: Mapping[str, str]
 ) -> Version:
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    client = mlflow.MlflowClient()
+    client = mlflow_client()
     registered = read_registered(name)
     if not registered.exists:
         try:
             client.create_registered_model(name)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # somebody else was quicker
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
                 raise
     found = registered.version_of(run_id, source)
     if found is None:
-        # A server refuses models:/m-... without the id that it names.
+        # A server refuses models:/m-... without the model id.
         model_id = source.removeprefix("models:/") if source.startswith("models:/") else None
         made = client.create_model_version(
             name, source, run_id, dict(tags), description=description, model_id=model_id
@@ -155,40 +149,32 @@ def _find_or_create(
 
 
 def describe(name: str, version: int, text: str) -> None:
-    """Sets the description of a version."""
-    import mlflow
-
-    client = mlflow.MlflowClient()
-    _persistently(lambda: client.update_model_version(name, str(version), text))
+    """Set the description of a version."""
+    client = mlflow_client()
+    _with_retries(lambda: client.update_model_version(name, str(version), text))
 
 
 def set_tags(name: str, version: int, tags: Mapping[str, str | None]) -> None:
-    """Sets the tags of a version in order, and deletes those that are None."""
-    import mlflow
-
-    client = mlflow.MlflowClient()
+    """Set the tags of a version in order, and delete those that are None."""
+    client = mlflow_client()
     for key, value in tags.items():
         if value is None:
-            _persistently(partial(client.delete_model_version_tag, name, str(version), key))
+            _with_retries(partial(client.delete_model_version_tag, name, str(version), key))
         else:
-            _persistently(partial(client.set_model_version_tag, name, str(version), key, value))
+            _with_retries(partial(client.set_model_version_tag, name, str(version), key, value))
 
 
 def set_alias(name: str, alias: str, version: int | None) -> None:
-    """Points an alias to a version, or takes it away."""
-    import mlflow
-
-    client = mlflow.MlflowClient()
+    """Point an alias to a version, or delete it."""
+    client = mlflow_client()
     if version is None:
-        _persistently(lambda: client.delete_registered_model_alias(name, alias))
+        _with_retries(lambda: client.delete_registered_model_alias(name, alias))
     else:
-        _persistently(lambda: client.set_registered_model_alias(name, alias, str(version)))
+        _with_retries(lambda: client.set_registered_model_alias(name, alias, str(version)))
 
 
-def _persistently(write: Callable[[], Result]) -> Result:
-    """Tries again: under load a write can meet another one and fail once."""
-    from mlflow.exceptions import MlflowException
-
+def _with_retries(write: Callable[[], Result]) -> Result:
+    """Retry a write, which can fail once under load when it meets another one."""
     for attempt in range(1, _ATTEMPTS):
         try:
             return write()

@@ -1,4 +1,4 @@
-"""The tracking store: the one that MLflow itself resolves, made ready once."""
+"""The tracking store that MLflow resolves: opening it, its errors, and its client."""
 
 import logging
 import os
@@ -10,23 +10,41 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import mlflow
+from mlflow import MlflowClient, MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
+
 from ..errors import MlprojectError, StoreError, TrackingError
 from ..utils.io import TEMP_PREFIX, file_lock
 from ..utils.masking import masked_text, masked_uri
+from ..utils.runtime import Stopped
 from ..utils.silence import quiet_loggers
-from .locked import wait_for_locks
+from .sqlite_locks import wait_for_locks
+
+MAX_TAG = 5000
+"""MLflow refuses longer tag values."""
 
 _SQLITE = "sqlite:///"
 
+# MLflow also logs a traceback for every error that it raises.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
+def mlflow_client(uri: str | None = None) -> MlflowClient:
+    """Return MLflow's client for the current store, or for the store at ``uri``."""
+    return MlflowClient(uri)
+
 
 def open_store(*, must_exist: bool = False) -> None:
-    """Makes MLflow's store ready for use.
+    """Make MLflow's store ready for use.
 
-    A file store is allowed where, and only where, the URI is a path. A local store is opened under
-    a lock, because processes that make the schema of a new one at the same moment break it.
+    ``MLFLOW_ALLOW_FILE_STORE`` is set only if the URI is a path. A local store is opened under a lock,
+    because processes that create the schema of a new database at the same time corrupt it.
 
     Args:
-        must_exist: Look only: make nothing, and refuse a local store that is not there.
+        must_exist: Create nothing, and refuse a local store that does not exist.
 
     Raises:
         StoreError: The store cannot be reached or written.
@@ -39,17 +57,17 @@ def open_store(*, must_exist: bool = False) -> None:
         os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     try:
         if path is None:
-            with http_retries(2):  # a server that is down is told within seconds
-                _touch(make=not must_exist)
+            with http_retries(2):  # report a server that is down within seconds
+                _touch(create=not must_exist)
         elif must_exist:
             if not path.exists():
                 raise FileNotFoundError("there is none yet, so it holds no run")
-            _touch(make=False)
+            _touch(create=False)
         else:
             with file_lock(path.parent / f".{path.name}.lock"):
                 if uri.startswith(_SQLITE) and not path.exists():
-                    _make_schema(uri, path)
-                _touch(make=True)
+                    _create_schema(uri, path)
+                _touch(create=True)
     except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
         raise StoreError(
             f"{shown_uri()}: the tracking store cannot be opened: {reason(error)}. Check "
@@ -57,48 +75,60 @@ def open_store(*, must_exist: bool = False) -> None:
         ) from None
 
 
-def why_not_writable() -> str | None:
-    """Sets a tag of an experiment and takes it away again; says why that fails, None where it does not."""
-    import mlflow
+def _create_schema(uri: str, path: Path) -> None:
+    """Create a new database in a temporary file and rename it when it is complete.
 
-    client, key = mlflow.MlflowClient(), f"doctor.{uuid.uuid4().hex}"
+    A process that is killed during the migrations leaves a database that no later start can repair.
+    """
+    temp = path.with_name(f"{TEMP_PREFIX}{path.name}")
+    for leftover in path.parent.glob(f"{temp.name}*"):
+        leftover.unlink()
+    mlflow_client(f"{uri.rpartition('/')[0]}/{temp.name}").search_experiments(max_results=1)
+    temp.replace(path)
+
+
+def _touch(*, create: bool) -> None:
+    """Read an experiment; with ``create``, also create the schema and the requested experiment."""
+    client = mlflow_client()
+    client.search_experiments(max_results=1)
+    wanted = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    # Inside the lock: in a file store two processes can create the same experiment twice.
+    if create and wanted and client.get_experiment_by_name(wanted) is None:
+        client.create_experiment(wanted)
+
+
+def why_not_writable() -> str | None:
+    """Set and delete a tag of an experiment; return why that fails, or None."""
+    client, key = mlflow_client(), f"doctor.{uuid.uuid4().hex}"
     try:
         found = client.search_experiments(max_results=1)
         if not found:
             return "it holds no experiment to try it on"
-        experiment = found[0]
-        client.set_experiment_tag(experiment.experiment_id, key, "")
-        client.delete_experiment_tag(experiment.experiment_id, key)
+        client.set_experiment_tag(found[0].experiment_id, key, "")
+        client.delete_experiment_tag(found[0].experiment_id, key)
     except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
         return reason(error)
     return None
 
 
 def resolve_uri() -> str:
-    """The URI of the store that MLflow takes here; opens nothing."""
-    # MLflow tells of every migration step and thread; a person waits for training.
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    # It prints the traceback of every error that it raises as well.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    import mlflow
-
+    """Return the URI of the store that MLflow uses here; this opens nothing."""
     return str(mlflow.get_tracking_uri())
 
 
 def shown_uri() -> str:
-    """The store's URI for messages."""
+    """Return the store's URI for messages, without a password."""
     return masked_uri(resolve_uri())
 
 
 def promotion_lock() -> Path | None:
-    """The file that promoters of a local store lock; None for a store that several hosts share."""
+    """Return the lock file of promotions on a local store; None for a store that several hosts share."""
     path = local_path(resolve_uri())
     return None if path is None else path.parent / f".{path.name}.promote.lock"
 
 
 def reason(error: Exception) -> str:
-    """What a store's error comes down to, in one line: SQLAlchemy wraps it in statements and links."""
+    """Return the cause of a store's error in one line; SQLAlchemy adds statements and links to it."""
     unreachable = re.match(r"API request to \S+ failed with .*\[Errno -?\d+\] ([^\"')\]]+)", str(error))
     if unreachable is not None:
         return f"the server does not answer: {unreachable[1]}"
@@ -111,25 +141,31 @@ def reason(error: Exception) -> str:
     return masked_text(line, resolve_uri())
 
 
-def _make_schema(uri: str, path: Path) -> None:
-    """Makes a new database beside ``path`` and renames it once it is whole.
+def error_message(error: BaseException) -> str:
+    """Return why a run ended, as a message without file names that the store may keep."""
+    if isinstance(error, MlflowException):
+        return f"the tracking store {shown_uri()} failed: {reason(error)}; what is on disk is whole"
+    if isinstance(error, MlprojectError):
+        return error.public
+    return str(error) if isinstance(error, Stopped) else f"{type(error).__name__}: {error}"
 
-    A process killed among the migrations leaves a file that no later start can mend.
-    """
-    import mlflow
 
-    temp = path.with_name(f"{TEMP_PREFIX}{path.name}")
-    for left in path.parent.glob(f"{temp.name}*"):
-        left.unlink()
-    mlflow.MlflowClient(f"{uri.rpartition('/')[0]}/{temp.name}").search_experiments(max_results=1)
-    temp.replace(path)
+@contextmanager
+def store_errors(what: str) -> Iterator[None]:
+    """Turn any error of the store in the block into a `TrackingError` that says ``what`` failed."""
+    try:
+        yield
+    except MlprojectError:
+        raise
+    except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
+        raise TrackingError(f"{shown_uri()}: {what}: {reason(error)}") from None
 
 
 @contextmanager
 def http_retries(count: int) -> Iterator[None]:
-    """Within the block MLflow's HTTP client tries ``count`` times more, unless the user has set a number.
+    """Limit the retries of MLflow's HTTP client in the block, unless the user has set a number.
 
-    Its own patience is minutes long, and silent.
+    By default it retries silently for minutes.
     """
     name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
     before = os.environ.get(name)
@@ -143,7 +179,7 @@ def http_retries(count: int) -> Iterator[None]:
 
 @contextmanager
 def quiet_client() -> Iterator[None]:
-    """Keeps MLflow's client from telling again what the outbox tells once, and from its own farewell."""
+    """Silence MLflow's client in the block; the outbox reports its errors once."""
     names = ("mlflow.system_metrics", "mlflow.tracking", "mlflow.utils", "urllib3")
     variables = {
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -159,41 +195,11 @@ def quiet_client() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _touch(*, make: bool) -> None:
-    """Reads an experiment; with ``make``, makes the schema and the one that is asked for where missing."""
-    import mlflow
-
-    client = mlflow.MlflowClient()
-    client.search_experiments(max_results=1)
-    wanted = os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    # Inside the lock: a file store lets two processes make the same experiment twice.
-    if make and wanted and client.get_experiment_by_name(wanted) is None:
-        client.create_experiment(wanted)
-
-
-def is_database(uri: str) -> bool:
-    """Whether runs are rows of a database that this process opens itself."""
-    from mlflow.store.db.db_types import DATABASE_ENGINES
-
-    return uri.split(":", 1)[0].split("+", 1)[0] in DATABASE_ENGINES
-
-
-@contextmanager
-def store_errors(what: str) -> Iterator[None]:
-    """Whatever the store raises in the block becomes a `TrackingError` that says ``what`` failed."""
-    try:
-        yield
-    except MlprojectError:
-        raise
-    except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
-        raise TrackingError(f"{shown_uri()}: {what}: {reason(error)}") from None
-
-
 def pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
-    """All items of one of MLflow's paged answers, which stop silently at the first page.
+    """Yield all items of a paged MLflow query, which by itself stops silently after the first page.
 
     Args:
-        page: Gets the page of a token, None for the first.
+        page: Returns the page for a token; the first token is None.
     """
     token = None
     while True:
@@ -204,35 +210,35 @@ def pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
             return
 
 
+def is_database(uri: str) -> bool:
+    """Return whether this process reads the runs directly from a database."""
+    return uri.split(":", 1)[0].split("+", 1)[0] in DATABASE_ENGINES
+
+
 def is_server(uri: str) -> bool:
-    """Whether runs are kept by a server."""
+    """Return whether the store is a tracking server."""
     return uri.startswith(("http://", "https://"))
 
 
 def local_path(uri: str) -> Path | None:
-    """The database file or folder of a local store, None for a server or another database."""
+    """Return the database file or folder of a local store, None for a server or another database."""
     if uri.startswith(_SQLITE):
         return Path(unquote(uri.removeprefix(_SQLITE)).split("?")[0]).absolute()
     return local_folder(uri)
 
 
 def local_folder(uri: str) -> Path | None:
-    """The folder that a plain path or ``file:`` URI names, None for any other."""
-    from mlflow.utils.file_utils import local_file_uri_to_path
-    from mlflow.utils.uri import is_local_uri
-
+    """Return the folder that a plain path or ``file:`` URI names, None for any other URI."""
     return Path(local_file_uri_to_path(uri)).absolute() if is_local_uri(uri) else None
 
 
-def how_to_look(experiment_id: str) -> str:
-    """What to type, and where to go, to see the runs of an experiment."""
+def ui_instructions(experiment_id: str) -> str:
+    """Return the command and the address that show the runs of an experiment."""
     uri = resolve_uri()
     page = f"#/experiments/{experiment_id}/runs"
     if is_server(uri):
         return f"{masked_uri(uri)}/{page}"
-    store = (
-        f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {uri}"
-        if local_folder(uri)
-        else "mlflow ui"
-    )
-    return f"{store}, then http://127.0.0.1:5000/{page}"
+    command = "mlflow ui"
+    if local_folder(uri):
+        command = f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {uri}"
+    return f"{command}, then http://127.0.0.1:5000/{page}"

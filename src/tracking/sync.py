@@ -1,16 +1,26 @@
-"""Delivers what a run has left in its journal."""
+"""Delivery of what a run has left in its journal, by ``python -m src.store sync``."""
 
 import contextlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from mlflow import MlflowException
+
 from ..errors import StoreError, TrackingError, UserError
 from ..utils.signature import signature
-from .delivery import ROUNDS, Delivery, allowed_attempts, in_order, insist, is_finished
-from .finished_run import how_to_restore
-from .held import AnswerError, read_experiment, read_whole_run
-from .interrupted import clear_error
+from .artifact_paths import run_folder
+from .delivery import (
+    ROUNDS,
+    AnswerError,
+    Delivery,
+    allowed_attempts,
+    delivery_order,
+    is_finished,
+    read_experiment_checked,
+    read_run_checked,
+    retry_while_unreachable,
+)
 from .journal import (
     ARTIFACT,
     FOLDER,
@@ -23,22 +33,22 @@ from .journal import (
     items,
     journal_lock,
 )
-from .names import ERROR
-from .places import run_place
-from .store import http_retries, open_store, quiet_client, reason, shown_uri
+from .names import CHECKPOINTS, ERROR, FINISHED, KILLED, RUNNING
+from .store import http_retries, mlflow_client, open_store, quiet_client, reason, shown_uri
+from .stored_run import clear_error, how_to_restore
 
-_PATIENCE = 10.0  # seconds that each item waits for a server which answers now and then
+_PATIENCE = 10.0  # seconds that each item waits for a server that answers only sometimes
 _UNKNOWN_END = "the process ended without saying why; src.store sync delivered what it left"
 
 
 @dataclass(frozen=True)
-class Synced:
-    """What was done.
+class SyncResult:
+    """Result of `sync`.
 
     Attributes:
-        run_id: The run, None where there was no journal.
+        run_id: The run, None if there was no journal.
         count: How many items were delivered.
-        status: What the run's status is now.
+        status: The run's status.
     """
 
     run_id: str | None = None
@@ -47,15 +57,15 @@ class Synced:
 
 
 @dataclass(frozen=True)
-class Left:
+class PendingDelivery:
     """A journal on disk.
 
     Attributes:
         results: The folder of its run.
-        run_id: The run, None where the journal does not say.
-        count: How many items wait to be sent, or are damaged.
+        run_id: The run, None if the journal does not name it.
+        count: How many items are unsent or damaged.
         has_end: Whether the end of the run is one of them.
-        is_held: Whether a process delivers from it right now.
+        is_held: Whether a process delivers from it now.
     """
 
     results: Path
@@ -65,29 +75,29 @@ class Left:
     is_held: bool
 
 
-def find_left(output: Path) -> list[Left]:
-    """The journals of all runs below a folder; changes none, and reads none through a link."""
+def find_pending(output: Path) -> list[PendingDelivery]:
+    """Return the journals of all runs below a folder, without changing them or following links."""
     found = []
     for folder in sorted(output.rglob(FOLDER)):
-        with contextlib.suppress(FileNotFoundError):  # all has arrived meanwhile
-            found.append(_look(folder.parent))
+        with contextlib.suppress(FileNotFoundError):  # everything was delivered meanwhile
+            found.append(_inspect(folder.parent))
     return found
 
 
-def _look(results: Path) -> Left:
+def _inspect(results: Path) -> PendingDelivery:
     if _link_in(results) is not None:
-        return Left(results, None, 0, False, False)
+        return PendingDelivery(results, None, 0, False, False)
     held = is_held(results)
     try:
-        journal = Journal.read(results, mend=False)
+        journal = Journal.read(results, repair=False)
     except UserError:
-        return Left(results, None, 0, False, held)
+        return PendingDelivery(results, None, 0, False, held)
     has_end = any(item.kind == STATUS for item in journal.pending.values())
-    return Left(results, journal.run_id, len(journal.unsent) + len(journal.damaged), has_end, held)
+    return PendingDelivery(results, journal.run_id, len(journal.unsent) + len(journal.damaged), has_end, held)
 
 
 def _link_in(results: Path) -> Path | None:
-    """A link on the way to the journal of a run or in it, which leads to files of somebody else, or None."""
+    """Return a link on the path to a run's journal or in it, which leads to foreign files, or None."""
     folder = results / FOLDER
     for path in (results, folder):
         if path.is_symlink():
@@ -95,41 +105,41 @@ def _link_in(results: Path) -> Path | None:
     return next((path for path in sorted(folder.rglob("*")) if path.is_symlink()), None)
 
 
-def sync(results: Path) -> Synced:
-    """Delivers everything that the journal in ``results`` says is missing, and looks whether it is there.
+def sync(results: Path) -> SyncResult:
+    """Deliver everything in the journal in ``results``, and check that the store holds it.
 
-    A run whose process died has no last status there; it is marked KILLED, for that is what it was.
+    A run whose process died has no final status in the journal and is marked KILLED.
 
     Args:
         results: The folder of the run, such as ``outputs/NAME``.
 
     Raises:
-        UserError: It is no folder of a run, or holds what is another's.
-        ClaimError: The store would have the run's files put somewhere else than the run's own are.
-        TrackingError: The run is still going on, the store is not reachable, refused something or does not
-            hold what it took, or a line of the journal is damaged; the run is then not FINISHED.
+        UserError: It is not the folder of a run, or holds the journal of another run.
+        ClaimError: The store points to a folder that does not belong to the run.
+        TrackingError: The run is in progress, the store is unreachable, refused something or does not hold
+            what it confirmed, or a line of the journal is damaged; the run is then not FINISHED.
     """
     if (link := _link_in(results)) is not None:
         raise UserError(f"{link}: is a link, and nothing is delivered through one; name what it leads to")
     if not Journal.exists(results):
-        if not (results / "checkpoints").is_dir():
-            raise UserError(f"{results}: no folder of a run; outputs/NAME is one, with checkpoints in it")
-        return Synced()
+        if not (results / CHECKPOINTS).is_dir():
+            raise UserError(f"{results}: not the folder of a run, such as outputs/NAME with its checkpoints")
+        return SyncResult()
     with journal_lock(results), http_retries(0), quiet_client():
         journal = Journal.read(results)
         _check_own(results, journal)
-        count, status = _deliver(journal, _open(journal))
-        if status == "FINISHED":  # it may have been taken for dead while it was silent
+        count, status = _deliver(journal, _read_status(journal))
+        if status == FINISHED:  # it may have been marked KILLED while it was silent
             clear_error(journal.run_id)
         journal.remove()
-    return Synced(journal.run_id, count, status)
+    return SyncResult(journal.run_id, count, status)
 
 
 def _check_own(results: Path, journal: Journal) -> None:
-    """Refuses a journal of another run than the folder's, and items whose files are not in the journal.
+    """Check that the journal is of the folder's run, and that its items name only files inside it.
 
     Raises:
-        UserError: It is one.
+        UserError: One of the two does not hold.
     """
     owner = signature(results)
     if owner not in (None, journal.run_id):
@@ -141,18 +151,17 @@ def _check_own(results: Path, journal: Journal) -> None:
                 raise UserError(f"{journal.folder}: item {item.number} names a file outside it: {names[0]!r}")
 
 
-def _open(journal: Journal) -> str:
-    """Opens the store and returns the status that it has for the run."""
-    import mlflow
-
+def _read_status(journal: Journal) -> str:
+    """Open the store, check that it has the run, and return the run's status."""
     try:
         open_store(must_exist=True)
-        client = mlflow.MlflowClient()
-        info = insist(partial(read_whole_run, client, journal.run_id), _PATIENCE).info
-        experiment = insist(partial(read_experiment, client, info.experiment_id), _PATIENCE)
+        client = mlflow_client()
+        info = retry_while_unreachable(partial(read_run_checked, client, journal.run_id), _PATIENCE).info
+        read_experiment = partial(read_experiment_checked, client, info.experiment_id)
+        experiment = retry_while_unreachable(read_experiment, _PATIENCE)
     except StoreError as error:
         raise TrackingError(f"{error}. The run was recorded at {journal.store}") from None
-    except (mlflow.MlflowException, AnswerError) as error:
+    except (MlflowException, AnswerError) as error:
         if allowed_attempts(error) is None:
             raise TrackingError(f"{shown_uri()}: {reason(error)}; sync again") from None
         raise TrackingError(
@@ -161,20 +170,22 @@ def _open(journal: Journal) -> str:
         ) from None
     if info.lifecycle_stage != "active":
         raise TrackingError(f"run {journal.run_id} {how_to_restore(journal.run_id, experiment)}")
-    run_place(journal.run_id, info.artifact_uri, experiment.experiment_id, experiment.artifact_location or "")
+    run_folder(
+        journal.run_id, info.artifact_uri, experiment.experiment_id, experiment.artifact_location or ""
+    )
     return str(info.status)
 
 
 def _end_of(journal: Journal, status: str) -> list[Item]:
-    """How the run ended where its process did not say so; a damaged line may have."""
-    if status != "RUNNING" or journal.damaged or any(i.kind == STATUS for i in journal.pending.values()):
+    """Return the end KILLED of a run whose process recorded none; a damaged line may hold another end."""
+    if status != RUNNING or journal.damaged or any(i.kind == STATUS for i in journal.pending.values()):
         return []
-    killed = {"status": "KILLED", "end_time": None}
+    killed = {"status": KILLED, "end_time": None}
     return [Item(0, TAGS, {ERROR: _UNKNOWN_END}), Item(0, STATUS, killed)]
 
 
 def _deliver(journal: Journal, status: str) -> tuple[int, str]:
-    """Sends everything, compares, sends what is missing again, and the status FINISHED last."""
+    """Send everything, compare, send what is missing again, and send the status FINISHED last."""
     delivery, count, end = Delivery(journal.run_id, journal.folder), 0, _end_of(journal, status)
     ends = end or [item for item in journal.pending.values() if item.kind == STATUS]
     for _ in range(ROUNDS + 1):
@@ -192,27 +203,27 @@ def _deliver(journal: Journal, status: str) -> tuple[int, str]:
 
 
 def _send(delivery: Delivery, journal: Journal, some: list[Item]) -> tuple[int, list[str]]:
-    """How many were taken, and why others were refused."""
+    """Send items; return how many were confirmed, and why others were refused."""
     count, refused = 0, list[str]()
-    for item in sorted(some, key=in_order):
+    for item in sorted(some, key=delivery_order):
         try:
-            insist(partial(delivery.send, item), _PATIENCE)
-        except Exception as error:  # whatever the store raises
+            retry_while_unreachable(partial(delivery.send, item), _PATIENCE)
+        except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
             _check_reached(error, journal, count)
             refused.append(f"{item.kind}: {reason(error)}")
         else:
-            if item.number:  # what the process itself has left
+            if item.number:  # not the end that `_end_of` adds
                 count += 1
                 journal.arrived(item)
     return count, refused
 
 
 def _compare(delivery: Delivery, journal: Journal) -> list[Item]:
-    """What was sent and is not at the server; all else is done."""
+    """Return the confirmed items that the server does not hold; the others are done."""
     sent = journal.sent
     try:
-        lacking = insist(partial(delivery.lacks, sent), _PATIENCE) if sent else []
-    except Exception as error:  # whatever the store raises
+        lacking = retry_while_unreachable(partial(delivery.lacks, sent), _PATIENCE) if sent else []
+    except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
         _check_reached(error, journal, 0)
         raise TrackingError(f"{shown_uri()}: what it holds cannot be read: {reason(error)}") from None
     for item in sent:

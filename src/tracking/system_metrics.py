@@ -1,59 +1,56 @@
-"""The machine's load as metrics of the run, for a run at a server."""
+"""CPU, memory, disk and GPU load as metrics of a run on a server."""
 
 import os
 import threading
 from collections.abc import Callable, Mapping
 
-from ..utils.cli import warn
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-PREFIX = "system/"
-"""Starts the names of these metrics."""
+from ..utils.cli import warn
+from .names import SYSTEM_METRICS
 
 
 def wants_system_metrics() -> bool:
-    """Whether the machine's load is recorded: unless MLflow's variable says no."""
-    from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING as SWITCH
-
-    # The monitor is a thread that some machines forbid.
-    return bool(SWITCH.get()) if SWITCH.name in os.environ else True
+    """Return whether to record system metrics: yes, unless MLflow's variable disables them."""
+    switch = MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+    return bool(switch.get()) if switch.name in os.environ else True
 
 
 class Monitor:
-    """Measures what MLflow's own monitor measures, as often, and hands it to the run.
+    """Records the same metrics as MLflow's own monitor, in the background.
 
-    MLflow's sends by itself: at the first request that fails it ends.
+    MLflow's monitor stops at the first request that fails, so the run sends the metrics itself.
     """
 
     def __init__(self, run_id: str, log: Callable[[Mapping[str, float], int], None]) -> None:
-        """Starts to measure.
+        """Start the monitor.
 
         Args:
-            run_id: The run; where it was measured before, the steps go on.
-            log: Takes metrics and their step.
+            run_id: The run; the steps of a resumed run continue.
+            log: Logs metrics at a step.
         """
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
         self._source = SystemMetricsMonitor(run_id, resume_logging=True)
         self._log = log
-        self._is_over = threading.Event()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="system metrics", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
         try:
             self._measure()
-        except Exception as error:  # of drivers, of a full disk: training goes on, or says so itself
-            warn(f"the machine's load is no longer recorded: {type(error).__name__}: {error}")
+        except Exception as error:  # of drivers or a full disk: training continues or fails by itself
+            warn(f"system metrics are no longer recorded: {type(error).__name__}: {error}")
 
     def _measure(self) -> None:
-        source, prefix = self._source, PREFIX
+        source, prefix = self._source, SYSTEM_METRICS
         if source.node_id:
             prefix += f"{source.node_id}/"
         step = source._logging_step
         while True:
             for _ in range(source.samples_before_logging):
                 source.collect_metrics()
-                if self._is_over.wait(source.sampling_interval):
+                if self._stopping.wait(source.sampling_interval):
                     return
             measured = source.aggregate_metrics()
             self._log({prefix + name: float(value) for name, value in measured.items()}, step)
@@ -62,6 +59,6 @@ class Monitor:
                 monitor.clear_metrics()
 
     def finish(self) -> None:
-        """Ends; a measurement that takes long is not waited for."""
-        self._is_over.set()
+        """Stop the monitor, without waiting for a measurement that takes long."""
+        self._stopping.set()
         self._thread.join(2)

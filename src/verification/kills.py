@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..tracking.interrupted import read_known
-from ..tracking.running import DEAD, mark_killed, running_runs
+from ..tracking.liveness import find_orphans, mark_killed, read_resumable
 from ..training.checkpoint import CheckpointStore, load_checkpoint
 from ..training.run_folder import RunFolders
 from ..utils.io import TEMP_PREFIX
@@ -60,7 +59,7 @@ def look(folders: RunFolders) -> Found:
         DataError: A checkpoint cannot be opened.
         TrackingError: The store cannot be read.
     """
-    marked = sum(mark_killed(run, []) for run in running_runs([]) if run.state == DEAD)
+    marked = sum(mark_killed(orphan.run.run_id, []) for orphan in find_orphans([]))
     temps = [path for place in (folders.logs, folders.results) for path in place.rglob(f"{TEMP_PREFIX}*")]
     epoch, steps, is_finished = 0, 0, False
     store = CheckpointStore(folders.checkpoints)
@@ -68,5 +67,5 @@ def look(folders: RunFolders) -> Found:
         if path.exists():
             checkpoint = load_checkpoint(path)
             epoch, steps = checkpoint["epoch"], checkpoint["steps"]
-            is_finished = read_known(checkpoint["run_id"]).status == "FINISHED"
+            is_finished = read_resumable(checkpoint["run_id"]).status == "FINISHED"
     return Found(f"epoch {epoch + 1}, step {steps + 1}", len(temps), marked, is_finished)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ..tracking import names
-from ..tracking.finished_run import metric_points
-from ..tracking.interrupted import read_known
+from ..tracking.liveness import read_resumable
+from ..tracking.stored_run import metric_points
 from ..training.checkpoint import CheckpointStore, load_checkpoint
 from ..training.run_folder import RunFolders
 from ..utils.io import sha256
@@ -33,7 +33,7 @@ def outcome(folders: RunFolders) -> dict[str, str]:
     """
     store = CheckpointStore(folders.checkpoints)
     latest, best = load_checkpoint(store.latest), load_checkpoint(store.best)
-    known = read_known(latest["run_id"])
+    known = read_resumable(latest["run_id"])
     return {
         "status": known.status,
         "latest.pth weights": digest(latest["model_state_dict"]),
@@ -47,7 +47,7 @@ def outcome(folders: RunFolders) -> dict[str, str]:
             for path in sorted((folders.results / names.PREDICTIONS).iterdir())
         },
         **_recorded(latest["run_id"]),
-        "logged models": str(known.models),
+        "logged models": str(len(known.models)),
     }
 
 

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 
 from src.store import main
-from src.tracking.heartbeat import Beat
+from src.tracking.heartbeat import Heartbeat
 from src.tracking.names import HEARTBEAT
 from src.tracking.store import open_store
 from tests.conftest import Process
@@ -36,8 +36,8 @@ def uri(
         server.kill()
 
 
-def last_beat(run_id: str) -> Beat:
-    beat = Beat.from_json(mlflow.MlflowClient().get_run(run_id).data.tags[HEARTBEAT])
+def last_beat(run_id: str) -> Heartbeat:
+    beat = Heartbeat.from_json(mlflow.MlflowClient().get_run(run_id).data.tags[HEARTBEAT])
     assert beat is not None
     return beat
 

@@ -13,7 +13,7 @@ import mlflow
 import pytest
 
 from src import store, train
-from src.tracking import locked
+from src.tracking import sqlite_locks
 from src.tracking.store import open_store
 from src.training.recorder import COLUMNS
 from tests.flows.processes import TINY, only_run, start, wait_for_epoch
@@ -83,7 +83,7 @@ def test_patience_has_an_end(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = place_store(folder / "mlflow.db")
-    monkeypatch.setattr(locked, "PATIENCE", 4.0)
+    monkeypatch.setattr(sqlite_locks, "PATIENCE", 4.0)
     with lock(path):
         started = time.monotonic()
         assert store.main(["doctor"]) == 2

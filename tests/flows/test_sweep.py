@@ -10,12 +10,12 @@ import pytest
 from mlflow.entities import Run as MlflowRun
 
 from src.promote import main as promote
+from src.search.searching import sweep_run
 from src.search.space import Space
 from src.search.study import RUN, Search
 from src.search.worker import Worker
 from src.sweep import main
 from src.tracking.store import open_store
-from src.tracking.sweep_run import sweep_run
 from src.utils.config import Config
 from tests.conftest import FROM_SCRATCH, Process
 from tests.flows.processes import client_of, runs, start

@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from src.promotion.history import Entry
+from src.promotion.history import Event
 from tests.images import write_npz
 from tests.servers import Server
 
@@ -59,9 +59,9 @@ def other_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_npz(tmp_path_factory.mktemp("other") / "other.npz", val=40)
 
 
-def history() -> list[Entry]:
+def history() -> list[Event]:
     path = Path("config/best_hparams/history.jsonl")
-    found = [Entry.from_json(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = [Event.from_json(line) for line in path.read_text().splitlines()] if path.exists() else []
     assert None not in found
     return [entry for entry in found if entry is not None]
 

@@ -7,7 +7,7 @@ import pytest
 
 from src.evaluation.predictions import read_predictions
 from src.promote import main
-from src.reporting.gather import gather
+from src.reporting.page import gather
 from tests.promotion.conftest import aliases, champion_run, history
 from tests.promotion.runs import Made, make_run
 

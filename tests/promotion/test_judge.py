@@ -1,20 +1,21 @@
 """The rules alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from src.evaluation.auc import Difference
-from src.promotion.decide import competed_since
-from src.promotion.history import Action, Entry, promotions
-from src.promotion.judge import Rules, Verdict, is_same, judge, pick_fingerprints, rank
+from src.promotion.history import Action, Event, promotions
+from src.promotion.select import Rules, Verdict, competed_since, is_same, judge, pick_fingerprints, rank
 from src.promotion.state import Incumbent, State
-from src.tracking.candidates import Candidate
 from src.tracking.registry import Registered
+from src.tracking.stored_run import StoredRun
 
 
-def candidate(run_id: str, auc: float = 0.8, start: int = 0, data: str = "d") -> Candidate:
-    return Candidate(run_id, "m", "A", auc, start, data, "s")
+def candidate(run_id: str, auc: float = 0.8, start: int = 0, data: str = "d") -> StoredRun:
+    tags = {"model": "m", "modality": "A", "data.fingerprint": data, "split.fingerprint": "s"}
+    return StoredRun(run_id, start_time=start, metrics={"best_val_auc": auc}, tags=tags)
 
 
 def test_the_highest_wins_then_the_earlier_then_the_smaller_id() -> None:
@@ -99,12 +100,12 @@ def test_the_best_of_many_needs_a_smaller_p(p: float, runs: int, verdict: str, r
     assert reason in why
 
 
-def state(*entries: Entry) -> State:
+def state(*entries: Event) -> State:
     return State(None, Registered("m_A"), 1, frozenset(), promotions(entries))
 
 
-def promotion(action: Action, runs: int | None) -> Entry:
-    return Entry("2026-01-01T00:00:00+00:00", action, "m", "A", "x", "why", runs=runs)
+def promotion(action: Action, runs: int | None) -> Event:
+    return Event("2026-01-01T00:00:00+00:00", action, "m", "A", "x", "why", runs=runs)
 
 
 @pytest.mark.parametrize(
@@ -116,9 +117,9 @@ def promotion(action: Action, runs: int | None) -> Entry:
         ([], 4),
     ],
 )
-def test_runs_since_the_champion(entries: list[Entry], expected: int) -> None:
+def test_runs_since_the_champion(entries: list[Event], expected: int) -> None:
     won = 1767225600000  # the same time in milliseconds
     ends = {"x": won - 5, "a": won - 9, "b": won - 1, "c": won + 1, "d": None}
-    runs = [Candidate(name, "m", "A", 0.8, 0, "d", "s", None, end) for name, end in ends.items()]
+    runs = [replace(candidate(name), end_time=end) for name, end in ends.items()]
     assert competed_since(runs, HELD, state(*entries)) == expected
     assert competed_since(runs[:1], HELD, state(*entries)) == 1

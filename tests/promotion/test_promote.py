@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from src.promote import main
-from src.promotion.group import Group
+from src.promotion.history import Group
 from src.utils.config import Config
 from src.utils.io import sha256
 from tests.images import write_folder
@@ -472,4 +472,4 @@ def test_a_folder_that_cannot_be_written(npz: Path, folder: Path, capsys: pytest
 
 
 def test_names() -> None:
-    assert Group("resnet18", "A+P").record_path == Path("config/best_hparams/resnet18_A+P.yaml")
+    assert Group("resnet18", "A+P").yaml_path == Path("config/best_hparams/resnet18_A+P.yaml")

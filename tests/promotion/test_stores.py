@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from src.promote import main
-from src.tracking import candidates
-from src.tracking.candidates import count_runs, find_candidates
+from src.tracking import queries
+from src.tracking.queries import count_runs, find_candidates
 from src.tracking.store import open_store
 from tests.forked import Forked
 from tests.promotion.conftest import actions, aliases, champion_run, history, version_count
@@ -21,7 +21,7 @@ BACK = ["--rollback", "--model", "resnet18", "--modality", "A"]
 def test_from_the_first_promotion_to_a_rollback(
     any_store: str, npz: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "_PAGE", 2)  # so that a server's answer has several pages
+    monkeypatch.setattr(queries, "_PAGE", 2)  # so that a server's answer has several pages
     first = make_run(npz, 0.5)
     assert main([]) == 0
     assert champion_run() == first.run_id
@@ -78,7 +78,7 @@ def test_the_database_and_the_search_find_the_same(npz: Path, monkeypatch: pytes
     client.delete_experiment(client.get_run(gone.run_id).info.experiment_id)
     by_database = find_candidates()
     count = count_runs()
-    monkeypatch.setattr(candidates, "is_database", lambda _uri: False)
+    monkeypatch.setattr(queries, "is_database", lambda _uri: False)
     assert sorted(by_database, key=lambda c: c.run_id) == sorted(find_candidates(), key=lambda c: c.run_id)
     assert count_runs() == count == 12
     assert {(c.modality, c.val_auc) for c in by_database} >= {("A", 0.9)}

@@ -24,7 +24,7 @@ def test_the_shipped_space_is_allowed() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("training.learning_rates: {log: [1e-4, 1e-2]}", "training.learning_rates is no setting"),
+        ("training.learning_rates: {log: [1e-4, 1e-2]}", "training.learning_rates is not a setting"),
         (
             "training.learning_rate: {log: [-1, 1]}",
             "training.learning_rate: a logarithmic range starts above",
@@ -37,7 +37,7 @@ def test_the_shipped_space_is_allowed() -> None:
         ("training.momentum: {range: [0.9, 0.8]}", "0.9 is not below 0.8"),
         (
             "training.momentum: {range: [0.5, 0.9], when: {training.optimizer: sgd}}",
-            "must stand there before",
+            "must come before",
         ),
         (
             "training.optimizer: {choices: [adam]}\n"

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from src.errors import ConfigError, UserError
 from src.search.space import Parameter, Space
 from src.search.study import BEAT, RETRY_OF, RUN, Search, check_settings, open_search
-from src.tracking.heartbeat import Beat
+from src.tracking.heartbeat import Heartbeat
 
 SPACE = Space({"training.learning_rate": Parameter(log=(1e-4, 1e-2))}, "space.yaml")
 
@@ -27,7 +27,7 @@ def join(storage: str, trials: int = 3) -> Search:
 
 
 def dead() -> str:
-    return replace(Beat.now(), pid=2**22 - 1).to_json()
+    return replace(Heartbeat.now(), pid=2**22 - 1).to_json()
 
 
 def test_as_many_trials_as_asked_for_over_all_workers(storage: str) -> None:

@@ -14,11 +14,11 @@ import mlflow
 import pytest
 
 from src.store import main
-from src.tracking.heartbeat import Beat
+from src.tracking.heartbeat import Heartbeat
 from src.tracking.journal import METRICS, STATUS, Journal, journal_lock
+from src.tracking.liveness import check_running_runs, mark_killed
 from src.tracking.names import HEARTBEAT
 from src.tracking.run import tracked_run
-from src.tracking.running import mark_killed, running_runs
 from src.tracking.store import open_store
 from src.utils.io import TEMP_PREFIX
 
@@ -34,21 +34,21 @@ def any_store(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.
 
 
 @pytest.fixture(scope="module")
-def dead() -> Beat:
+def dead() -> Heartbeat:
     """The heartbeat of a process of this machine that is no more."""
-    code = "from src.tracking.heartbeat import beat; print(*beat().values())"
+    code = "from src.tracking.heartbeat import heartbeat_tag; print(*heartbeat_tag().values())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found = Beat.from_json(done.stdout)
+    found = Heartbeat.from_json(done.stdout)
     assert found is not None
-    assert found.is_of_here
+    assert found.is_from_here
     return found
 
 
-def long_ago(beat: Beat, minutes: float) -> Beat:
+def long_ago(beat: Heartbeat, minutes: float) -> Heartbeat:
     return replace(beat, time=datetime.now(UTC) - timedelta(minutes=minutes))
 
 
-def start_run(beat: Beat | str | None) -> str:
+def start_run(beat: Heartbeat | str | None) -> str:
     tags = {} if beat is None else {HEARTBEAT: beat if isinstance(beat, str) else beat.to_json()}
     return str(mlflow.MlflowClient().create_run("0", tags=tags).info.run_id)
 
@@ -59,9 +59,9 @@ def statuses(*run_ids: str) -> list[str]:
 
 
 def test_only_runs_whose_process_is_gone_are_killed(
-    any_store: str, dead: Beat, capsys: pytest.CaptureFixture[str]
+    any_store: str, dead: Heartbeat, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = Beat.now()
+    here = Heartbeat.now()
     elsewhere = replace(here, host="elsewhere")
     alive = [
         start_run(here),
@@ -98,7 +98,7 @@ def test_only_runs_whose_process_is_gone_are_killed(
 
 @pytest.mark.usefixtures("sqlite")
 def test_a_journal_tells_more_than_a_heartbeat(
-    results: Path, dead: Beat, capsys: pytest.CaptureFixture[str]
+    results: Path, dead: Heartbeat, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_id = start_run(long_ago(replace(dead, host="elsewhere"), 60))
     journal = Journal.begin(results, run_id, "http://127.0.0.1:1")
@@ -137,7 +137,7 @@ def place_temp(path: Path, age: float) -> Path:
 
 @pytest.mark.usefixtures("sqlite")
 def test_leftovers_are_deleted_and_what_is_in_use_is_not(
-    folder: Path, dead: Beat, capsys: pytest.CaptureFixture[str]
+    folder: Path, dead: Heartbeat, capsys: pytest.CaptureFixture[str]
 ) -> None:
     day, runs = 90_000, folder / "outputs/exp_1/checkpoints"
     gone = [
@@ -205,14 +205,14 @@ def test_without_a_store_it_says_what_it_can(
 
 
 @pytest.mark.usefixtures("sqlite")
-def test_a_run_that_came_alive_meanwhile_is_left_alone(dead: Beat) -> None:
+def test_a_run_that_came_alive_meanwhile_is_left_alone(dead: Heartbeat) -> None:
     resumed, ended = start_run(dead), start_run(dead)
-    found = {run.run_id: run for run in running_runs([])}
+    assert {one.run.run_id for one in check_running_runs([])} == {resumed, ended}
     client = mlflow.MlflowClient()
-    client.set_tag(resumed, HEARTBEAT, Beat.now().to_json())
+    client.set_tag(resumed, HEARTBEAT, Heartbeat.now().to_json())
     client.set_terminated(ended, "FAILED")
-    assert not mark_killed(found[resumed], [])
-    assert not mark_killed(found[ended], [])
+    assert not mark_killed(resumed, [])
+    assert not mark_killed(ended, [])
     assert statuses(resumed, ended) == ["RUNNING", "FAILED"]
 
 
@@ -224,10 +224,10 @@ def test_a_run_that_was_only_paused_and_finishes_loses_the_reason_of_its_end(
     client = mlflow.MlflowClient()
     with tracked_run({}) as run:
         run.keep_in(folder / "outputs/mine")
-        silent = long_ago(replace(Beat.now(), host="elsewhere"), 60)
+        silent = long_ago(replace(Heartbeat.now(), host="elsewhere"), 60)
         client.set_tag(run.run_id, HEARTBEAT, silent.to_json())
-        (found,) = (one for one in running_runs([]) if one.run_id == run.run_id)
-        assert mark_killed(found, [])
+        assert run.run_id in {one.run.run_id for one in check_running_runs([])}
+        assert mark_killed(run.run_id, [])
         assert statuses(run.run_id) == ["KILLED"]
         assert "ended without a word" in client.get_run(run.run_id).data.tags["error"]
     assert statuses(run.run_id) == ["FINISHED"]
@@ -235,10 +235,10 @@ def test_a_run_that_was_only_paused_and_finishes_loses_the_reason_of_its_end(
 
 
 @pytest.mark.usefixtures("sqlite")
-def test_a_late_delivery_of_a_finished_run_does_the_same(results: Path, dead: Beat) -> None:
+def test_a_late_delivery_of_a_finished_run_does_the_same(results: Path, dead: Heartbeat) -> None:
     run_id = start_run(long_ago(replace(dead, host="elsewhere"), 60))
-    (found,) = running_runs([])
-    assert mark_killed(found, [])
+    (found,) = check_running_runs([])
+    assert mark_killed(found.run.run_id, [])
     journal = Journal.begin(results, run_id, "http://127.0.0.1:1")
     journal.add(journal.reserve(), STATUS, {"status": "FINISHED", "end_time": 5})
     assert main(["sync", str(results)]) == 0

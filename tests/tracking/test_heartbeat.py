@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 
 from src.errors import ConfigError
-from src.tracking.heartbeat import Beat, Heartbeat
+from src.tracking.heartbeat import Heartbeat, HeartbeatThread
 from src.tracking.run import tracked_run
 from tests.tracking.test_outbox import until
 
 
 def test_a_heartbeat_that_is_none() -> None:
-    good = json.loads(Beat.now().to_json())
+    good = json.loads(Heartbeat.now().to_json())
     for changes in ({"pid": -1}, {"pid": "x"}, {"started": float("nan")}, {"time": "now"}, {"time": None}):
-        assert Beat.from_json(json.dumps(good | changes)) is None
+        assert Heartbeat.from_json(json.dumps(good | changes)) is None
     for text in ("", "3", "null", "[]", '{"pid": 3}', "{"):
-        assert Beat.from_json(text) is None
-    again = Beat.from_json(json.dumps(good))
+        assert Heartbeat.from_json(text) is None
+    again = Heartbeat.from_json(json.dumps(good))
     assert again is not None
-    assert again.lives()
+    assert again.is_alive()
 
 
 def test_a_failing_one_is_told_once_and_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,7 +30,7 @@ def test_a_failing_one_is_told_once_and_ends_nothing(capsys: pytest.CaptureFixtu
         calls.append(tags)
         raise OSError(28, "No space left on device")
 
-    heartbeat = Heartbeat(fail, 0.01)
+    heartbeat = HeartbeatThread(fail, 0.01)
     until(lambda: len(calls) > 5)
     heartbeat.stop()
     told = capsys.readouterr().err

@@ -77,10 +77,10 @@ def test_no_flipped_byte_goes_unnoticed(results: Path) -> None:
             path.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
             if place < first:
                 with contextlib.suppress(UserError):  # its line 1 is damaged, or all the same
-                    again = Journal.read(results, mend=False)
+                    again = Journal.read(results, repair=False)
                     assert again.damaged or (again.run_id, steps_of_all(again)) == ("r1", [1, 3])
                 continue
-            again = Journal.read(results, mend=False)
+            again = Journal.read(results, repair=False)
             assert again.damaged[0] == line
             assert 1 <= len(again.damaged) <= 2  # a byte may become a line feed
 
@@ -130,10 +130,10 @@ def test_a_run_that_goes_on_has_not_ended(results: Path) -> None:
 def test_files_go_with_their_item(results: Path) -> None:
     journal = begin(results)
     number = journal.reserve(with_folder=True)
-    (journal.place(number) / "a.txt").write_text("a")
+    (journal.folder_of(number) / "a.txt").write_text("a")
     journal.add(number, ARTIFACT, {"name": "a.txt", "folder": ""})
     journal.done(journal.pending[number])
-    assert not journal.place(number).exists()
+    assert not journal.folder_of(number).exists()
     journal.remove()
     assert not list(results.iterdir())
 

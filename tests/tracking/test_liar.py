@@ -133,7 +133,7 @@ def test_each_damaged_line_is_named_and_the_rest_delivered(
         for step in (1, 2, 3):
             left.add(left.reserve(), METRICS, metrics(step, a=step / 10))
         number = left.reserve(with_folder=True)
-        atomic_write_text(left.place(number) / "a.txt", "a")
+        atomic_write_text(left.folder_of(number) / "a.txt", "a")
         left.add(number, ARTIFACT, {"name": "a.txt", "folder": ""})
         left.add(left.reserve(), STATUS, {"status": "FINISHED", "end_time": None})
         lines = path.read_bytes().splitlines(keepends=True)

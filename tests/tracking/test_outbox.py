@@ -14,7 +14,7 @@ from mlflow.models import Model
 
 from src.store import main
 from src.tracking.delivery import Delivery
-from src.tracking.heartbeat import Beat, beat
+from src.tracking.heartbeat import Heartbeat, heartbeat_tag
 from src.tracking.journal import FOLDER, METRICS, TAGS, Item, Journal
 from src.tracking.logged_model import deliver_model
 from src.tracking.names import DELIVERY, HEARTBEAT
@@ -180,7 +180,7 @@ def test_sync_refuses(
     results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["sync", "outputs/none"]) == 2
-    assert "outputs/none: no folder of a run" in capsys.readouterr().err
+    assert "outputs/none: not the folder of a run" in capsys.readouterr().err
     assert main([]) == 2
     (results / "checkpoints").mkdir(parents=True)
     assert main(["sync", str(results)]) == 0
@@ -199,8 +199,8 @@ def test_sync_refuses(
     assert json.loads(journal(results)[0])["run_id"] == "0" * 32
 
 
-def last_beat(run_id: str) -> Beat:
-    found = Beat.from_json(mlflow.MlflowClient().get_run(run_id).data.tags[HEARTBEAT])
+def last_beat(run_id: str) -> Heartbeat:
+    found = Heartbeat.from_json(mlflow.MlflowClient().get_run(run_id).data.tags[HEARTBEAT])
     assert found is not None
     return found
 
@@ -210,7 +210,7 @@ def test_a_heartbeat_from_the_start_to_the_end(results: Path, monkeypatch: pytes
     monkeypatch.setenv("MLPROJECT_HEARTBEAT_SECONDS", "0.2")
     with tracked_run({"a": "b"}) as run:
         first = last_beat(run.run_id)
-        assert first.lives()
+        assert first.is_alive()
         run.keep_in(results)
         until(lambda: last_beat(run.run_id).time > first.time)
     ended = last_beat(run.run_id)
@@ -225,14 +225,14 @@ def test_of_heartbeats_one_waits_where_the_server_is_gone(server: Server, result
         outbox = Outbox(results, run_id)
         server.kill()
         for _ in range(20):
-            outbox.put(TAGS, beat())
+            outbox.put(TAGS, heartbeat_tag())
         outbox.put(TAGS, {"other": "stays"})
         # One may be on the way, one waits.
-        assert len(Journal.read(results, mend=False).pending) <= 3
+        assert len(Journal.read(results, repair=False).pending) <= 3
         server.start()
         outbox.put_status("FINISHED")
         outbox.close("FINISHED")
-    assert last_beat(run_id).lives()
+    assert last_beat(run_id).is_alive()
     assert mlflow.MlflowClient().get_run(run_id).data.tags["other"] == "stays"
 
 
@@ -244,9 +244,9 @@ def test_a_heartbeat_that_is_refused_is_told_once_and_kept_once(
     outbox = Outbox(results, run_id)
     mlflow.MlflowClient().delete_run(run_id)
     for _ in range(5):
-        outbox.put(TAGS, beat())
+        outbox.put(TAGS, heartbeat_tag())
         until(lambda: not outbox._waiting)
-    assert len(Journal.read(results, mend=False).pending) == 1
+    assert len(Journal.read(results, repair=False).pending) == 1
     with pytest.raises(UndeliveredError):
         outbox.close("FAILED")
     assert capsys.readouterr().err.count("refuses what the run records") == 1

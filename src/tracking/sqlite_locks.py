@@ -1,4 +1,4 @@
-"""SQLite stores that another process has locked: wait for them, instead of failing after MLflow's 20 seconds.
+"""Wait for an SQLite database that another process has locked, instead of failing after MLflow's 20 seconds.
 
 A backup or ``VACUUM`` can hold the database for minutes. SQLite's own wait runs in C, where no signal gets
 through, so it is cut into pieces of half a second; between them Ctrl-C ends the process as usual.
@@ -16,8 +16,8 @@ from ..utils.runtime import is_ending, raise_pending
 PATIENCE = 3600.0
 """Seconds that one statement waits for the lock."""
 
-_HURRY = 5.0  # after Ctrl-C or SIGTERM: somebody waits for the process to end
-_IN_TRANSACTION = 20.0  # as MLflow's: two that hold what the other one needs must not wait for ever
+_HURRY = 5.0  # after Ctrl-C or SIGTERM, when the user waits for the process to end
+_IN_TRANSACTION = 20.0  # as MLflow's own: two processes must not wait for each other for ever
 _PIECE = 0.5
 _WARN_AFTER = 3.0
 
@@ -61,19 +61,19 @@ class _Cursor(sqlite3.Cursor):
         return self._wait(lambda: super(_Cursor, self).executemany(sql, parameters))
 
     def _wait(self, call: Callable[[], T]) -> T:
-        # What holds a lock itself may be what the other process waits for; a commit never is.
+        # A transaction may hold the lock that the other process waits for; a commit does not.
         patience = _IN_TRANSACTION if self.connection.in_transaction else PATIENCE
         return _wait(call, patience, self.connection.database)
 
 
-class _Wait:
-    """Whether the user knows that a lock is waited for."""
+class _Warning:
+    """Whether the user was warned of the current wait."""
 
     is_shown = False
 
 
 def _wait(call: Callable[[], T], patience: float, database: str) -> T:
-    """Call until the database is not locked: SQLite has then done nothing, and says so at once or later."""
+    """Call until the database is not locked; a call that fails for a lock has changed nothing."""
     started, ending_at, has_waited = time.monotonic(), None, False
     while True:
         try:
@@ -88,8 +88,8 @@ def _wait(call: Callable[[], T], patience: float, database: str) -> T:
             if now - started >= patience:
                 raise_pending()
                 raise
-            if now - started >= _WARN_AFTER and not _Wait.is_shown:
-                _Wait.is_shown = True
+            if now - started >= _WARN_AFTER and not _Warning.is_shown:
+                _Warning.is_shown = True
                 warn(
                     f"{database} is locked by another process (a backup? `fuser -v {database}` shows it); "
                     "waiting until it is released"
@@ -98,11 +98,11 @@ def _wait(call: Callable[[], T], patience: float, database: str) -> T:
             time.sleep(_PIECE / 10)
         else:
             if has_waited:
-                _Wait.is_shown = False
+                _Warning.is_shown = False
             return result
 
 
 def _is_locked(error: sqlite3.OperationalError) -> bool:
-    # Of a snapshot that is out of date, with a write-ahead log, no waiting makes another one.
+    # With a write-ahead log, waiting does not help against an outdated snapshot.
     code = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF == sqlite3.SQLITE_BUSY and code != sqlite3.SQLITE_BUSY_SNAPSHOT

@@ -1,4 +1,4 @@
-"""The record of a group's best run: a config that trains again, with the results it gave."""
+"""The YAML file of a group's best run: a config that trains it again, with its results."""
 
 import math
 from dataclasses import dataclass
@@ -8,25 +8,25 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
-from ..tracking.finished_run import FinishedRun
+from ..tracking import names
+from ..tracking.stored_run import StoredRun
 from ..utils.config import Config
 from ..utils.io import sha256
 from ..utils.yaml_files import parse_yaml, read_text
-from .group import Group
-from .history import Entry
+from .history import Event, Group
 
-_MAX_LENGTH = 50_000  # a replaced file is kept in the history and in a tag; MLflow's tags end at 100,000
+_MAX_LENGTH = 50_000  # a replaced file is stored in the history and in a tag, which MLflow limits to 100,000
 
 
 @dataclass(frozen=True)
-class Record:
-    """What a group's YAML says.
+class BestHparams:
+    """The content of a group's YAML file.
 
     Attributes:
         text: The whole file.
         val_auc: The val AUC that a run must beat.
-        updated_at: When it was written, None where it does not say.
-        run_id: The run it is from, None in a hand-made file.
+        updated_at: When it was written, None if the file does not say.
+        run_id: The run, None in a hand-made file.
         version: The registered version, None in a hand-made file.
     """
 
@@ -38,30 +38,28 @@ class Record:
 
     @property
     def sha256(self) -> str:
-        """Of the file."""
+        """Return the hash of the file."""
         return sha256(self.text.encode())
 
 
-def read_record(group: Group) -> Record | None:
-    """Reads a group's YAML; None where there is none.
+def read_best_hparams(group: Group) -> BestHparams | None:
+    """Read a group's YAML file; return None if there is none.
 
     Raises:
-        ConfigError: It is no config, records no val AUC, or belongs to another group.
+        ConfigError: It is not a config, has no val AUC, or belongs to another group.
     """
-    path = group.record_path
-    if not path.exists():
+    if not group.yaml_path.exists():
         return None
     try:
-        text = read_text(path)
-        return _parse(text, group)
+        return _parse(read_text(group.yaml_path), group)
     except ConfigError as error:
-        raise ConfigError(f"{error}; it is left as it is: mend it, or move it away") from None
+        raise ConfigError(f"{error}; it is left as it is: repair it, or move it away") from None
 
 
-def _parse(text: str, group: Group) -> Record:
-    path = group.record_path
+def _parse(text: str, group: Group) -> BestHparams:
+    path = group.yaml_path
     if len(text) > _MAX_LENGTH:
-        raise ConfigError(f"{path}: longer than {_MAX_LENGTH:,} characters, so it is no record")
+        raise ConfigError(f"{path}: longer than {_MAX_LENGTH:,} characters, so it is not from a promotion")
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no sections")
@@ -73,7 +71,7 @@ def _parse(text: str, group: Group) -> Record:
     if not isinstance(val_auc, int | float) or isinstance(val_auc, bool) or not 0 <= val_auc <= 1:
         raise ConfigError(f"{path}: best_metrics.val_auc is {val_auc!r}, and not a number from 0 to 1")
     version, run_id = mlflow.get("version"), mlflow.get("run_id")
-    return Record(
+    return BestHparams(
         text,
         float(val_auc),
         _time(values.get("updated_at"), str(path)),
@@ -85,12 +83,12 @@ def _parse(text: str, group: Group) -> Record:
 def _section(values: dict[str, Any], key: str, path: object) -> dict[str, Any]:
     section = values.get(key) or {}
     if not isinstance(section, dict):
-        raise ConfigError(f"{path}: {key}: a section belongs here, not {section!r}")
+        raise ConfigError(f"{path}: {key}: expected a section, not {section!r}")
     return section
 
 
 def _time(value: object, path: str) -> datetime | None:
-    """YAML reads an unquoted time as a datetime, or as a date, and a quoted one as text."""
+    """Parse a time, which YAML reads as a datetime or date if unquoted, and as text if quoted."""
     if value is None:
         return None
     try:
@@ -100,20 +98,20 @@ def _time(value: object, path: str) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def compose_record(config: Config, run: FinishedRun, group: Group, entry: Entry) -> str:
-    """The YAML text of a record; the same arguments always give the same bytes.
+def compose_yaml(config: Config, run: StoredRun, group: Group, event: Event) -> str:
+    """Return the text of the YAML file; the same arguments always give the same bytes.
 
     Args:
         config: The run's resolved settings.
         run: The run.
-        group: What it competes for.
-        entry: The event that makes it champion, with its version.
+        group: The run's group.
+        event: The event that makes the run champion, with its version.
     """
     metrics = {key: value for key, value in run.metrics.items() if math.isfinite(value)}
-    epoch = metrics.get("best_epoch")
+    epoch = metrics.get(names.BEST_EPOCH)
     best = {
         "epoch": None if epoch is None else int(epoch),
-        "val_auc": metrics.get("best_val_auc"),
+        "val_auc": metrics.get(names.BEST_VAL_AUC),
         "val_accuracy": metrics.get("best_val_acc"),
         "val_sensitivity": metrics.get("best_val_sensitivity"),
         "val_specificity": metrics.get("best_val_specificity"),
@@ -121,25 +119,25 @@ def compose_record(config: Config, run: FinishedRun, group: Group, entry: Entry)
     }
     test = {
         "accuracy": metrics.get("test_acc"),
-        "auc": metrics.get("test_auc"),
+        "auc": metrics.get(names.TEST_AUC),
         "sensitivity": metrics.get("test_sensitivity"),
         "specificity": metrics.get("test_specificity"),
     }
     selection = {
-        "val_auc_corrected": entry.val_auc_corrected,
-        "chosen_among": entry.chosen_among,
-        "corrected_with": entry.corrected_with,
+        "val_auc_corrected": event.val_auc_corrected,
+        "chosen_among": event.chosen_among,
+        "corrected_with": event.corrected_with,
     }
     values = config.to_dict() | {
         "best_metrics": best,
-        "test_metrics": test if "test_auc" in metrics else None,
-        "selection": None if entry.val_auc_corrected is None else selection,
-        "updated_at": entry.time,
+        "test_metrics": test if names.TEST_AUC in metrics else None,
+        "selection": None if event.val_auc_corrected is None else selection,
+        "updated_at": event.time,
         "mlflow": {
             "run_id": run.run_id,
             "experiment": run.experiment,
             "registered_model": group.name,
-            "version": entry.version,
+            "version": event.version,
         },
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
