@@ -38,9 +38,9 @@ try:
     elif path.suffix == ".csv":
         print(len(list(read_lines(path, NEEDED))), "lines")
     elif path.suffix == ".dcm":
-        print(dicom.read_picture(path).values.shape)
+        print(dicom.read_image(path).values.shape)
     else:
-        print(pillow_images.read_picture(path).values.shape)
+        print(pillow_images.read_image(path).values.shape)
 except UserError as error:
     print(error)
 """
