@@ -30,19 +30,19 @@ if __name__ == "__main__":
 SHARE = """
 import sys, time
 from pathlib import Path
-from src.data.image_files import read_header, read_picture
-from src.data.pixels import Shown, show
+from src.data.image_files import read_header, read_image
+from src.data.pixels import ImageFormat, render
 from src.data.samples import Sample
 from src.utils.io import sha256
 root, share, shares = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 samples = [Sample(file, file.name, 0, None, None) for file in sorted(Path(root).rglob("*.*"))[share::shares]]
-read_picture(samples[0])
+read_image(samples[0])
 started = time.perf_counter()
 for sample in samples:
     read_header(sample)
-    picture = read_picture(sample)
+    picture = read_image(sample)
     sha256(picture.content)
-    show(picture, Shown(224, 1, None, "pad"))
+    render(picture, ImageFormat(224, 1, None, "pad"))
 print(time.perf_counter() - started)
 """
 

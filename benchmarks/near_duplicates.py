@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from src.data.image_similarity import Comparison, compare
 from src.data.image_array import ImageArray
-from src.data.join import Records, texts
+from src.data.join import Records, text_column
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -30,7 +30,7 @@ def peak():
 array = ImageArray.of_file(Path(sys.argv[1]).open("rb", buffering=0))
 count = array.shape[0]
 splits = np.random.default_rng(0).permutation(np.arange(count) * 20 // count)
-names = texts(["train" if split < 14 else "val" if split < 17 else "test" for split in splits.tolist()])
+names = text_column(["train" if split < 14 else "val" if split < 17 else "test" for split in splits.tolist()])
 nobody = np.full(count, None, object)
 rows, labels = np.arange(count)[:, None], np.zeros(count, np.int64)
 records = Records(rows, labels, nobody, nobody[:, None], nobody, names, nobody)

@@ -23,13 +23,13 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from src.data.cache import decode_listings
-from src.data.pixels import Header, Picture
+from src.data.pixels import DecodedImage, Header
 from src.data.sources import list_modalities
 from src.utils.config import DataConfig
 
 def read(sample):
     noise = hashlib.shake_128(sample.key.encode()).digest(64)
-    return Picture(np.frombuffer(noise, np.uint8).reshape(8, 8))
+    return DecodedImage(np.frombuffer(noise, np.uint8).reshape(8, 8))
 
 config = DataConfig(root_dir=sys.argv[1])
 started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Random changes of a whole batch at once, on the device that trains."""
+"""Random augmentation of a whole batch at once, on the training device."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from ..utils.config import AugmentConfig
 
 
 def draw_changes(config: AugmentConfig, seeds: Sequence[int], lengths: Sequence[int]) -> Tensor:
-    """Draw how the images of several batches are changed.
+    """Draw the augmentation of the images of several batches.
 
-    The random numbers are drawn on the CPU, so that a seed means the same on every device, and for a whole
-    epoch at once, so that a step draws and copies nothing.
+    Random numbers are drawn on the CPU, so that a seed gives the same result on every device, and for a whole
+    epoch at once, so that a step neither draws nor copies.
 
     Args:
         config: Strengths.
-        seeds: One per batch; the same seed gives the same changes, whatever the other batches are.
+        seeds: One per batch; the result of a seed does not depend on the other batches.
         lengths: Images of each batch.
 
     Returns:
@@ -46,17 +46,17 @@ def draw_changes(config: AugmentConfig, seeds: Sequence[int], lengths: Sequence[
 
 
 def augment(images: Tensor, config: AugmentConfig, changes: Tensor) -> Tensor:
-    """Mirror, move and re-light every image of a batch; places moved in from outside repeat the border.
+    """Flip, move, and change contrast and brightness of every image; the border is replicated.
 
     Args:
         images: Float ``(N, C, H, W)`` in [0, 1].
-        config: Which changes there are; without any, ``images`` are returned as they are.
-        changes: Of each image, ``(N, 8)`` as `draw_changes` gives them, on the device of the images.
+        config: Strengths; if all are off, ``images`` are returned unchanged.
+        changes: ``(N, 8)`` from `draw_changes`, on the device of the images.
 
     Returns:
         Float ``(N, C, H, W)`` in [0, 1].
     """
-    if len(images) == 0:  # of a small batch a process may have none
+    if len(images) == 0:  # a rank may have no images of a small batch
         return images
     strengths = (config.rotation, config.scale, config.translation)
     if any((config.horizontal_flip, config.vertical_flip, *strengths)):
@@ -73,12 +73,12 @@ def _signed(draw: Tensor) -> Tensor:
 def _move(images: Tensor, moves: Tensor) -> Tensor:
     """Flip, rotate, scale and translate by one affine map, so that pixels are interpolated once."""
     places = _places(*images.shape[2:], images.device)
-    grid = torch.matmul(places, moves.reshape(-1, 2, 3).transpose(1, 2))  # what F.affine_grid gives
+    grid = torch.matmul(places, moves.reshape(-1, 2, 3).transpose(1, 2))  # equals F.affine_grid
     grid = grid.view(len(images), *images.shape[2:], 2)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-@cache  # F.affine_grid makes them for every batch, which takes half of its time
+@cache  # F.affine_grid recomputes them for every batch, half of its time
 def _places(height: int, width: int, device: torch.device) -> Tensor:
     """Return the normalized coordinates x, y, 1 of all pixels, float32 ``(H x W, 3)``."""
     identity = torch.eye(2, 3)[None]
@@ -88,5 +88,5 @@ def _places(height: int, width: int, device: torch.device) -> Tensor:
 
 def _relight(images: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    # In place: each step over a batch of float images costs as much as the arithmetic in it.
+    # In place: memory traffic costs as much as the arithmetic.
     return (images - mean).mul_(contrast).add_(mean).add_(brightness).clamp_(0, 1)

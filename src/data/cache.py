@@ -1,7 +1,7 @@
-"""Decodes every image once: an index of what each file holds, and packs of resized uint8 pixels.
+"""Decode every image once and cache the result.
 
-``index/{root}.npz`` maps (key, size, times) of a file to the hash of its pixels, so that a later
-start opens no image. Of each modality, ``arrays`` holds one array, named by the hashes of what is in it.
+``index/{root}.npz`` maps a file (key, size, times) to the hash of its pixels, so that a later start opens no
+image. ``packs/`` holds one array of resized uint8 images per modality, named by the hashes of its images.
 """
 
 import errno

@@ -263,7 +263,7 @@ def _sorted(records: Records) -> Records:
 
 
 def _patient_indices(records: Records) -> list[int | None]:
-    """Number the patients in the order of the fingerprint, so that no identifier leaves the data."""
+    """Replace patients by numbers in the order of the fingerprint, so that no identifier leaves the data."""
     numbers: dict[str, int] = {}
     return [
         None if patient is None else numbers.setdefault(patient, len(numbers)) for patient in records.patients

@@ -26,23 +26,23 @@ from .samples import UNKNOWN, Listing, Sample, order_classes
 
 @dataclass(frozen=True)
 class NamePatterns:
-    """What is read from a file's name, by group 1 of each: its patient, and which image it is."""
+    """Patterns for file names: group 1 of each match is the patient, or the image id."""
 
     patient: re.Pattern[str] | None = None
     image_id: re.Pattern[str] | None = None
 
 
 def list_folder(root: Path, modality: str, config: DataConfig, patterns: NamePatterns) -> Listing:
-    """Lists one modality of a folder.
+    """List one modality of a folder for training.
 
     Args:
         root: The folder.
-        modality: Its subfolder.
+        modality: Name of its subfolder.
         config: The data section.
-        patterns: What is read from the names of files.
+        patterns: Patterns for file names.
 
     Raises:
-        DataError: The layout is another, or there are no two classes with images.
+        DataError: The layout is not supported, or fewer than two classes have images.
     """
     exclude, skipped = Exclude(config.exclude), SkippedFiles()
     if modality not in _folders(root):
@@ -79,7 +79,7 @@ def listing_of_files(
     samples: Iterable[Sample],
     notes: tuple[str, ...] = (),
 ) -> Listing:
-    """A listing of image files, in an order that does not depend on the disk."""
+    """Return a listing of image files, sorted by key."""
     in_order = tuple(sorted(samples, key=attrgetter("key")))
     return Listing(root, modality, classes, in_order, read_header, read_image, notes=notes)
 
@@ -115,12 +115,12 @@ def _folders(path: Path, exclude: Exclude | None = None) -> list[str]:
 
 
 def _splits(base: Path, exclude: Exclude, skipped: SkippedFiles) -> dict[str, str | None]:
-    """Map the folders of splits to the splits; the folder itself to None where it holds classes.
+    """Map the split folders to splits, or the folder itself to None if it holds classes.
 
-    Count what lies beside the splits.
+    Images outside of the split folders are counted.
 
     Raises:
-        DataError: The folders are others than those of ``train``, ``val`` and perhaps ``test``.
+        DataError: The folders are not ``train``, ``val`` and perhaps ``test``.
     """
     below = _folders(base, exclude)
     named = [name for name in below if is_like_split(name)]
@@ -137,7 +137,7 @@ def _splits(base: Path, exclude: Exclude, skipped: SkippedFiles) -> dict[str, st
     if not {"train", "val"} <= set(splits.values()):
         raise DataError(
             f"{base}: holds {', '.join(below)}; {takes}. Move some patients to a folder for the split that "
-            "is missing, or tell the split of each image in a manifest.csv"
+            "is missing, or name the split of each image in a manifest.csv"
         )
     skipped.stray += sum(map(is_image_name, entries_of(f"{base}/", exclude, skipped)[2]))
     return dict(splits)
@@ -160,10 +160,10 @@ def _files_by_class(
 
 
 def _class_folders(folder: Path, exclude: Exclude, skipped: SkippedFiles) -> list[str]:
-    """Return the folders of classes; count what lies beside them.
+    """Return the class folders; count images outside of them.
 
     Raises:
-        DataError: They hold folders of splits.
+        DataError: A class folder holds split folders.
     """
     folders, links, names = entries_of(f"{folder}/", exclude, skipped)
     skipped.stray += sum(map(is_image_name, names))
@@ -179,7 +179,7 @@ def _class_folders(folder: Path, exclude: Exclude, skipped: SkippedFiles) -> lis
 
 
 def _classes(names: list[str], positive: str | None, base: Path, skipped: SkippedFiles) -> tuple[str, ...]:
-    if not all(name.isprintable() for name in names):  # bytes that are no UTF-8 are not
+    if not all(name.isprintable() for name in names):  # bytes that are not UTF-8 are not printable
         raise DataError(f"{base}: the name of a class is not text: {', '.join(map(repr, names))}")
     if len(names) < 2:
         found = (
@@ -196,7 +196,7 @@ def _classes(names: list[str], positive: str | None, base: Path, skipped: Skippe
 
 
 def read_name(file: str, pattern: re.Pattern[str] | None, setting: str) -> str | None:
-    """Group 1 of a pattern in a file's name; None without a pattern.
+    """Return group 1 of a pattern in a file name, None without a pattern.
 
     Raises:
         DataError: The name does not match.

@@ -1,4 +1,4 @@
-"""Decoded images in a file, read row by row and checked against their checksums."""
+"""Decoded images in a ``.npy`` file, read row by row and verified by checksums."""
 
 import math
 import os
@@ -25,14 +25,14 @@ CHECKSUM = np.dtype("<u4")
 
 @dataclass(frozen=True)
 class ImageOffsets:
-    """Where an image lies in a file: the byte offsets of its pixels and of its checksum."""
+    """Byte offsets of the pixels and of the checksum of an image in a file."""
 
     pixels: int
     checksum: int
 
     @classmethod
     def of_row(cls, row: int, shape: tuple[int, ...], start: int) -> Self:
-        """Return the place of a row of images ``(N, C, S, S)``, the first of which is at ``start``."""
+        """Return the offsets of a row of images ``(N, C, S, S)``, the first of which is at ``start``."""
         size = math.prod(shape[1:])
         return cls(start + row * size, start + shape[0] * size + row * CHECKSUM.itemsize)
 
@@ -46,15 +46,15 @@ class ImageOffsets:
 class ImageArray:
     """uint8 images ``(N, C, S, S)`` of a ``.npy`` file that stays open for as long as this object lives.
 
-    The file is read, not mapped: a mapped page of a file that was cut off, or of a failing disk, ends the
-    process with SIGBUS, where a read raises an error. An image is checked when it is first read.
+    The file is read, not mapped: a page of a truncated file or a failing disk would end the process with
+    SIGBUS, whereas a read raises an error. An image is verified when it is first read.
 
     Attributes:
         file: The file; a lock held on it is released when it is closed.
         shape: ``(N, C, S, S)``.
         start: Byte offset of the first image.
-        checksums: CRC-32 of each image, ``(N,)``; None for a file without, whose images are not checked.
-        decode_again: Returns a row's image from its source, where the one in the file is damaged.
+        checksums: CRC-32 of each image, ``(N,)``; None if the file has none.
+        decode_again: Function that decodes a row from its source, for damaged images.
     """
 
     file: IO[bytes]
@@ -94,7 +94,7 @@ class ImageArray:
         """Read images; one that is damaged is decoded again.
 
         Args:
-            rows: Which ones, ``(B,)``.
+            rows: Rows to read, ``(B,)``.
             out: ``(B, C, S, S)`` to fill, each image in one piece; None for new memory.
 
         Returns:
@@ -134,7 +134,7 @@ class ImageArray:
         self._is_unchecked[row] = False
 
     def _read_rest(self, image: memoryview, offset: int) -> None:
-        """Read an image piece by piece, as a read may return less than was asked for."""
+        """Read the rest of an image, because a read may return fewer bytes than requested."""
         done = 0
         while done < len(image):
             count = os.preadv(self.file.fileno(), [image[done:]], offset + done)
@@ -180,7 +180,7 @@ class ImageSource:
         """Read samples into main memory.
 
         Args:
-            positions: Which ones, ``(B,)``.
+            positions: Samples to read, ``(B,)``.
             out: uint8 ``(B, C, S, S)`` to fill; None for new memory.
 
         Raises:

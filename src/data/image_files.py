@@ -24,7 +24,7 @@ _LOOKED_AT = 20  # files whose Modality is read
 
 
 def is_image(path: str) -> bool:
-    """Whether a file in a folder of images is one of them: by its ending, or by DICOM's mark.
+    """Return whether a file is an image, by its ending or by the DICOM magic bytes.
 
     Scanners and archives name DICOM files without an ending, or by numbers (``1.2.840.113619``).
     """
@@ -35,10 +35,10 @@ def is_image(path: str) -> bool:
 
 
 def read_header(sample: Sample) -> Header:
-    """Size, channels and patient of a file, without its pixels.
+    """Read size, channels and patient of a file, without its pixels.
 
     Raises:
-        BadImage: It cannot be read.
+        BadImage: The file cannot be read.
     """
     path = Path(sample.file)
     header: Header = _reader(path).read_header(path)
@@ -46,10 +46,10 @@ def read_header(sample: Sample) -> Header:
 
 
 def read_image(sample: Sample) -> DecodedImage:
-    """Decodes a file.
+    """Decode a file.
 
     Raises:
-        BadImage: It cannot be read.
+        BadImage: The file cannot be read.
     """
     path = Path(sample.file)
     picture: DecodedImage = _reader(path).read_image(path)
@@ -57,7 +57,7 @@ def read_image(sample: Sample) -> DecodedImage:
 
 
 def dicom_modalities(samples: Sequence[Sample]) -> frozenset[str]:
-    """Return the values of Modality that a few DICOM files of a listing name, such as CT."""
+    """Return the DICOM Modality values of a sample of the files, such as CT."""
     chosen = np.linspace(0, len(samples) - 1, min(len(samples), _LOOKED_AT)).astype(int).tolist()
     paths = [Path(samples[i].file) for i in chosen]
     return frozenset(dicom.read_modality(path) for path in paths if _reader(path) is dicom) - {""}
@@ -72,13 +72,13 @@ def _reader(path: Path) -> ModuleType:
 
 _MOST_UNREAD = 0.1
 _STEM = "{stem}"
-# What no one takes for an image; it is not reported.
+# Files that are obviously not images; they are not reported.
 _OTHER_NAMES = frozenset({"dicomdir", "readme", "license", "thumbs.db", "desktop.ini", "ehthumbs.db"})
 _OTHER_ENDINGS = re.compile(
     r"\.(txt|[ct]sv|xml|json|ya?ml|md|pdf|html?|xlsx?|docx?|rtf|log|ini|db|py|ipynb|sh|md5|sha256|lnk|url|"
     r"inf|exe|dll|jar|ico|bat|css|js)"
 )
-# Named in a message; another ending may be part of a patient's name.
+# Endings that may be shown in a message; others may be part of a patient's name.
 _SHOWN_ENDINGS = re.compile(
     r"\.(nii|nii\.gz|np[yz]|mat|h5|hdf5|mh[ad]|nrrd|raw|hdr|img|svs|ndpi|mrxs|czi|zip|tar|tar\.gz|gz|7z|rar|"
     r"hei[cf]|avif|jxl|svg|eps|psd|mp4|avi|mov|pt|pkl|tfrecord|part)"
@@ -101,7 +101,7 @@ class Exclude:
         )
 
     def plain(self, names: Iterable[str]) -> dict[str, str]:
-        """The pattern by name, of those that are matched whatever is beside them."""
+        """Map excluded names to their pattern, for patterns that depend on the name alone."""
         match = self._is_plain.match
         return {
             name: self._plain[found.lastindex - 1]
@@ -110,7 +110,7 @@ class Exclude:
         }
 
     def beside(self, names: Sequence[str]) -> dict[str, str]:
-        """The pattern by name, of those that belong to another of the names."""
+        """Map excluded names to their pattern, for patterns that refer to another file of the folder."""
         match = self._is_beside.match
         matches = [(name, found) for name in names if (found := match(name))]
         if not matches:
@@ -129,15 +129,15 @@ def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
 
 @dataclass
 class SkippedFiles:
-    """What is not taken, counted.
+    """Counts of the files that are not listed.
 
     Attributes:
-        taken: Images by class.
+        taken: Listed images by class.
         unread: Files that are not read as images, by kind and class.
-        excluded: Images and folders that ``data.exclude`` leaves out, by pattern and what they are.
-        links: Links to folders that are listed anyway, or that would lead around in a circle.
-        empty: Folders of classes without any image.
-        stray: Images that lie beside the folders of classes.
+        excluded: Images and folders excluded by ``data.exclude``, by pattern and kind.
+        links: Links to folders that are listed already, or that form a cycle.
+        empty: Class folders without images.
+        stray: Images outside of class folders.
     """
 
     taken: Counter[str] = field(default_factory=Counter)
@@ -148,7 +148,7 @@ class SkippedFiles:
     stray: int = 0
 
     def leave(self, name: str, pattern: str, *, is_folder: bool) -> None:
-        """Count a folder, or a file if it is an image, that a pattern leaves out."""
+        """Count a folder or an image that a pattern excludes."""
         if is_folder or is_image_name(name):
             self.excluded[pattern, "folder" if is_folder else "image"] += 1
 
@@ -156,7 +156,7 @@ class SkippedFiles:
         """Refuse a class that loses more than a tenth of its files.
 
         Raises:
-            DataError: There is one.
+            DataError: There is such a class.
         """
         lost: Counter[str] = Counter()
         for (_, name), count in self.unread.items():
@@ -181,20 +181,19 @@ class SkippedFiles:
         ]
 
     def notes(self, where: str) -> tuple[str, ...]:
-        """Sentences for the user; they name no file."""
+        """Return sentences for the user, without file names."""
         excluded = [
             f"{count} {what}{'s' * (count > 1)} {pattern}"
             for (pattern, what), count in sorted(self.excluded.items())
         ]
-        told = {
+        reports = {
             "left out by data.exclude": excluded,
             "files that are not read as images": self._kinds(),
-            "links to folders that are listed already or lead in a circle": [str(self.links)]
-            * bool(self.links),
+            "links to folders that are listed already or form a cycle": [str(self.links)] * bool(self.links),
             "folders of classes without an image": self.empty,
-            "images beside the folders of classes, which have no class": [str(self.stray)] * bool(self.stray),
+            "images outside of class folders, which have no class": [str(self.stray)] * bool(self.stray),
         }
-        return tuple(f"{where}: {what}: {_listed(found)}" for what, found in told.items() if found)
+        return tuple(f"{where}: {what}: {_listed(found)}" for what, found in reports.items() if found)
 
 
 def _listed(parts: list[str], most: int = 10) -> str:
@@ -211,8 +210,8 @@ def image_files(
     Args:
         folder: Where to start.
         root: Where the keys start.
-        exclude: What to leave out.
-        skipped: Where to count what is left out.
+        exclude: Patterns to exclude.
+        skipped: Counts to update.
         name: The class of the files, for the counts.
 
     Raises:
@@ -277,7 +276,7 @@ def _images(path: str, names: list[str], exclude: Exclude, skipped: SkippedFiles
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is one of images by its ending."""
+    """Return whether the ending of a file is that of an image."""
     return name.lower().endswith(ENDINGS)
 
 
@@ -287,7 +286,7 @@ def _is_other(name: str) -> bool:
 
 
 def _kind(name: str) -> str:
-    """Return the ending of a file that is no image, as far as it can name no patient."""
+    """Return the ending of a file that is not an image, unless it may name a patient."""
     parts = name.lower().split(".")
     endings = (f".{'.'.join(parts[-2:])}", f".{parts[-1]}") if len(parts) > 1 else ()
     if not endings or parts[-1].isdigit():
@@ -296,7 +295,7 @@ def _kind(name: str) -> str:
 
 
 def unlisted(error: OSError) -> DataError:
-    """The refusal of a folder that cannot be listed."""
+    """Return the error for a folder that cannot be listed."""
     remedy = "make it readable for this user (ls -ld shows its owner and mode), or move it away"
     return DataError(
         f"{error.filename}: cannot be listed: {error.strerror}; {remedy}",

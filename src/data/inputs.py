@@ -1,4 +1,4 @@
-"""Images to put a trained model to: whatever layout they come in, labelled or not, without a split."""
+"""Images for inference: any layout, with or without labels, without a split."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ class Inputs:
     """Images as a network takes them, in the order of their names.
 
     Attributes:
-        records: One per sample; the label of one is `UNKNOWN` where it is not told.
+        records: One per sample; the label is `UNKNOWN` if it is not known.
         packs: The decoded images of each modality.
         bad: One message per image that could not be read.
         notes: Sentences to show.
-        corrected: Kinds and numbers of files that earlier versions read wrongly, "" without.
+        corrected: Kinds and counts of files that earlier versions decoded incorrectly, "" if none.
     """
 
     records: Records
@@ -40,7 +40,7 @@ class Inputs:
 
 
 def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path) -> Inputs:
-    """Finds and decodes the images that are to be put to a model.
+    """List and decode images for inference.
 
     A folder may have any layout: every image below it is taken, or below its subfolder named as the
     modality where it has one. An image's class is known where exactly one folder on its path is named as a

@@ -1,4 +1,4 @@
-"""The same image or patient in two splits: found by content, and kept from flattering a score."""
+"""Leaks between splits: the same image, the same patient, or near-duplicate images."""
 
 import csv
 import io
@@ -29,12 +29,12 @@ Leaks = dict[str, set[str]]
 
 @dataclass(frozen=True)
 class LeakCheck:
-    """What is left to train and to score on.
+    """Result of a leak check.
 
     Attributes:
-        records: The samples that stay.
+        records: The samples that remain.
         counts: ``leaked_images``, dropped from train; ``allowed_leaks``, images and patients that train
-            shares with another split and that were allowed to.
+            shares with another split by permission.
         notes: Sentences for the user; they name no image and no patient.
     """
 
@@ -44,12 +44,11 @@ class LeakCheck:
 
 
 def check_leaks(records: Records, on_leak: str) -> LeakCheck:
-    """Looks for the same image (of any modality) or the same patient in two splits.
+    """Find the same image (of any modality) or the same patient in two splits.
 
     Args:
-        records: All samples, on their sides.
-        on_leak: ``drop`` (the training side gives way; what val and test share stays), ``error``, or
-            ``allow``.
+        records: All samples, assigned to splits.
+        on_leak: ``drop`` (from train; leaks between val and test stay), ``error``, or ``allow``.
 
     Raises:
         DataError: There is a leak, and ``on_leak`` is ``error``.
@@ -64,7 +63,9 @@ def check_leaks(records: Records, on_leak: str) -> LeakCheck:
     if not found:
         return LeakCheck(records, counts, [])
     if on_leak == "error":
-        raise DataError(f"leak between splits: {found}. Mend the split, or choose data.on_leak=drop or allow")
+        raise DataError(
+            f"leak between splits: {found}. Correct the split, or choose data.on_leak=drop or allow"
+        )
     if on_leak == "allow":
         allowed = sum("train" in splits for splits in [*images.values(), *patients.values()])
         note = f"leak between splits, allowed by data.on_leak: {found}"
@@ -85,15 +86,15 @@ def _are_leaked(records: Records, images: Leaks, patients: Leaks) -> NDArray[np.
 
 
 def _leaks_by_file(records: Records) -> Leaks:
-    """Patients by the files' own word: a manifest may have an id for each study only."""
+    """Find leaks of patients named in the files: a manifest may have one id per study."""
     named = records.take((records.file_patients != "") & (records.file_patients != records.patients))
-    if len(set(named.file_patients)) < 2:  # everybody is nobody
+    if len(set(named.file_patients)) < 2:  # one name for all files is an anonymous one
         return {}
     return find_leaks(named.splits, named.file_patients)
 
 
 def find_contradictions(records: Records) -> list[str]:
-    """A sentence if the same image stands there under several labels; it names no image."""
+    """Return a sentence if the same image has several labels, without naming the image."""
     labels: dict[str, int] = {}
     several = {
         content
@@ -109,7 +110,7 @@ def find_contradictions(records: Records) -> list[str]:
 
 
 def find_leaks(splits: Iterable[str], keys: Iterable[str | None]) -> Leaks:
-    """Return the keys (image hashes or patients) that occur in several splits; None is no key."""
+    """Return the keys (image hashes or patients) that occur in several splits; None is skipped."""
     # A bit per split in one number per key: a set per key would take gigabytes.
     bits = {split: 1 << number for number, split in enumerate(SPLITS)}
     found: dict[str, int] = {}
@@ -124,7 +125,7 @@ def find_leaks(splits: Iterable[str], keys: Iterable[str | None]) -> Leaks:
 
 
 def describe_leaks(leaks: Leaks, what: str) -> str:
-    """Such as ``1 image in train and test``; empty without leaks. Names no image and no patient."""
+    """Return a summary such as ``1 image in train and test``, "" without leaks."""
     pairs: dict[str, int] = defaultdict(int)
     for found in leaks.values():
         pairs[" and ".join(split for split in SPLITS if split in found)] += 1
@@ -134,7 +135,7 @@ def describe_leaks(leaks: Leaks, what: str) -> str:
 
 
 SECONDS = 60.0
-"""Time for a comparison that is only reported; what it leaves out is stated."""
+"""Time limit of a comparison that is only reported; the report states what was not compared."""
 
 _FORMAT = 1
 _COLUMNS = ("split", "image", "training_image", "same_class", "correlation")
@@ -143,13 +144,13 @@ _COLUMNS = ("split", "image", "training_image", "same_class", "correlation")
 def check_near_duplicates(
     records: Records, arrays: Sequence[ImageArray], config: DataConfig, cache_dir: Path
 ) -> LeakCheck:
-    """Compare val and test with training images, and do with near-duplicates what the settings say.
+    """Compare val and test with training images, and report, drop or refuse near-duplicates.
 
     Args:
         records: All samples, in the order of the fingerprint.
         arrays: The decoded images of each modality.
         config: The data section.
-        cache_dir: Folder of the cache; it keeps what was compared, and a table of the pairs.
+        cache_dir: Folder of the cache, for the comparison and a table of the pairs.
 
     Raises:
         DataError: There are near-duplicates and ``data.on_near_duplicate`` is ``error``, or the cache cannot
@@ -176,8 +177,8 @@ def check_near_duplicates(
 
 
 def _name(records: Records, arrays: Sequence[ImageArray]) -> str:
-    """Return what names a comparison: the pixels as they are seen, patients and splits."""
-    # A decoded array is named by the hash of its images, their window, size and channels.
+    """Return the key of a comparison: rendered pixels, patients and splits."""
+    # The name of an array is a hash of its images, window, size and channels.
     files = [f"{_FORMAT}", *(Path(array.file.name).stem for array in arrays)]
     lines = map("{} {} {}".format, records.splits, records.contents, records.patients)
     return sha256_of_lines([*files, sha256_of_lines(lines)])
@@ -224,7 +225,7 @@ def _write_pairs(path: Path, records: Records, found: Comparison, is_alike: NDAr
 def _describe(
     splits: NDArray[np.object_], is_alike: NDArray[np.bool_], found: Comparison, config: DataConfig
 ) -> str:
-    """A sentence on what was found and what was not compared; "" if there is nothing to say."""
+    """Return a sentence on near-duplicates and on images that were not compared, "" if there are none."""
     threshold, said = config.near_duplicate_threshold, []
     if is_alike.any():
         counts = [
@@ -245,7 +246,7 @@ def _describe(
             ]
     if not found.is_complete:
         said += [
-            f"near-duplicates were looked for in {found.compared} of {len(found.train)} training images, "
+            f"near-duplicates were searched in {found.compared} of {len(found.train)} training images, "
             f"chosen at random, within {SECONDS:g} s; data.on_near_duplicate=drop or error compares all"
         ]
     if blank := int(found.numbers[1]):
@@ -256,7 +257,7 @@ def _describe(
 def _resolve(
     records: Records, comparison: Comparison, config: DataConfig, *, found: str, pairs: Path
 ) -> LeakCheck:
-    """Do with near-duplicates what ``data.on_near_duplicate`` says."""
+    """Apply ``data.on_near_duplicate``."""
     threshold = config.near_duplicate_threshold
     count = int((comparison.held_out > threshold).sum())
     counts = {"near_duplicates": count}

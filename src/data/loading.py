@@ -17,23 +17,23 @@ from ..utils.runtime import derive_seed, to_device, usable_cores
 from .dataset import Dataset
 from .image_array import ImageSource
 
-_SHUFFLE = 1  # keeps this stream apart from others that are derived from the same seed and epoch
+_SHUFFLE = 1  # separates this random stream from others with the same seed and epoch
 
 
 def training_batches(
     count: int, batch_size: int, *, seed: int, epoch: int, smallest: int = 2
 ) -> list[NDArray[np.int64]]:
-    """The batches of one epoch, shuffled by ``(seed, epoch)``.
+    """Return the batches of one epoch, shuffled by ``(seed, epoch)``.
 
-    A trailing batch that is too small joins the one before it: batch normalisation cannot be computed
-    from one value per channel, and no image should be left out.
+    A last batch that is too small is merged into the previous one: batch normalization cannot be computed
+    from one value per channel, and no image should be skipped.
 
     Args:
         count: Images in the split, two or more.
         batch_size: Images per batch.
         seed: Seed of the run.
         epoch: Epoch number from 1.
-        smallest: Images that a batch needs.
+        smallest: Minimum number of images in a batch.
 
     Returns:
         Positions in the split, one int64 array per batch.
@@ -46,12 +46,12 @@ def training_batches(
 
 
 def sequential_batches(positions: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """``positions`` cut into batches, in order; the last may be smaller."""
+    """Cut positions into batches in order; the last one may be smaller."""
     return [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
 
 
 BATCHES_AHEAD = 4
-"""Batches that are read before they are needed; with the one in use they bound the memory."""
+"""Number of batches that are read in advance; it bounds the memory."""
 
 _GPU_READERS = 4
 Item = TypeVar("Item")
@@ -63,10 +63,10 @@ Batches = Sequence[NDArray[np.int64]]
 def load_batches(
     images: ImageSource, batches: Batches, device: torch.device
 ) -> Generator[Tensor, None, None]:
-    """Yield uint8 batches ``(B, C, S, S)`` on the device, each read while those before it are computed on.
+    """Yield uint8 batches ``(B, C, S, S)`` on the device, read in the background.
 
-    An error of a reading thread is raised here, in the order of the batches. Close the iterator where it may
-    end early, which ends the threads.
+    An error of a reading thread is raised here, in the order of the batches. Close the iterator if it may end
+    early, so that the threads end.
     """
     if device.type == "cuda":
         reader = _GpuReader(images, max(map(len, batches), default=0), device)
@@ -96,7 +96,7 @@ def _reading_threads(count: int) -> Iterator[ThreadPoolExecutor]:
     pool = ThreadPoolExecutor(count, "read-ahead")
     try:
         yield pool
-    finally:  # also where the caller stops early: what has not begun is not read
+    finally:  # also if the caller stops early: cancel pending reads
         pool.shutdown(cancel_futures=True)
 
 
@@ -108,7 +108,7 @@ class _GpuReader:
         self._images = images
         self._stream = torch.cuda.Stream(device)
         self._free: SimpleQueue[tuple[Tensor, torch.cuda.Event]] = SimpleQueue()
-        for _ in range(self.threads + 1):  # one more, whose copy may still be under way
+        for _ in range(self.threads + 1):  # one more, because its copy may be in progress
             buffer = torch.empty(largest, *images.image_shape, dtype=torch.uint8, pin_memory=True)
             self._free.put((buffer, torch.cuda.Event()))
 
@@ -120,7 +120,7 @@ class _GpuReader:
         """
         buffer, copied = self._free.get()
         try:
-            copied.synchronize()  # its last batch has left
+            copied.synchronize()  # wait until its previous batch was copied
             read = self._images.read(positions, buffer[: len(positions)])
             copied = torch.cuda.Event()
             with torch.cuda.stream(self._stream):
@@ -131,7 +131,7 @@ class _GpuReader:
             self._free.put((buffer, copied))
 
     def receive(self, read: tuple[Tensor, torch.cuda.Event]) -> Tensor:
-        """Make the current stream wait for a batch; the host goes on at once."""
+        """Make the current stream wait for a batch, without blocking the host."""
         batch, copied = read
         stream = torch.cuda.current_stream(batch.device)
         stream.wait_event(copied)
@@ -140,7 +140,7 @@ class _GpuReader:
 
 
 class BatchLoader:
-    """Loads batches of a run's splits; splits that are used every epoch stay on the GPU where they fit."""
+    """Batches of the splits of a run; splits that are used in every epoch stay on the GPU if they fit."""
 
     def __init__(self, dataset: Dataset, device: torch.device, cache_share: float | None) -> None:
         """Decide which splits stay on the GPU; each is copied there at its first use.

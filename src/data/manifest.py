@@ -31,21 +31,21 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its number, and its cells by column; columns of other names are left out."""
+    """One line: its number, and its cells by column; unknown columns are dropped."""
 
     number: int
     cells: Row
 
 
 def list_manifest(path: Path, modality: str, config: DataConfig, patterns: NamePatterns) -> Listing:
-    """Lists one modality of a manifest; paths are relative to the folder that it lies in.
+    """List one modality of a manifest for training; paths are relative to the folder of the manifest.
 
     Args:
         path: The CSV file (UTF-8, comma-separated) with the columns ``path, label, modality`` and
-            perhaps ``patient_id, image_id, split``; other columns are left alone.
-        modality: Which lines to take.
+            perhaps ``patient_id, image_id, split``; other columns are ignored.
+        modality: Which lines to use.
         config: The data section.
-        patterns: What is read from the names of files, where the manifest has no column for it.
+        patterns: Patterns for file names, used if the manifest has no such column.
 
     Raises:
         DataError: A column is missing, a cell empty or wrong, a file outside the folder, or there are
@@ -75,10 +75,10 @@ def list_manifest(path: Path, modality: str, config: DataConfig, patterns: NameP
 
 
 def read_lines(path: Path, needed: Sequence[str]) -> Iterator[Line]:
-    """The lines of a manifest, with cells stripped of spaces around them.
+    """Yield the lines of a manifest, with stripped cells.
 
     Raises:
-        DataError: It is no such table, or lacks one of the columns ``needed``, or a cell of one.
+        DataError: The file is not a valid table, or a needed column or cell is missing.
     """
     try:
         rows = read_rows(path)
@@ -95,9 +95,11 @@ def _check_columns(path: Path, columns: list[str], needed: Sequence[str]) -> Non
     for name in columns:
         meant = _MEANT.get(re.sub("[^a-z]", "", name.lower()))
         if meant is not None and meant not in columns:
-            raise DataError(f"{path}: the column {name!r} would not be read; name it {meant}, or take it out")
+            raise DataError(
+                f"{path}: the column {name!r} would be ignored; rename it to {meant}, or remove it"
+            )
         if columns.count(name) > 1 and name in NEEDED + _OPTIONAL:
-            raise DataError(f"{path}: the column {name} stands there twice")
+            raise DataError(f"{path}: duplicate column {name!r}")
     missing = [name for name in needed if name not in columns]
     if missing:
         what = f"{path}: no column {', '.join(missing)}"
@@ -123,7 +125,7 @@ def _line(path: Path, number: int, columns: list[str], cells: list[str], needed:
 
 
 def first_occurrences(lines: Iterable[Line], column: str) -> dict[str, str]:
-    """Where each value of a column stands first; empty cells are left out."""
+    """Map each value of a column to its first line; empty cells are skipped."""
     places: dict[str, str] = {}
     for line in lines:
         cell = line.cells.get(column)
@@ -150,7 +152,7 @@ def _check_repeats(path: Path, lines: Iterable[Line]) -> None:
 
 
 def path_resolver(root: Path, *, allow_outside: bool) -> Callable[[str], Path]:
-    """Returns what turns a cell into a file's path and refuses, by ValueError, what leads outside."""
+    """Return a function from a cell to a file path, which raises ValueError outside of the root."""
     real_root = root.resolve()
     is_inside = cache(lambda folder: folder.resolve().is_relative_to(real_root))
 
@@ -180,12 +182,12 @@ def _check_patterns_unused(path: Path, cells: Row, patterns: NamePatterns) -> No
     ):
         if pattern is not None and column in cells:
             raise DataError(
-                f"{path}: has a column {column}, so data.{setting} has no say; take one of them out"
+                f"{path}: has a column {column}, so data.{setting} would be ignored; remove one of the two"
             )
 
 
 def _renamed(line: Line, labels: Row, splits: Row) -> Line:
-    """Return the line with its label and split in their one spelling."""
+    """Return the line with unified spellings of label and split."""
     label, split = labels[line.cells["label"]], splits.get(line.cells.get("split", ""), "")
     return Line(line.number, {**line.cells, "label": label, "split": split})
 

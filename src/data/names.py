@@ -1,4 +1,4 @@
-"""Names that people write in several ways: classes, patients and splits."""
+"""Spelling of the names of classes, patients and splits."""
 
 import re
 import unicodedata
@@ -26,7 +26,7 @@ _SPLITS = {
     "test": ("test", "testing", "tst"),
 }
 _SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
-# What is a part of a split, though not which: `train2` and `eval` as well as `fold_0`.
+# Names of unclear parts of the data: `train2` and `eval` as well as `fold_0`.
 _UNCLEAR = re.compile(
     r"(?:(?:cv|kfold|fold|split|partition)\d+|\d+fold|(?:hold|held)out|eval|evaluation|"
     rf"(?:{'|'.join(_SPLIT_OF)})\d+)"
@@ -46,12 +46,11 @@ _EXTRAS = re.compile(r"(?<=.)(?:data|dataset|set|split|images?)$")
 def unify(places: Mapping[str, str], what: str, where: str) -> dict[str, str]:
     """Map each spelling of a name to the one to use.
 
-    Spellings that are certainly the same name are unified: Unicode forms, blanks around them, and ``7`` and
-    ``7.0`` where all names are such numbers, as spreadsheets write them. A name in one spelling stays as
-    it is.
+    Spellings that are certainly the same name are unified: Unicode forms, surrounding blanks, and ``7`` and
+    ``7.0`` if all names are such numbers (from spreadsheets). A name with one spelling is unchanged.
 
     Args:
-        places: Where each spelling stands, such as ``line 3``.
+        places: Location of each spelling, such as ``line 3``.
         what: What the names are, such as ``patient``.
         where: The file or folder, for messages.
 
@@ -71,43 +70,41 @@ def unify(places: Mapping[str, str], what: str, where: str) -> dict[str, str]:
         other = alike.setdefault(look, plain)
         if other != plain and _may_be_same(other, plain):
             one, two = firsts[other], firsts[plain]
-            told = f"{where}: two spellings that may be the same {what}"
+            problem = f"{where}: two spellings that may be the same {what}"
             remedy = "write it in one way everywhere, or give each a name of its own"
             raise DataError(
-                f"{told}: {one!r} ({places[one]}) and {two!r} ({places[two]}); {remedy}",
-                public=f"{told}; {remedy}",
+                f"{problem}: {one!r} ({places[one]}) and {two!r} ({places[two]}); {remedy}",
+                public=f"{problem}; {remedy}",
             )
     return {name: plain if plain in several else name for name, plain in zip(names, plains, strict=True)}
 
 
 def hash_patient(name: str) -> str:
-    """Return what stands for a patient that a file names."""
+    """Return the hash of a patient named in a file."""
     return sha256(f"patient {name}".encode())
 
 
 def hash_look(name: str) -> str:
-    """Return what stands for all spellings that may be the same as a name."""
+    """Return a hash that is equal for all spellings that may be the same name."""
     return sha256(f"alike {_looks(_plain([name]))[0]}".encode())
 
 
 def normalize_patient(name: str) -> str:
-    """Return the patient that a file names, "" if it stands for an unknown one."""
+    """Return the normalized patient of a file, "" for a placeholder such as ``unknown``."""
     plain = unicodedata.normalize("NFC", name).strip()
     return "" if plain.casefold() in _NOBODY else plain
 
 
 def check_classes(places: Mapping[str, str], where: str) -> None:
-    """Refuse what stands for a missing label, and several labels in one.
+    """Refuse placeholders for a missing label, and several labels in one cell.
 
     Raises:
-        DataError: There is such a name.
+        DataError: There is such a label.
     """
     for name, place in places.items():
         parts = [part.strip() for part in _LISTED.split(name)]
         if name.strip().casefold() in _MISSING:
-            problem = (
-                "stands for a missing label; label the images or take them out, or name the class by a word"
-            )
+            problem = "means a missing label; label or remove the images, or name the class by a word"
         elif "|" in name or name[:1] + name[-1:] == "[]" or (len(parts) > 1 and places.keys() >= set(parts)):
             problem = (
                 "holds several labels, and a classifier takes one for each image; choose one class for each "
@@ -121,10 +118,10 @@ def check_classes(places: Mapping[str, str], where: str) -> None:
 
 
 def check_no_masks(names: Iterable[str], where: str) -> None:
-    """Refuse the folders of a segmentation data set, whose images and masks would become two classes.
+    """Refuse the folders of a segmentation dataset, whose images and masks would become two classes.
 
     Raises:
-        DataError: These are their names.
+        DataError: There are such folders.
     """
     words = {_SEPARATORS.sub("", name.casefold()): name for name in names}
     images, masks = ([words[word] for word in sorted(words.keys() & of)] for of in (_IMAGES, _MASKS))
@@ -136,16 +133,15 @@ def check_no_masks(names: Iterable[str], where: str) -> None:
 
 
 def check_patients(places: Mapping[str, str], where: str) -> None:
-    """Refuse what stands for an unknown patient, and numbers that a spreadsheet has rounded.
+    """Refuse placeholders for an unknown patient, and numbers rounded by a spreadsheet.
 
     Raises:
-        DataError: There is such a name.
+        DataError: There is such a patient.
     """
     for name, place in places.items():
         if name.casefold() in _NOBODY:
             problem = (
-                "stands for an unknown patient, and all such images would count as one patient's; name each "
-                "patient"
+                "means an unknown patient, and all such images would count as one patient; name each patient"
             )
         elif _ROUNDED.fullmatch(name):
             problem = (
@@ -160,12 +156,12 @@ def check_patients(places: Mapping[str, str], where: str) -> None:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name stands for, in any of its usual spellings; None for another name."""
+    """Return the split of a name in any usual spelling, None for another name."""
     return _SPLIT_OF.get(_word(name))
 
 
 def is_like_split(name: str) -> bool:
-    """Whether a name is that of a split, a fold, or of a part of the data whose use is unclear."""
+    """Return whether a name is that of a split, a fold, or an unclear part of the data."""
     word = _word(name)
     return word in _SPLIT_OF or _UNCLEAR.fullmatch(word) is not None
 
@@ -174,7 +170,7 @@ def name_splits(places: Mapping[str, str], where: str) -> dict[str, str]:
     """Map the names of splits to ``train``, ``val`` and ``test``.
 
     Raises:
-        DataError: One is no such name, or two words stand for the same split.
+        DataError: A name is unknown, or two words mean the same split.
     """
     found: dict[str, str] = {}
     words: dict[str, str] = {}
@@ -201,16 +197,16 @@ def _word(name: str) -> str:
 
 
 def _plain(names: list[str]) -> list[str]:
-    """The spelling of each name that is certainly the same."""
+    """Return the normalized spelling of each name."""
     plain = [(name if name.isascii() else unicodedata.normalize("NFC", name)).strip() for name in names]
     are_numbers = all(map(_NUMBER.fullmatch, plain))
     return [name.partition(".")[0] for name in plain] if are_numbers else plain
 
 
 def _looks(names: list[str]) -> list[str]:
-    """What each name has in common with one that may be the same.
+    """Return a key for each name that is equal for similar names.
 
-    The names are searched as one text: a million calls would take seconds.
+    The names are processed as one text: a million calls would take seconds.
     """
     text = _fold(_END.join(names))
     if ".0" in text:
@@ -225,5 +221,5 @@ def _fold(text: str) -> str:
 
 
 def _may_be_same(one: str, other: str) -> bool:
-    """Whether leading zeros differ in number and not in place, as in ids of one length."""
+    """Return whether two similar names may be the same; ids of one length may differ only in zeros."""
     return len(one) != len(other) or _fold(one) == _fold(other)

@@ -30,16 +30,16 @@ _IMAGES, _LABELS = "images", "labels"
 
 
 class Shape(NamedTuple):
-    """What the header of an array says."""
+    """Shape and data type from the header of an array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
 
 
 class Arrays(Mapping[str, NDArray[Any]]):
-    """The arrays of an open ``.npz``; nothing is unpickled, and one descriptor is read throughout.
+    """The arrays of an open ``.npz``, loaded on access by one descriptor and never unpickled.
 
-    Raises ValueError where an array is not what it says it is, or exceeds a limit.
+    Raises ValueError if an array does not match its header, or exceeds a limit.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -69,13 +69,13 @@ class Arrays(Mapping[str, NDArray[Any]]):
         return array
 
     def describe(self, name: str) -> Shape:
-        """Read the header of an array and check that the array can be read; takes no memory for it."""
+        """Read the header of an array and check that the array can be read, without allocating it."""
         entry = self._entries[name]
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{name} is compressed in another way than numpy does")
+            raise ValueError(f"{name} has a compression that numpy does not use")
         most = entry.compress_size * (_DEFLATED if entry.compress_type else 1) + _SLACK
         if entry.compress_size > self._size or entry.file_size > most:
-            raise ValueError(f"{name} cannot have the {entry.file_size:,} bytes that the file says")
+            raise ValueError(f"{name} cannot have the {entry.file_size:,} bytes that its header claims")
         with self._archive.open(entry) as stream:
             found, start = _read_header(stream.read(_HEADER))
         size = math.prod(found.shape) * found.dtype.itemsize
@@ -92,14 +92,14 @@ class Arrays(Mapping[str, NDArray[Any]]):
 
 
 class _Pieces:
-    """A file that is read in pieces only: a zip's directory may say to be as large as it likes."""
+    """A file with a limit on single reads: the header of a zip directory may claim any size."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self.seekable, self.close = file.seek, file.tell, file.seekable, file.close
         self._file = file
 
     def read(self, size: int = -1) -> bytes:
-        """Read a piece."""
+        """Read some bytes within the limit."""
         _check("", NPZ_DIRECTORY, size)
         return self._file.read(size)
 
@@ -110,10 +110,10 @@ def _check(name: str, limit: Limit, amount: int) -> None:
 
 
 def _read_header(start: bytes) -> tuple[Shape, int]:
-    """Return what the header of an array says, and its length."""
+    """Return the shape and data type of an array, and the length of its header."""
     stream = io.BytesIO(start)
     version = npy.read_magic(stream)
-    # Version 3.0 is 2.0 with names of fields in UTF-8, and images have no fields.
+    # Version 3.0 differs from 2.0 only in UTF-8 field names, and images have no fields.
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, _, dtype = read(stream)
     if dtype.hasobject:
@@ -123,10 +123,10 @@ def _read_header(start: bytes) -> tuple[Shape, int]:
 
 @contextmanager
 def open_arrays(path: Path) -> Iterator[Arrays]:
-    """Open an ``.npz``; what is wrong with it, also while its arrays are read, is a `DataError`.
+    """Open an ``.npz``; convert every error, also while its arrays are read, to `DataError`.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The file or an array cannot be read.
     """
     try:
         with open_regular(path) as file:
@@ -138,11 +138,11 @@ def open_arrays(path: Path) -> Iterator[Arrays]:
 
 
 def list_npz(path: Path, modality: str, positive_class: str | None) -> Listing:
-    """Lists a MedMNIST file; it has no modality of its own, so any tag will do.
+    """List a MedMNIST file for training; it names no modality, so any tag is accepted.
 
     Raises:
-        DataError: It is no ``.npz``, lacks train or val, or holds something else than uint8 images
-            and whole-number labels.
+        DataError: The file is not an ``.npz``, lacks train or val, or holds other arrays than uint8 images
+            and integer labels.
     """
     with open_arrays(path) as arrays:
         splits = _splits(arrays, path)
@@ -162,10 +162,10 @@ def list_npz(path: Path, modality: str, positive_class: str | None) -> Listing:
 
 
 def _splits(arrays: Arrays, path: Path) -> dict[str, str]:
-    """Map the beginnings of the names of arrays to the splits that they stand for.
+    """Map the prefixes of array names to splits.
 
     Raises:
-        DataError: A name looks like that of a split, and it is open which.
+        DataError: It is unclear which split a name means.
     """
     starts = {name.rpartition("_")[0] for name in arrays if name.lower().endswith(("_images", "_labels"))}
     named = {name: f"array {name}_images" for name in sorted(starts) if is_like_split(name)}
@@ -181,7 +181,7 @@ def listing_of_arrays(
     samples: tuple[Sample, ...],
     images: Mapping[str, Pixels],
 ) -> Listing:
-    """A listing of images in memory; the key of a sample is ``{name in images}/{row}``."""
+    """Return a listing of images in memory; the key of a sample is ``{name in images}/{row}``."""
 
     def read(sample: Sample) -> DecodedImage:
         name, _, row = sample.key.partition("/")
@@ -216,10 +216,10 @@ def _describe(arrays: Arrays, path: Path, name: str) -> Shape:
 
 
 def images_of(arrays: Arrays, path: Path, name: str) -> Pixels:
-    """The images of one array, which is read only if it is one of images.
+    """Return the images of one array; its header is checked before it is read.
 
     Raises:
-        DataError: It is missing, or not uint8 ``(N, H, W)`` or ``(N, H, W, 3)``.
+        DataError: The array is missing, or not uint8 ``(N, H, W)`` or ``(N, H, W, 3)``.
     """
     shape, dtype = _describe(arrays, path, name)
     is_gray, is_rgb = len(shape) == 3, len(shape) == 4 and shape[-1] == 3
@@ -234,10 +234,10 @@ def images_of(arrays: Arrays, path: Path, name: str) -> Pixels:
 
 
 def labels_of(arrays: Arrays, path: Path, name: str, count: int) -> NDArray[np.int64]:
-    """The labels of one array, ``(count,)``.
+    """Return the labels of one array, ``(count,)``.
 
     Raises:
-        DataError: It is missing, or not one whole number for each image.
+        DataError: The array is missing, or not one integer per image.
     """
     shape, dtype = _describe(arrays, path, name)
     if not np.issubdtype(dtype, np.integer) or shape not in ((count,), (count, 1)):
@@ -248,7 +248,7 @@ def labels_of(arrays: Arrays, path: Path, name: str, count: int) -> NDArray[np.i
     labels = arrays[name].reshape(-1).astype(np.int64)
     if (labels < 0).any():
         raise DataError(
-            f"{path}: {name} holds {labels.min()}, which stands for a missing label; take these images out, "
+            f"{path}: {name} holds {labels.min()}, which means a missing label; remove these images, "
             "or number the classes from 0"
         )
     return labels

@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000 and PGM files, by Pillow."""
+"""Reader for PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000 and PGM files (Pillow)."""
 
 import warnings
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}) | froze
     {".jpe", ".jfif", ".webp", ".gif", ".jp2", ".j2k", ".pgm", ".ppm"}
 )
 
-# By content, for endings are often wrong. Pillow knows others, of which EPS would run another program.
+# Detected by content, since endings are often wrong. Others are disabled: EPS would run another program.
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "JPEG2000", "WEBP")
 
 _SHOWN_FORMATS = {"MPO": "JPEG", "DIB": "BMP"}
@@ -36,7 +36,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The opened image, with every way in which a file can be bad turned into `BadImage`."""
+    """Open an image; convert every error of a bad file to `BadImage`."""
     try:
         Image.MAX_IMAGE_PIXELS = IMAGE_PIXELS.value // 2  # Pillow refuses more than twice as many
         with open_image(path) as file, Image.open(file, formats=_FORMATS) as image:
@@ -51,17 +51,17 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise BadImage(f"{path}: refused as too large: {error} {HINT}", lasting=False) from None
     except OSError as error:
-        # With a number it is the file system that failed, not the picture.
+        # With an errno the file system failed, not the image.
         raise BadImage(f"{path}: damaged or unreadable: {error}", lasting=error.errno is None) from None
     except Exception as error:  # Pillow's parsers raise a dozen kinds on damaged files
         raise BadImage(f"{path}: damaged or unreadable: {error}") from None
 
 
 def read_header(path: Path) -> Header:
-    """Size and channels of an image file, from its header.
+    """Read size and channels of an image file from its header.
 
     Raises:
-        BadImage: It is no image, has several pages, or pixels of a kind that is not read.
+        BadImage: The file is not an image, has several pages, or pixels of an unsupported kind.
     """
     with _opened(path) as image:
         return _header(path, image)
@@ -88,14 +88,13 @@ def _header(path: Path, image: Image.Image) -> Header:
 
 
 def read_image(path: Path) -> DecodedImage:
-    """Decodes an image file.
+    """Decode an image file.
 
     Returns:
-        uint8 pixels, gray or RGB, upright and on black where they are transparent; 16-bit gray in its raw
-        values.
+        Upright uint8 pixels, gray or RGB, with transparent pixels in black; 16-bit gray as raw values.
 
     Raises:
-        BadImage: The file is damaged, no image, too large to be one, or of a kind that is not read.
+        BadImage: The file is damaged, not an image, too large, or of an unsupported kind.
     """
     with _opened(path) as image:
         header = _header(path, image)
@@ -110,7 +109,7 @@ def read_image(path: Path) -> DecodedImage:
 
 
 def _corrected(image: Image.Image) -> tuple[str, ...]:
-    """Return what earlier versions read wrongly in an image."""
+    """Return what earlier versions decoded incorrectly in an image."""
     is_deep = image.mode in _16_BITS
     orientation = image.getexif().get(_ORIENTATION, 1)
     is_plain_tiff = isinstance(image, TiffImageFile) and image.info.get("compression") == "raw"
@@ -131,10 +130,10 @@ def _alpha(image: Image.Image) -> Image.Image:
 
 
 def _check_samples(path: Path, image: Image.Image) -> None:
-    """Refuse samples that Pillow would change: it keeps the upper byte of colours, and drops signs.
+    """Refuse samples that Pillow would change: it keeps the upper byte of 16-bit colors and drops signs.
 
     Raises:
-        BadImage: It would.
+        BadImage: The image has such samples.
     """
     if image.mode not in _16_BITS and _sample_bits(image) > 8:
         raise BadImage(
@@ -146,7 +145,7 @@ def _check_samples(path: Path, image: Image.Image) -> None:
 
 
 def _sample_bits(image: Image.Image) -> int:
-    """Return how many bits each sample has in the file; 8 for a format that knows no more."""
+    """Return the bits per sample in the file; 8 for formats without more."""
     if isinstance(image, TiffImageFile):
         return max(_tiff_tag(image, _BITS), default=1)
     # How Pillow is about to decode: "RGB;16B" (PNG), or ("RGB", 65535) with the largest value (PPM).
@@ -158,13 +157,13 @@ def _sample_bits(image: Image.Image) -> int:
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> tuple[int, ...]:
-    """Return the numbers of a tag of a TIFF; () for another format, or without it."""
+    """Return the values of a TIFF tag, () for another format or a missing tag."""
     value = image.tag_v2.get(tag, ()) if isinstance(image, TiffImageFile) else ()
     return value if isinstance(value, tuple) else (value,)
 
 
 def _deep_values(image: Image.Image) -> NDArray[np.uint16]:
-    """Return 16-bit gray; the value that a PNG names as transparent becomes 0."""
+    """Return 16-bit gray values; the transparent value of a PNG becomes 0."""
     values = np.array(image, dtype=np.uint16)
     transparent = image.info.get("transparency")
     if transparent is not None:
@@ -173,10 +172,10 @@ def _deep_values(image: Image.Image) -> NDArray[np.uint16]:
 
 
 def _on_black(path: Path, image: Image.Image, mode: str) -> Image.Image:
-    """Return an image as it looks on black: what lies under transparent pixels is not meant to be seen.
+    """Return an image pasted on black: pixels under transparency are not meant to be visible.
 
     Raises:
-        BadImage: All of it is transparent.
+        BadImage: All pixels are transparent.
     """
     if not image.has_transparency_data:
         return image.convert(mode)

@@ -1,4 +1,4 @@
-"""What every kind of image file comes to: values in its own units, and how they become 8 bits."""
+"""Decoded images of any file format, and their conversion to 8-bit network input."""
 
 import os
 from collections.abc import Iterator
@@ -19,22 +19,22 @@ Pixels = NDArray[np.uint8]
 """``(H, W)`` gray or ``(H, W, 3)`` RGB."""
 
 Range = tuple[float, float]
-"""Low and high, both included."""
+"""Low and high, inclusive."""
 
 LEGACY = "legacy"
-"""Of `data.fit`: as before there was this setting."""
+"""Value of `data.fit` for runs from before this setting existed."""
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow converts RGB to gray
 
 
 OWN_LEVELS = "DICOM with a look-up table, SIGMOID, a threshold or functional groups for its gray levels"
-"""What earlier versions read wrongly only without ``data.window``; see `DecodedImage.corrected`."""
+"""What earlier versions decoded incorrectly only without ``data.window``; see `DecodedImage.corrected`."""
 
 
-class BadImage(DataError):  # noqa: N818 -- reads as what it is
-    """One image cannot be used; the message names its file.
+class BadImage(DataError):  # noqa: N818 -- named like data.on_bad_image
+    """An image that cannot be used; the message names its file.
 
     Attributes:
-        lasting: Whether it is the content that is bad, so that trying again is of no use.
+        lasting: Whether the content is bad, so that retrying is pointless.
     """
 
     def __init__(self, message: str, *, lasting: bool = True) -> None:
@@ -43,15 +43,15 @@ class BadImage(DataError):  # noqa: N818 -- reads as what it is
 
 
 class Header(NamedTuple):
-    """What a file says of its image.
+    """Header of an image file.
 
     Attributes:
         height: In pixels.
         width: In pixels.
         channels: 1 or 3.
-        patient: The patient that the file itself names, "" without.
-        format: Such as ``PNG``, "" for an image that is in no file of its own.
-        bits: Of each sample.
+        patient: Patient named in the file, "" if none.
+        format: Such as ``PNG``, "" for an image in an array.
+        bits: Bits per sample.
     """
 
     height: int
@@ -68,15 +68,15 @@ class DecodedImage:
 
     Attributes:
         values: ``(H, W)`` gray in the file's own units (HU, or raw), or uint8 ``(H, W, 3)`` RGB.
-        full: What the values could be; None for plain 8-bit pixels, which no window changes.
-        own: The window that the file itself asks for, None without.
+        full: Range of possible values; None for plain 8-bit pixels, which no window changes.
+        own: Window stored in the file, None if none.
         inverted: Whether low values are bright (DICOM's MONOCHROME1).
-        no_window: Why the file's own gray levels cannot be shown, so that a window has to be configured; ""
+        no_window: Why the file's own gray levels cannot be applied, so that a window must be configured; ""
             if they can.
-        levels: The gray levels that the file itself asks for by other means than a window, before they are
-            inverted; None without.
-        levels_name: What distinguishes these means from others, "" without.
-        corrected: In what earlier versions read the file wrongly.
+        levels: Gray levels that the file defines by other means than a window, before inversion; None if
+            none.
+        levels_name: Key of these gray levels, "" if none.
+        corrected: What earlier versions decoded incorrectly.
     """
 
     values: NDArray[Any]
@@ -90,20 +90,20 @@ class DecodedImage:
 
     @property
     def content(self) -> bytes:
-        """What makes the image the one it is, whatever window it is seen through; to be hashed."""
+        """Bytes that identify the image independently of the window, to be hashed."""
         kind = "" if self.full is None else f"{self.values.dtype}{self.inverted}"
         return f"{kind}{self.values.shape}".encode() + np.ascontiguousarray(self.values).tobytes()
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How images are seen.
+    """Format of the network input.
 
     Attributes:
         size: Side in pixels.
         channels: 1 or 3.
-        window: What the settings ask for.
-        fit: How an image of another shape becomes a square of this side: as `data.fit`.
+        window: The configured window, None if none.
+        fit: How an image is fitted to a square: `data.fit`.
     """
 
     size: int
@@ -112,24 +112,24 @@ class ImageFormat:
     fit: str
 
     def changes(self, height: int, width: int) -> bool:
-        """Return whether an image of these sides is fitted otherwise than before there was `data.fit`."""
+        """Return whether an image of this size is fitted differently from `LEGACY`."""
         return self.fit != LEGACY and (height, width) != (self.size, self.size)
 
 
 def applied_window(own: Range | None, full: Range | None, configured: Range | None) -> Range | None:
-    """The window that an image is seen through: the configured one, its own, or its full range."""
+    """Return the window of an image: the configured one, its own, or its full range."""
     return None if full is None else configured or own or full
 
 
 def to_8_bits(picture: DecodedImage, configured: Range | None) -> Pixels:
-    """The picture as it is seen: ``low`` and below black, ``high`` and above white, linear between.
+    """Return the windowed image: ``low`` and below black, ``high`` and above white, linear in between.
 
     Args:
-        picture: The picture.
-        configured: The window asked for; None takes the picture's own, else its full range.
+        picture: The image.
+        configured: The configured window; None uses the image's own window, else its full range.
 
     Raises:
-        BadImage: None is configured, and the file's own gray levels cannot be shown.
+        BadImage: No window is configured, and the file's own gray levels cannot be applied.
     """
     scaled = _scaled(picture, configured)
     if picture.full is None:
@@ -151,7 +151,7 @@ def _scaled(picture: DecodedImage, configured: Range | None) -> NDArray[Any]:
     if window is None:
         return picture.values
     low, high = window
-    # In place and in float32, for an image of a scanner may have tens of millions of pixels.
+    # In place and in float32: an image may have tens of millions of pixels.
     scaled = picture.values.astype(np.float32)
     scaled -= low
     scaled *= 255 / (high - low)
@@ -159,16 +159,16 @@ def _scaled(picture: DecodedImage, configured: Range | None) -> NDArray[Any]:
 
 
 def render(picture: DecodedImage, image_format: ImageFormat) -> Pixels:
-    """Return an image as the network gets it: seen through its window, and fitted to a square.
+    """Return the network input of an image: windowed, and fitted to a square.
 
-    The whole image is kept (no crop: a lesion may lie at the edge). It is resized in float and rounded once,
-    by Pillow's bilinear filter, which widens with the reduction, so that shrinking does not alias.
+    The whole image is kept (no crop: a lesion may be at the edge). It is resized in float, by Pillow's
+    antialiased bilinear filter, and rounded once.
 
     Returns:
         uint8 array ``(channels, size, size)``.
 
     Raises:
-        BadImage: No window is configured, and the file's own gray levels cannot be shown.
+        BadImage: No window is configured, and the file's own gray levels cannot be applied.
     """
     height, width = picture.values.shape[:2]
     if not image_format.changes(height, width):
@@ -188,7 +188,7 @@ def render(picture: DecodedImage, image_format: ImageFormat) -> Pixels:
 
 
 def _planes(picture: DecodedImage, image_format: ImageFormat) -> Iterator[NDArray[np.float32]]:
-    """Yield the channels of an image in float32 from 0 to 255; one for all where they are equal."""
+    """Yield the channels of an image in float32 from 0 to 255, only one if they are equal."""
     values = _scaled(picture, image_format.window)
     if picture.full is not None:
         np.clip(values, 0, 255, out=values)
@@ -215,10 +215,10 @@ def resize(pixels: Pixels, size: int, channels: int) -> Pixels:
 
 
 def check_pixels(path: object, width: int, height: int) -> None:
-    """Refuses an image of too many pixels before they are decoded.
+    """Refuse an image of too many pixels before it is decoded.
 
     Raises:
-        BadImage: There are too many.
+        BadImage: There are too many pixels.
     """
     check_limit(path, IMAGE_PIXELS, width * height)
 
@@ -227,7 +227,7 @@ def check_limit(path: object, limit: Limit, amount: int) -> None:
     """Refuse an image that exceeds a limit.
 
     Raises:
-        BadImage: It does; not for good, because the limit may be raised.
+        BadImage: The limit is exceeded (not lasting, because the limit may be raised).
     """
     if excess := limit.excess(amount):
         raise BadImage(f"{path}: refused as too large: {excess}", lasting=False)

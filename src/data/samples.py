@@ -1,4 +1,4 @@
-"""What a source of images yields: one record per image, and how to read it."""
+"""Samples and listings: the images of a source, and how to read them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class Sample(NamedTuple):
 
     Attributes:
         file: Path of the image file, or of the ``.npz`` that holds it.
-        key: Its place below the root: a relative path, or ``{split}/{row}`` in an ``.npz``.
+        key: Path relative to the root, or ``{split}/{row}`` in an ``.npz``.
         label: Index into the listing's classes.
-        patient: The patient it belongs to, None where unknown.
-        split: ``train``, ``val`` or ``test`` where the source says so, else None.
-        image_id: Which of a patient's images it is, the same in every modality; None where not told.
+        patient: The patient, None if unknown.
+        split: ``train``, ``val`` or ``test`` if the source defines it, else None.
+        image_id: Identifies one of a patient's images in every modality, None if unknown.
     """
 
     file: str
@@ -43,10 +43,10 @@ class Listing:
         modality: Its tag.
         classes: Class names; of two, the last is the positive one.
         samples: One per image. Either all of them have a split, or none.
-        header: Reads the size and channels of a sample without decoding it.
-        read: Decodes a sample.
-        in_memory: The images are in this process, not in files that another could read.
-        notes: Sentences for the user, such as what is left out.
+        header: Function that reads the header of a sample without decoding it.
+        read: Function that decodes a sample.
+        in_memory: Whether the images are in the memory of this process, not in files.
+        notes: Sentences for the user, such as on skipped files.
     """
 
     root: Path
@@ -65,10 +65,10 @@ class Listing:
 
 
 def order_classes(names: list[str], positive: str | None) -> tuple[str, ...]:
-    """``names`` with ``positive`` last, or as they are without one.
+    """Return the class names with ``positive`` last, if given.
 
     Raises:
-        DataError: ``positive`` is not one of two names, or a name begins as a formula does.
+        DataError: ``positive`` is not one of two names, or a name starts like a formula.
     """
     if formulas := [name for name in names if is_formula(name)]:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Kinds of files that reveal the class, so that a network may learn them instead of the images."""
+"""Shortcuts: file properties and image shapes that reveal the class and could be learned instead."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,9 +46,9 @@ def find_shortcuts(decoded: Sequence[DecodedListing]) -> list[str]:
     Color, bits, format and image size are compared with the class by Cramér's V.
     """
     return [
-        f"{images.listing.modality}: the kind of file tells the class, and a network may learn that instead "
-        f"of the images: {'; '.join(found)}. Export all images in the same way, or check that the images "
-        "of each class are from the same sources"
+        f"{images.listing.modality}: the kind of file reveals the class, and a network may learn that "
+        f"instead of the images: {'; '.join(found)}. Export all images in the same way, or check that the "
+        "images of each class are from the same sources"
         for images in decoded
         if (found := _revealing(images))
     ]

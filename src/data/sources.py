@@ -1,4 +1,4 @@
-"""Finds the images of a modality: the demo, a folder, a manifest, or an ``.npz``, told apart here."""
+"""List the images of a source (demo, folder, manifest or ``.npz``), for training and for inference."""
 
 import re
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from .samples import Listing
 
 
 def list_modalities(config: DataConfig, cache_dir: Path) -> list[Listing]:
-    """Lists the images of each configured modality without reading their pixels.
+    """List the images of each configured modality for training, without reading pixels.
 
     Args:
         config: The data section.
         cache_dir: Where the demo is made on first use.
 
     Raises:
-        DataError: Nothing usable is there; the message says what was looked for and what was found.
+        DataError: No usable images are found; the message states what was expected and what was found.
     """
     listings = [_list_one(config, modality, cache_dir) for modality in config.modalities]
     for listing in listings[1:]:
@@ -38,7 +38,7 @@ def list_modalities(config: DataConfig, cache_dir: Path) -> list[Listing]:
 
 
 def _with_one_spelling(listings: Sequence[Listing]) -> list[Listing]:
-    """The listings with each patient in one spelling, so that none of them is on two sides of a split.
+    """Return the listings with one spelling per patient, so that no patient is in two splits.
 
     Raises:
         DataError: Two spellings may be the same patient, or a name stands for an unknown one.
@@ -152,7 +152,7 @@ def _pattern(text: str | None, setting: str) -> re.Pattern[str] | None:
     try:
         pattern = re.compile(text)
     except re.error as error:
-        raise DataError(f"data.{setting}: {text!r} is no regular expression: {error}") from None
+        raise DataError(f"data.{setting}: {text!r} is not a valid regular expression: {error}") from None
     if pattern.groups < 1:
         raise DataError(rf"data.{setting}: {text!r} has no group; for p0001_2.png write ^(p\d+)_")
     return pattern

@@ -1,4 +1,4 @@
-"""A split by patient: stratified by class, seeded, the same whatever the order of files on disk."""
+"""Split samples into train, val and test by patient: stratified, seeded, independent of file order."""
 
 import warnings
 from collections import Counter, defaultdict
@@ -82,10 +82,10 @@ def split_by_image(
 def split_by_group(
     groups: Sequence[str], classes: Sequence[str], *, val_fraction: float, test_fraction: float, seed: int
 ) -> list[str]:
-    """Assigns every sample to train, val or test; samples of one group stay together.
+    """Assign every sample to train, val or test; samples of one group stay together.
 
-    Groups are sorted, then shuffled class by class, and dealt by the fractions. A group with several
-    classes is dealt with the rarest of them, so that a rare class reaches every side.
+    Groups are sorted, shuffled class by class, and distributed by the fractions. A group with several classes
+    counts for the rarest of them, so that a rare class reaches every split.
 
     Args:
         groups: Group (patient) of each sample.
@@ -98,7 +98,7 @@ def split_by_group(
         One of ``train``, ``val``, ``test`` per sample.
 
     Raises:
-        DataError: A class has too few groups to be on every side, or the fractions leave no training.
+        DataError: A class has too few groups for all splits, or the fractions leave no training data.
     """
     sides = _sides(val_fraction, test_fraction)
     assigned: dict[str, str] = {}
@@ -117,14 +117,14 @@ def split_by_group(
 def split_by_fold(
     groups: Sequence[str], labels: Sequence[int], *, folds: int, fold: int, seed: int
 ) -> list[str]:
-    """Assigns every sample to train, or to val where it is in a fold; samples of one group stay together.
+    """Assign every sample of one fold to val and all others to train; samples of one group stay together.
 
     Args:
         groups: Group (patient) of each sample.
         labels: Class index of each sample, by which the folds are stratified.
-        folds: How many.
-        fold: Which one is val.
-        seed: Seed of the shuffle; the folds depend on neither the order of samples nor ``fold``.
+        folds: Number of folds.
+        fold: The fold for val.
+        seed: Seed of the shuffle; the folds do not depend on the order of samples.
 
     Returns:
         ``train`` or ``val`` per sample.
@@ -213,7 +213,7 @@ def _groups_by_class(groups: Sequence[str], classes: Sequence[str]) -> dict[str,
 def assign_splits(
     records: Records, arrays: Sequence[ImageArray], classes: tuple[str, ...], config: DataConfig
 ) -> tuple[Records, list[str]]:
-    """Assign the records to splits, of which a cross-validation divides all but test; notes for the user."""
+    """Assign the records to splits; cross-validation divides all but test. Also return notes."""
     by_patient = config.stratify == "patients" or (config.stratify == "auto" and config.root_dir == DEMO_NAME)
     # Splits of earlier versions, which recorded runs depend on, kept only images without patient together.
     groups = records.groups if by_patient else merge_groups(records.groups, _links(records))
@@ -221,8 +221,8 @@ def assign_splits(
     if config.on_near_duplicate == "group":
         if records.splits[0] and config.folds is None:
             raise DataError(
-                "data.on_near_duplicate=group needs a split of ours, and the data bring their own; choose "
-                "drop, or take their split out"
+                "data.on_near_duplicate=group needs a split made here, and the data define their own; choose "
+                "drop, or remove their split"
             )
         groups, note = group_near_duplicates(records, groups, arrays, config.near_duplicate_threshold)
         notes.append(note)
@@ -277,7 +277,7 @@ def _links(records: Records) -> list[tuple[str, str]]:
 def _place(
     records: Records, groups: list[str], classes: tuple[str, ...], config: DataConfig, *, by_patient: bool
 ) -> Records:
-    """The records where the source puts them, else where we do."""
+    """Return the records with the split of the source, else with our own."""
     if records.splits[0]:
         return records
     split = split_by_group if by_patient else split_by_image

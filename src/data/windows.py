@@ -1,4 +1,4 @@
-"""Which window the images of a run are seen through, and what of it the user should know."""
+"""The window of a run: the shared one, percentiles if files name none, and notes for the user."""
 
 import json
 from collections import Counter
@@ -22,17 +22,17 @@ _SHOWN = 3
 
 
 def shared_window(table: FileTable, configured: Range | None) -> Range | None:
-    """The window that all images with more than plain 8-bit pixels share, None where they share none."""
+    """Return the window of all images of more than plain 8 bits, None if they differ."""
     kinds = {gray_level_key(shared, configured) for shared, _ in table.counted()} - {None}
     applied = kinds.pop() if len(kinds) == 1 else None
     return None if isinstance(applied, str) else applied
 
 
 def check_window(table: FileTable, configured: Range | None) -> list[str]:
-    """Return `blank_notes`, unless it is all images that are shown as one gray.
+    """Return `blank_notes`.
 
     Raises:
-        DataError: It is, so that nothing could be learned.
+        DataError: All images become one gray, so that nothing could be learned.
     """
     blank = _blank(table, configured)
     notes = blank_notes(table, configured)
@@ -42,7 +42,7 @@ def check_window(table: FileTable, configured: Range | None) -> list[str]:
 
 
 def blank_notes(table: FileTable, configured: Range | None) -> list[str]:
-    """Return a sentence on images of which a window shows nothing, if there are any."""
+    """Return a sentence on images that become one gray by the window, if there are any."""
     blank = _blank(table, configured)
     if not len(blank):
         return []
@@ -56,7 +56,7 @@ def blank_notes(table: FileTable, configured: Range | None) -> list[str]:
 
 
 def _blank(table: FileTable, configured: Range | None) -> FileTable:
-    """Return the images that are not one gray by themselves, but through their window."""
+    """Return the images that have contrast, but become one gray by the window."""
     applied = [applied_window(shared.own, shared.full, configured) for shared in table.numbers]
     ends = np.array([window or (-np.inf, np.inf) for window in applied], dtype=np.float64).reshape(-1, 2)
     low, high = ends[table.rows["shared"]].T
@@ -65,7 +65,7 @@ def _blank(table: FileTable, configured: Range | None) -> FileTable:
 
 
 def window_notes(table: FileTable, configured: Range | None) -> list[str]:
-    """Sentences on windows that are missing, differ between files, or change nothing."""
+    """Return sentences on windows that are missing, differ between files, or change nothing."""
     with_units = [(shared, count) for shared, count in table.counted() if shared.full is not None]
     if configured is not None:
         return [] if with_units else ["data.window changes nothing: all images have plain 8-bit pixels"]
@@ -79,7 +79,7 @@ def window_notes(table: FileTable, configured: Range | None) -> list[str]:
 def percentile_note(table: FileTable, window: Range) -> str:
     """Return a sentence on what a window of percentiles is used for."""
     wide = table.take(table.where(is_wide))
-    others = "" if len(wide) == len(table) else " (and so are all others, whatever window they name)"
+    others = "" if len(wide) == len(table) else " (and so are all others, regardless of their own window)"
     return (
         f"{len(wide)} images of more than 8 bits name no window: they are shown{others} from {_span(window)}"
         ", the 0.5th to 99.5th percentile of the training images; data.window=[low, high] sets another"
@@ -146,14 +146,14 @@ def training_window(
         listings: The images, one listing per modality.
         rows: ``(N, M)``, the position of each training sample in the listing of each modality, in an order
             that does not depend on names.
-        hashes: Names each training sample by its pixels, N.
-        cache_dir: Where the result is kept, so that the sample is decoded once.
+        hashes: Hash of each training sample, N.
+        cache_dir: Folder of the cache for the result.
 
     Returns:
-        The window; None where the percentiles are equal, or no training image has more than 8 bits.
+        The window; None if the percentiles are equal, or no training image has more than 8 bits.
 
     Raises:
-        DataError: A process that reads images was killed.
+        DataError: A worker process was killed.
     """
     count = min(len(rows), max(IMAGES // len(listings), 1))
     chosen = np.linspace(0, len(rows) - 1, count).astype(np.int64)
@@ -175,7 +175,7 @@ def training_window(
 
 
 def _ends(values: NDArray[np.float32]) -> Range:
-    """Return values that occur, so that the window of whole numbers is one of whole numbers."""
+    """Return percentiles that occur in the values, so that integers give an integer window."""
     low = np.percentile(values, PERCENTILES[0], method="lower")
     high = np.percentile(values, PERCENTILES[1], method="higher")
     return float(low), float(high)
@@ -191,7 +191,7 @@ def _sample(listing: Listing, rows: Sequence[int]) -> list[NDArray[np.float32]]:
 def values_of_all(
     read: Callable[[Sample], DecodedImage], samples: Sequence[Sample]
 ) -> list[NDArray[np.float32]]:
-    """Return evenly spaced values of each image, none of one with plain 8-bit pixels."""
+    """Return evenly spaced values of each image, no values for plain 8-bit pixels."""
     return [_values_of(read(sample)) for sample in samples]
 
 
@@ -204,15 +204,15 @@ def _values_of(picture: DecodedImage) -> NDArray[np.float32]:
 
 
 CORRECT_FROM = 5
-"""The `FORMAT` from which on such files are read right."""
+"""The first cache `FORMAT` that decodes such files correctly."""
 
 
 def describe_corrected(table: FileTable, window: Range | None) -> str:
-    """Return the kinds of such files with the number of each, such as ``3 DICOM with padding``; "" without.
+    """Count files that earlier versions decoded incorrectly, such as ``3 DICOM with padding``; "" if none.
 
     Args:
-        table: What is known of the files.
-        window: The configured one, beside which the files' own gray levels do not matter.
+        table: File information.
+        window: The configured window; with one, the files' own gray levels are not used.
     """
     counts: Counter[str] = Counter()
     for shared, count in table.counted():

@@ -1,4 +1,4 @@
-"""The embedded demo data: `phantoms`, made on first use as ordinary PNG files."""
+"""The demo dataset: synthetic `phantoms`, written as PNG files on first use."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ DEMO_NAME = "demo"
 DEMO_PATIENT_REGEX = r"^(p\d+)_"
 """Group 1 of a match on the file name is the patient."""
 
-_FOLDER = "demo-v1"  # another look of the data needs another version here: folders are never rewritten
+_FOLDER = "demo-v1"  # change the version with the images: folders are never rewritten
 _README = "README.txt"
 _README_TEXT = """\
 SYNTHETIC images, not patient data.
@@ -30,21 +30,20 @@ _SEED = 2018
 
 
 def make_demo(cache_dir: Path) -> Path:
-    """Makes the demo data, once, and returns its folder.
+    """Make the demo data on first use and return its folder.
 
     The folder holds ``{A,P}/{benign,malignant}/pNNNN_K.png``: 8-bit gray images of 64 x 64 pixels, the
     same file names in both phases, and the same bytes each time (for one version of NumPy and Pillow).
-    Processes may call it at the same time; one that is killed leaves nothing that would be taken for
-    the data.
+    Several processes may call it at the same time; a killed one leaves no incomplete data.
 
     Args:
-        cache_dir: Where ``demo-v1`` is made or found; the folder is made where it is missing.
+        cache_dir: Parent folder of ``demo-v1``; created if missing.
 
     Returns:
         ``cache_dir / "demo-v1"``.
 
     Raises:
-        DataError: The folder cannot be written, or holds something else under that name.
+        DataError: The folder cannot be written, or something else has that name.
     """
     target = cache_dir / _FOLDER
     if (target / _README).is_file():
@@ -56,13 +55,13 @@ def make_demo(cache_dir: Path) -> Path:
     except OSError as error:
         raise DataError(
             f"the demo data cannot be made in {target}: {error.strerror or error}; "
-            "free the space, move what lies there away, or choose another cache folder"
+            "free some space, move away what is there, or choose another cache folder"
         ) from error
     return target
 
 
 def _build(target: Path) -> None:
-    """Makes the data beside ``target``, then renames it; the caller holds the lock."""
+    """Write the data to a temporary folder and rename it to ``target``; the caller holds the lock."""
     prefix = f"{TEMP_PREFIX}{_FOLDER}-"
     for leftover in target.parent.glob(f"{prefix}*"):
         shutil.rmtree(leftover)
@@ -72,7 +71,7 @@ def _build(target: Path) -> None:
         temp.rename(target)
     except BaseException as error:
         shutil.rmtree(temp, ignore_errors=True)
-        # Where the lock does not hold (some network drives), another process may have come first.
+        # On network drives without working locks another process may have been faster.
         if not (isinstance(error, OSError) and (target / _README).is_file()):
             raise
 

@@ -1,11 +1,11 @@
-"""SYNTHETIC phantoms in the manner of two-phase liver CT; no patient's images.
+"""SYNTHETIC phantoms that resemble two-phase liver CT; not images of patients.
 
-Each patient has one lesion in the liver, seen in an arterial (``A``) and a portal venous (``P``) phase.
-Typical looks follow the radiology of the two lesion types (LI-RADS v2018 and textbook descriptions):
-a hepatocellular carcinoma lights up in the arterial phase, then washes out and shows a capsule; a
-haemangioma has bright nodules along its rim in the arterial phase and fills in from there. Every lesion
-is a blend of both looks, with a weight drawn for each phase (almost) on its own: so no phase is
-perfectly separable, and both phases together tell more than either.
+Each patient has one liver lesion, shown in an arterial (``A``) and a portal venous (``P``) phase.
+Typical appearances follow the radiology of the two lesion types (LI-RADS v2018 and textbook descriptions):
+a hepatocellular carcinoma enhances in the arterial phase, then washes out and shows a capsule; a
+hemangioma has bright nodules along its rim in the arterial phase and fills in from there. Every lesion
+is a blend of both appearances, with (almost) independent weights per phase: no phase is perfectly
+separable, and both phases together are more informative than either.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ _ORGANS_SPREAD = np.array([[1.5], [1.5], [1.0], [0.6], [0.6], [1.5]]) * (1.0, 1.
 
 @dataclass(frozen=True)
 class _Phase:
-    """Attenuation in HU by tissue, and how far the classes lie apart (in spreads of the evidence)."""
+    """Attenuation in HU by tissue, and how far the classes are apart (in spreads of the evidence)."""
 
     name: str
     evidence: float
@@ -68,11 +68,11 @@ PHASES = tuple(phase.name for phase in _PHASES)
 
 
 def patient_images(patient: int, label: int) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
-    """Draws one patient; the same number and label give the same images.
+    """Draw one patient; the same number and label give the same images.
 
     Args:
         patient: The patient's number.
-        label: 0 for the haemangioma-like lesion, 1 for the HCC-like.
+        label: 0 for the hemangioma-like lesion, 1 for the HCC-like.
 
     Yields:
         Phase, slice number from 1, and uint8 pixels ``(64, 64)``.
@@ -100,7 +100,7 @@ class _Shape:
     waves: Field  # (4, 4): ripples of the two lobes and of the lesion, and its nodules
     vessels: Field  # (3, points): x, y and strength
     lesion: Field  # (4,): x, y, radius, aspect
-    front: float  # how far a haemangioma has filled in: share of the radius that is still dark
+    front: float  # how far a hemangioma has filled in: share of the radius that is still dark
 
 
 @dataclass(frozen=True)
@@ -110,29 +110,29 @@ class _Slice:
     cover: dict[str, Field]  # share of each pixel that a tissue covers, from the back to the front
     texture: Field
     mosaic: Field
-    rho: Field  # 0 at the lesion's centre, 1 on its rim
+    rho: Field  # 0 at the lesion's center, 1 on its rim
     nodules: Field
     front: float
 
 
 def _draw_shape(rng: np.random.Generator) -> _Shape:
-    """Draws an anatomy; lesions of both classes have the same places, sizes and outlines."""
+    """Draw an anatomy; lesions of both classes have the same positions, sizes and outlines."""
     organs = _ORGANS + rng.normal(size=_ORGANS.shape) * _ORGANS_SPREAD
     angle, reach = rng.uniform(0, 2 * np.pi), 0.5 * np.sqrt(rng.uniform())
     x, y, x_axis, y_axis = organs[0]
-    centre = (x + reach * x_axis * np.cos(angle), y + reach * y_axis * np.sin(angle))
+    center = (x + reach * x_axis * np.cos(angle), y + reach * y_axis * np.sin(angle))
     return _Shape(
         body=np.array([40.0, 33.0, 40.0, 30.5]) + rng.normal(size=4) * (1.5, 1.0, 2.0, 1.2),
         organs=organs,
         waves=rng.normal(size=(4, 4)),
         vessels=_branches(rng),
-        lesion=np.array([*centre, rng.uniform(5.0, 8.5), rng.uniform(0.8, 1.25)]),
+        lesion=np.array([*center, rng.uniform(5.0, 8.5), rng.uniform(0.8, 1.25)]),
         front=rng.uniform(0.1, 0.45),
     )
 
 
 def _branches(rng: np.random.Generator, count: int = 6, points: int = 48) -> Field:
-    """Points along the vessels that leave the hilum: x, y and strength, (3, count * points)."""
+    """Return points along the vessels that leave the hilum: x, y and strength, (3, count * points)."""
     along = np.linspace(0.0, 1.0, points)
     heading = np.linspace(1.7, 5.2, count) + rng.normal(size=count) * 0.25
     angle = heading[:, None] + rng.normal(size=(count, 1)) * 0.7 * along
@@ -144,7 +144,7 @@ def _branches(rng: np.random.Generator, count: int = 6, points: int = 48) -> Fie
 
 
 def _slice(rng: np.random.Generator, shape: _Shape) -> _Slice:
-    """The next slice: the same anatomy a little further along the body."""
+    """Draw the next slice: the same anatomy a little further along the body."""
     body = shape.body + rng.normal(size=4) * 0.3
     right, left, spine, aorta, cava, stomach = shape.organs + rng.normal(size=shape.organs.shape) * 0.4
     waves = shape.waves + rng.normal(size=shape.waves.shape) * 0.2
@@ -171,12 +171,12 @@ def _slice(rng: np.random.Generator, shape: _Shape) -> _Slice:
 
 
 def _cover(inwards: Field) -> Field:
-    """Share of each pixel that is covered, from its distance (pixels) inwards of an edge."""
+    """Return the share of each pixel that is covered, from its distance (pixels) inwards of an edge."""
     return np.clip(inwards + 0.5, 0.0, 1.0)
 
 
 def _ellipse(row: Field, waves: Field | None = None) -> Field:
-    """Distance inwards of an ellipse's edge, in pixels, roughly; ``waves`` (4,) ripple the edge."""
+    """Return the approximate distance in pixels inwards of an ellipse; ``waves`` (4,) ripple the edge."""
     x, y = (_X - row[0]) / row[2], (_Y - row[1]) / row[3]
     edge = 1.0 if waves is None else _ripple(x, y, waves)
     inwards: Field = (edge - np.sqrt(x * x + y * y)) * min(row[2], row[3])
@@ -184,7 +184,7 @@ def _ellipse(row: Field, waves: Field | None = None) -> Field:
 
 
 def _ripple(x: Field, y: Field, waves: Field) -> Field:
-    """1 with waves of the second and third order along the angle of (x, y)."""
+    """Return 1 with waves of the second and third order along the angle of (x, y)."""
     a, b, c, d = 0.05 * waves
     turn = x + 1j * y
     turn /= np.abs(turn)
@@ -194,7 +194,7 @@ def _ripple(x: Field, y: Field, waves: Field) -> Field:
 
 
 def _draw_points(points: Field) -> Field:
-    """Share of each pixel that a dense row of points (3, n) covers once it is blurred to a line."""
+    """Return the share of each pixel that points (3, n), blurred to a line, cover."""
     column, row = np.clip(np.rint(points[:2]), 0, _SIZE - 1).astype(np.intp)
     drawn: Field = np.bincount(row * _SIZE + column, points[2], _SIZE**2).astype(np.float64)
     return np.clip(_smooth(drawn.reshape(_SIZE, _SIZE), 0.8) - 0.15, 0.0, 1.0)
@@ -202,35 +202,35 @@ def _draw_points(points: Field) -> Field:
 
 @cache
 def _transfer(sigma: float) -> Field:
-    """What a Gaussian blur of ``sigma`` pixels leaves of each frequency."""
+    """Return the transfer function of a Gaussian blur of ``sigma`` pixels."""
     return np.exp(-2.0 * (np.pi * sigma) ** 2 * _FREQUENCY_2)
 
 
 def _smooth(field: Field, sigma: float) -> Field:
-    """A Gaussian blur of ``sigma`` pixels that wraps around the edges."""
+    """Apply a Gaussian blur of ``sigma`` pixels with periodic boundaries."""
     blurred: Field = np.fft.irfft2(np.fft.rfft2(field) * _transfer(sigma), s=field.shape)
     return blurred
 
 
 def _texture(rng: np.random.Generator, sigma: float) -> Field:
-    """Smooth noise of mean 0 and variance 1, (64, 64)."""
+    """Draw smooth noise of mean 0 and variance 1, (64, 64)."""
     noise = _smooth(rng.normal(size=(_SIZE, _SIZE)), sigma)
     texture: Field = (noise - noise.mean()) / noise.std()
     return texture
 
 
 def _image(rng: np.random.Generator, phase: _Phase, scene: _Slice, evidence: float) -> NDArray[np.uint8]:
-    """One slice in one phase, (64, 64)."""
+    """Render one slice in one phase, (64, 64)."""
     malignant = 1.0 / (1.0 + np.exp(-1.7 * evidence))
     hu = _healthy(phase, scene)
-    hu += malignant * _hcc(phase, scene) + (1.0 - malignant) * _haemangioma(phase, scene)
+    hu += malignant * _hcc(phase, scene) + (1.0 - malignant) * _hemangioma(phase, scene)
     hu = _smooth(hu + _NOISE_HU * rng.normal(size=hu.shape), 0.6)  # blur and grain of the scanner
     low, high = _WINDOW
     return np.rint(255.0 * np.clip((hu - low) / (high - low), 0.0, 1.0)).astype(np.uint8)
 
 
 def _healthy(phase: _Phase, scene: _Slice) -> Field:
-    """Everything but the lesion, in HU."""
+    """Return the slice without the lesion, in HU."""
     values = {
         "skin": -100.0,  # mostly the fat under it
         "wall": phase.wall,
@@ -249,20 +249,20 @@ def _healthy(phase: _Phase, scene: _Slice) -> Field:
 
 
 def _ring(scene: _Slice, at: float, width: float) -> Field:
-    """1 at ``at`` of the way from the lesion's centre to its rim, fading within ``width``."""
+    """Return 1 at ``at`` of the way from the lesion's center to its rim, fading within ``width``."""
     return np.exp(-(((scene.rho - at) / width) ** 2))
 
 
 def _hcc(phase: _Phase, scene: _Slice) -> Field:
-    """What a typical hepatocellular carcinoma adds to the liver around it, in HU."""
+    """Return what a typical hepatocellular carcinoma adds to the liver, in HU."""
     inside = scene.cover["lesion"]
     if phase.name == "A":  # lights up, unevenly
         return inside * (55.0 + 16.0 * scene.mosaic)
     return inside * (-58.0 + 10.0 * scene.mosaic) + 34.0 * _ring(scene, 1.05, 0.14)  # washout, capsule
 
 
-def _haemangioma(phase: _Phase, scene: _Slice) -> Field:
-    """What a typical haemangioma adds to the liver around it, in HU."""
+def _hemangioma(phase: _Phase, scene: _Slice) -> Field:
+    """Return what a typical hemangioma adds to the liver, in HU."""
     inside = scene.cover["lesion"]
     if phase.name == "A":  # dark, with nodules along the rim
         return inside * (-25.0 + 120.0 * scene.nodules * _ring(scene, 0.85, 0.22))

@@ -38,9 +38,9 @@ try:
     elif path.suffix == ".csv":
         print(len(list(read_lines(path, NEEDED))), "lines")
     elif path.suffix == ".dcm":
-        print(dicom.read_picture(path).values.shape)
+        print(dicom.read_image(path).values.shape)
     else:
-        print(pillow_images.read_picture(path).values.shape)
+        print(pillow_images.read_image(path).values.shape)
 except UserError as error:
     print(error)
 """
@@ -66,7 +66,7 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "PostScript": ("x.png", hostile.postscript, "not an image that can be read"),
     "npz that lies": ("x.npz", hostile.npz_that_lies, "train_images holds 734,003,200 bytes, and its header"),
     "npz twice": ("x.npz", hostile.npz_twice, "several arrays are named 'val_images'"),
-    "npz of bzip2": ("x.npz", hostile.npz_of_bzip2, "compressed in another way than numpy does"),
+    "npz of bzip2": ("x.npz", hostile.npz_of_bzip2, "a compression that numpy does not use"),
     "npz list": ("x.npz", hostile.npz_with_long_list, "bytes of the list of an .npz's arrays"),
     "npz labels": ("x.npz", hostile.npz_of_many_labels, "one whole number for each of the 8 images"),
     "one line": ("x.csv", hostile.one_line, "characters of one line of a CSV file"),

@@ -159,13 +159,13 @@ def test_linked_folders_are_followed_once(root: Path) -> None:
     (root / "A/neg/up").symlink_to(root)
     dataset = load(root)
     assert dataset.fingerprint == expected
-    what = "links to folders that are listed already or lead in a circle"
+    what = "links to folders that are listed already or form a cycle"
     assert dataset.warnings == (f"{root}/A: {what}: 3",)
 
 
 def test_images_beside_the_classes_are_told(root: Path) -> None:
     shutil.move(root / "A/neg/p000_0.png", root / "A/p000_0.png")
-    what = "images beside the folders of classes, which have no class"
+    what = "images outside of class folders, which have no class"
     assert load(root).warnings == (f"{root}/A: {what}: 1",)
 
 

@@ -173,11 +173,11 @@ def test_outside_may_be_allowed(root: Path) -> None:
         ("path,label", "no column modality; the first line holds path, label, and must name"),
         ("path;label;modality", "no column path, label, modality.*separated by commas"),
         ("", "the first line holds nothing"),
-        ("path,label,modality,PatientID", "'PatientID' would not be read; name it patient_id"),
-        ("path,label,modality,MRN", "'MRN' would not be read; name it patient_id"),
-        ("path,label,modality,Split", "'Split' would not be read; name it split"),
-        ("Path,label,modality", "'Path' would not be read; name it path"),
-        ("path,label,modality,label", "the column label stands there twice"),
+        ("path,label,modality,PatientID", "'PatientID' would be ignored; rename it to patient_id"),
+        ("path,label,modality,MRN", "'MRN' would be ignored; rename it to patient_id"),
+        ("path,label,modality,Split", "'Split' would be ignored; rename it to split"),
+        ("Path,label,modality", "'Path' would be ignored; rename it to path"),
+        ("path,label,modality,label", "duplicate column 'label'"),
         ("path,label,modality,age", "line 2: 3 cells for 4 columns"),
     ],
 )
@@ -196,7 +196,7 @@ def test_patients_may_be_read_from_names(root: Path) -> None:
     told = load(write(root, rows))
     named = load(write(root, rows, ["path", "label", "modality", "split"]), patient_regex="^(CANARY[0-9]+)_")
     assert named.fingerprint == told.fingerprint
-    with pytest.raises(DataError, match=r"has a column patient_id, so data\.patient_regex has no say"):
+    with pytest.raises(DataError, match=r"has a column patient_id, so data\.patient_regex would be ignored"):
         load(write(root, rows), patient_regex="^(CANARY[0-9]+)_")
 
 

@@ -57,8 +57,8 @@ def test_the_same_label_is_one_class(folder: Path, labels: tuple[str, ...], clas
         (("no tumor", "tumor", "no_tumor"), "'no tumor' .* and 'no_tumor'"),
         (("1", "2", "01"), "'1' .* and '01'"),
         (("x", "2", "2.0"), "'2' .* and '2.0'"),
-        (("0", "1", "nan"), "line 4: the label 'nan' stands for a missing label; label the images"),
-        (("0", "1", "-1"), "line 4: the label '-1' stands for a missing label"),
+        (("0", "1", "nan"), "line 4: the label 'nan' means a missing label; label or remove the images"),
+        (("0", "1", "-1"), "line 4: the label '-1' means a missing label"),
         (("a", "b", "a|b"), r"line 4: the label 'a\|b' holds several labels.*choose one class"),
         (("a", "b", "b;a"), "line 4: the label 'b;a' holds several labels"),
     ],
@@ -96,7 +96,7 @@ def test_a_patient_as_a_number_of_two_kinds_is_one_patient(folder: Path) -> None
         (("P1", "P2", "p1", "P4", "P5", "P6"), "'P1' .* and 'p1'"),
         (("P01", "P2", "P1", "P4", "P5", "P6"), "'P01' .* and 'P1'"),
         (("P-1", "P2", "P_1", "P4", "P5", "P6"), "'P-1' .* and 'P_1'"),
-        (("nan", "1", "nan", "2", "3", "4"), "the patient 'nan' stands for an unknown patient"),
+        (("nan", "1", "nan", "2", "3", "4"), "the patient 'nan' means an unknown patient"),
         (("1.23E+11", "1", "5", "2", "3", "4"), "rounded.*export the column as text"),
     ],
 )
@@ -194,7 +194,7 @@ def test_negative_labels_of_an_npz_are_refused(folder: Path) -> None:
         f"{s}_{kind}": a for s in ("train", "val") for kind, a in (("images", images), ("labels", labels))
     }
     np.savez(folder / "d.npz", **arrays)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="train_labels holds -1, which stands for a missing label"):
+    with pytest.raises(DataError, match="train_labels holds -1, which means a missing label"):
         load(folder / "d.npz")
 
 

@@ -116,7 +116,7 @@ def test_reported_dropped_or_refused(root: Path) -> None:
         load(root, on_near_duplicate="error")
     assert str(root.parent) not in error.value.public
     assert load(root, near_duplicate_threshold=0.9999).counts["near_duplicates"] == 0
-    with pytest.raises(DataError, match="the data bring their own"):
+    with pytest.raises(DataError, match="the data define their own"):
         load(root, on_near_duplicate="group")
 
 
@@ -136,7 +136,7 @@ def test_what_was_not_compared_is_said(root: Path, monkeypatch: pytest.MonkeyPat
     write(root, "test", range(4), through_jpeg)
     monkeypatch.setattr(leaks, "SECONDS", -1.0)
     monkeypatch.setattr("src.data.image_similarity._BLOCK", 5)
-    said = "near-duplicates were looked for in 5 of 12 training images, chosen at random, within -1 s"
+    said = "near-duplicates were searched in 5 of 12 training images, chosen at random, within -1 s"
     for _ in range(2):  # once only: a start is not delayed again and again
         assert said in " ".join(load(root).warnings)
     assert load(root, on_near_duplicate="drop").counts["near_duplicates"] == 4

@@ -149,7 +149,7 @@ def test_a_table_of_kaggle_is_refused_with_the_columns_that_it_takes(kaggle: Pat
         load(path)
     with pytest.raises(DataError, match=rf"modalities there: train_images.*a manifest.*--data {path}$"):
         load(kaggle)
-    with pytest.raises(DataError, match="images beside the folders of classes, which have no class: 8"):
+    with pytest.raises(DataError, match="images outside of class folders, which have no class: 8"):
         load(kaggle, "train_images")
 
 

@@ -61,7 +61,7 @@ def test_a_kind_of_file_that_tells_the_class_is_told(
         write(folder / "d", number, *((change, ending) if number % 2 else (same, "png")))
     for _ in range(2):  # once decoded, once from the index
         (note,) = [note for note in notes(folder / "d") if "kind of file" in note]
-        assert note.startswith("A: the kind of file tells the class")
+        assert note.startswith("A: the kind of file reveals the class")
         assert f"instead of the images: {told}. Export" in note
 
 
