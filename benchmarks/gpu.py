@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from benchmarks.measuring import keep, show, spread
 from src.data.dataset import Dataset, Split
 from src.data.image_array import ImageArray
-from src.models.forward import Network
+from src.models.forward import ModelContext
 from src.training.checkpoint import CheckpointStore
 from src.training.compile import compiled
-from src.training.recorder import Keeper
+from src.training.recorder import Recorder
 from src.training.setup import Setup, set_up
 from src.training.trainer import Trainer
 from src.utils.config import Config
@@ -108,7 +108,7 @@ def make_dataset(folder: Path, case: Case) -> Dataset:
     return Dataset(folder, ("0", "1"), (array,), None, splits, "", "", (), {})
 
 
-def bare(setup: Setup, steps: int, network: Network | None = None) -> Callable[[], None]:
+def bare(setup: Setup, steps: int, network: ModelContext | None = None) -> Callable[[], None]:
     """Return the bare loop over some steps on one batch that stays on the GPU.
 
     Args:
@@ -132,9 +132,9 @@ def bare(setup: Setup, steps: int, network: Network | None = None) -> Callable[[
     return train
 
 
-def fast_network(setup: Setup) -> Network:
+def fast_network(setup: Setup) -> ModelContext:
     """The network by the project's own ``training.compile``."""
-    return compiled(setup.network, setup.config.training)
+    return compiled(setup.context, setup.config.training)
 
 
 def bare_epoch(setup: Setup, dataset: Dataset) -> Callable[[], None]:
@@ -145,17 +145,17 @@ def bare_epoch(setup: Setup, dataset: Dataset) -> Callable[[], None]:
 
     def epoch() -> None:
         train()
-        setup.network.model.eval()
+        setup.context.model.eval()
         with torch.inference_mode():
             for _ in range(count):
-                setup.network.model(images)
+                setup.context.model(images)
 
     return epoch
 
 
 def resident_batch(setup: Setup) -> tuple[Tensor, Tensor]:
     """Return random images and their labels on the GPU."""
-    spec, device = setup.network.spec, setup.network.device
+    spec, device = setup.context.spec, setup.context.device
     images = torch.randn(BATCH, spec.channels, spec.size, spec.size, device=device)
     return images.contiguous(memory_format=torch.channels_last), torch.arange(BATCH, device=device) % 2
 
@@ -174,8 +174,10 @@ def make_trainer(case: Case, dataset: Dataset, folder: Path, **changes: Any) -> 
     """A trainer that writes its checkpoints to a folder."""
     setup = set_up(case.config(**changes), dataset)
     folder.mkdir(parents=True)
-    keeper = Keeper(CheckpointStore(folder / "checkpoints"), folder / "h.csv", NullTracker(), beside=True)
-    return Trainer(setup.config, dataset, setup.network, setup.optimization, keeper=keeper, extra={})
+    recorder = Recorder(
+        CheckpointStore(folder / "checkpoints"), folder / "h.csv", NullTracker(), in_background=True
+    )
+    return Trainer(setup.config, dataset, setup.context, setup.train_step, recorder=recorder, extra={})
 
 
 def write_pngs(root: Path, size: int) -> None:
@@ -298,13 +300,13 @@ def whole_epochs(case: Case, dataset: Dataset, folder: Path, turns: int) -> dict
     work()
     trainer = make_trainer(case, dataset, folder / "whole", training__epochs=turns + 2)
     ends: list[float] = []
-    save = trainer._keep_epoch
+    save = trainer._save_epoch
 
-    def save_and_mark(row: dict[str, float]) -> None:
-        save(row)
+    def save_and_mark(metrics: dict[str, float]) -> None:
+        save(metrics)
         ends.append(time.perf_counter())
 
-    trainer._keep_epoch = save_and_mark  # type: ignore[method-assign]
+    trainer._save_epoch = save_and_mark  # type: ignore[method-assign]
     trainer.fit()
     # From the end of one to the end of the next; what the first needs once is not counted.
     ours_each = [later - earlier for earlier, later in pairwise(ends[1:])]

@@ -39,15 +39,15 @@ def loop(way: str, case: Case, dataset: Dataset) -> Callable[[], None]:
     if way == "whole step":
         return whole_step(setup, steps)
     if way == "eager":
-        return bare(setup, steps, setup.network)
+        return bare(setup, steps, setup.context)
     mode = "default" if way == "compile" else way
-    compiled: Any = torch.compile(setup.network.model, mode=mode, dynamic=False)
-    return bare(setup, steps, replace(setup.network, model=compiled))
+    compiled: Any = torch.compile(setup.context.model, mode=mode, dynamic=False)
+    return bare(setup, steps, replace(setup.context, model=compiled))
 
 
 def whole_step(setup: Setup, steps: int) -> Callable[[], None]:
     """Return the bare loop with a step captured as one graph."""
-    network, (images, labels) = setup.network, resident_batch(setup)
+    network, (images, labels) = setup.context, resident_batch(setup)
     optimizer = torch.optim.AdamW(network.model.parameters(), lr=1e-3, fused=True, capturable=True)
 
     def step() -> None:

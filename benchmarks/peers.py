@@ -75,7 +75,7 @@ def ours(work: Work) -> None:
 def bare(work: Work) -> None:
     """Forward, backward and step on batches that lie in memory, ready for the network; nothing else."""
     setup, dataset = _prepare(work)
-    model = setup.network.model
+    model = setup.context.model
     train, val = list(_batches(setup, dataset, "train")), list(_batches(setup, dataset, "val"))
     # Fused, where the project's own setup would not be: the limit is the best that there is.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -101,7 +101,7 @@ def _prepare(work: Work) -> tuple[Setup, Dataset]:
 
 def _batches(setup: Setup, dataset: Dataset, split: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Standardised float32 images, channels last, as the project's own loop makes them; and their labels."""
-    labels, spec = dataset.splits[split].labels, setup.network.spec
+    labels, spec = dataset.splits[split].labels, setup.context.spec
     size, is_train = setup.config.training.batch_size, split == "train"
     order = training_batches(len(labels), size, seed=0, epoch=1)
     for positions in order if is_train else sequential_batches(torch.arange(len(labels)).numpy(), size):
@@ -110,12 +110,12 @@ def _batches(setup: Setup, dataset: Dataset, split: str) -> Iterator[tuple[Tenso
         changes = draw_changes(strengths, [0], [len(pixels)])
         changed = augment(pixels, strengths, changes) if is_train else pixels
         images = spec.normalize(changed).contiguous(memory_format=torch.channels_last)
-        device = setup.network.device
+        device = setup.context.device
         yield images.to(device), torch.from_numpy(labels[positions]).to(device)
 
 
 def _autocast(setup: Setup) -> torch.autocast:
-    network = setup.network
+    network = setup.context
     return torch.autocast(network.device.type, network.autocast, network.autocast is not None)
 
 

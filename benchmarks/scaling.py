@@ -27,7 +27,7 @@ from src.data.dataset import Dataset, load_dataset
 from src.data.loading import training_batches
 from src.models.forward import train_mode
 from src.models.input_spec import unit_range
-from src.training.recorder import NoKeeper
+from src.training.recorder import StateRecorder
 from src.training.setup import Setup, set_up
 from src.training.trainer import Trainer
 from src.utils.launch import Together, together
@@ -50,19 +50,21 @@ def worker(way: str, work: Work) -> None:
 
 
 def _ours(setup: Setup, dataset: Dataset, group: Together) -> list[float]:
-    trainer = Trainer(setup.config, dataset, setup.network, setup.optimization, keeper=NoKeeper(), extra={})
+    trainer = Trainer(
+        setup.config, dataset, setup.context, setup.train_step, recorder=StateRecorder(), extra={}
+    )
     with group.in_step():
         return [row["images_per_second"] for row in trainer.fit().history]
 
 
 def _bare(setup: Setup, dataset: Dataset) -> list[float]:
-    train_mode(setup.network.model, freeze_backbone=False)
+    train_mode(setup.context.model, freeze_backbone=False)
     batches = list(_ready(setup, dataset))
     rates = []
     for _ in range(_EPOCHS):
         started = time.perf_counter()
         for images, labels in batches:
-            setup.optimization.step(setup.network, images, labels)
+            setup.train_step.step(setup.context, images, labels)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         rates.append(len(dataset.splits["train"]) / (time.perf_counter() - started))
@@ -70,12 +72,12 @@ def _bare(setup: Setup, dataset: Dataset) -> list[float]:
 
 
 def _ready(setup: Setup, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
-    labels, device = dataset.splits["train"].labels, setup.network.device
+    labels, device = dataset.splits["train"].labels, setup.context.device
     for positions in training_batches(len(labels), setup.config.training.batch_size, seed=0, epoch=1):
         pixels = unit_range(dataset.batch("train", positions).to(device))
         strengths = setup.config.data.augment
         changes = draw_changes(strengths, [0], [len(pixels)]).to(device)
-        images = setup.network.spec.normalize(augment(pixels, strengths, changes))
+        images = setup.context.spec.normalize(augment(pixels, strengths, changes))
         yield (
             images.contiguous(memory_format=torch.channels_last),
             torch.from_numpy(labels[positions]).to(device),

@@ -29,7 +29,7 @@ from tests.images import write_npz
 
 def parts(setup: Setup, dataset: Dataset) -> dict[str, Callable[[int], None]]:
     """What is timed, by its name; each takes the number of a batch."""
-    network, config, labels = setup.network, setup.config, dataset.splits["train"].labels
+    network, config, labels = setup.context, setup.config, dataset.splits["train"].labels
     batches = training_batches(len(labels), config.training.images_per_step, seed=0, epoch=1)
 
     def images(number: int) -> torch.Tensor:
@@ -42,7 +42,7 @@ def parts(setup: Setup, dataset: Dataset) -> dict[str, Callable[[int], None]]:
 
     def step(number: int) -> None:
         images, targets = (part.to(network.device) for part in ready[number % len(ready)])
-        setup.optimization.step(network, images, targets)
+        setup.train_step.step(network, images, targets)
 
     def checksums(number: int) -> None:
         for image in read[number % len(read)]:
@@ -73,7 +73,7 @@ def main() -> None:
         config = Work(npz, args.model, args.size, args.batch, 1).config
         dataset = load_dataset(config.data, Path(name) / "cache")
         setup = set_up(config, dataset)
-        train_mode(setup.network.model, freeze_backbone=False)
+        train_mode(setup.context.model, freeze_backbone=False)
         timed = parts(setup, dataset)
         for turn in range(args.turns + 1):
             for what, work in timed.items():

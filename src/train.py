@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from .utils.runtime import collection_paused
 
 if TYPE_CHECKING:
     from .data.dataset import Dataset
-    from .experiment.resume import Interrupted
+    from .experiment.resume import ResumableRun
     from .models.input_spec import InputSpec
     from .training.run_folder import RunFolders
     from .training.setup import Setup
@@ -71,6 +71,7 @@ def _lead(argv: Sequence[str] | None, group: "Together") -> None:
             if not args.dry_run:
                 check_project_run()
             # Not before: torch and MLflow take seconds, and whoever asks for --help needs neither.
+            from .experiment.report_run import run_tags
             from .experiment.session import train
 
             interrupted = _named_run(args, held)
@@ -86,18 +87,19 @@ def _lead(argv: Sequence[str] | None, group: "Together") -> None:
                 return
             open_store()
             in_project = project_run() is not None
-            interrupted = interrupted or _fitting_run(args, setup, dataset, held)
+            tags = run_tags(setup.config, dataset, setup.context)
+            interrupted = interrupted or _fitting_run(args, setup.config, tags, held)
             if interrupted:
-                interrupted.check_batches(setup)
+                interrupted.check_batches(setup.train_step.min_micro_batch)
                 mark_project_run("resume")  # `mlflow run` has made one of its own
-                _warn_inexact(interrupted, setup, dataset)
+                _warn_inexact(interrupted, tags)
             folders = interrupted.folders if interrupted else _claim_named(config, held)
-        train(setup, dataset, folders, interrupted, group, parent=args.parent)
+        train(setup, dataset, folders, interrupted, group, tags=tags, parent=args.parent)
     if args.promote:
         _promote(setup.config, only_warn=in_project)
 
 
-def _tell_others(group: "Together", config: "Config", interrupted: "Interrupted | None") -> None:
+def _tell_others(group: "Together", config: "Config", interrupted: "ResumableRun | None") -> None:
     spec = interrupted.spec if interrupted else None
     group.processes.told({"config": config.to_dict(), "input": None if spec is None else spec.to_dict()})
 
@@ -119,7 +121,7 @@ def _follow(argv: Sequence[str] | None, group: "Together") -> None:
         train_along(setup, dataset, group)
 
 
-def _named_run(args: argparse.Namespace, held: ExitStack) -> "Interrupted | None":
+def _named_run(args: argparse.Namespace, held: ExitStack) -> "ResumableRun | None":
     """The run that ``--resume`` names by its id."""
     from .experiment.resume import resume_by_id
     from .tracking.store import open_store
@@ -133,23 +135,20 @@ def _named_run(args: argparse.Namespace, held: ExitStack) -> "Interrupted | None
 
 
 def _fitting_run(
-    args: argparse.Namespace, setup: "Setup", dataset: "Dataset", held: ExitStack
-) -> "Interrupted | None":
+    args: argparse.Namespace, config: "Config", tags: Mapping[str, str], held: ExitStack
+) -> "ResumableRun | None":
     """The run that ``--resume auto`` finds; a new one is started where there is none."""
-    from .experiment.report_run import tags_of
     from .experiment.resume import resume_auto
 
     if args.resume != "auto":
         return None
-    found = resume_auto(setup.config, tags_of(setup, dataset), held)
+    found = resume_auto(config, tags, held)
     print(f"resuming {found.run_id}" if found else "no unfinished run fits: a new one is started")
     return found
 
 
-def _warn_inexact(interrupted: "Interrupted", setup: "Setup", dataset: "Dataset") -> None:
-    from .experiment.report_run import tags_of
-
-    if changed := list(interrupted.inexact(tags_of(setup, dataset))):
+def _warn_inexact(interrupted: "ResumableRun", tags: Mapping[str, str]) -> None:
+    if changed := list(interrupted.inexact(tags)):
         warn(
             f"{'; '.join(changed)}: the run goes on, and its numbers may differ in the last digits from "
             "those of a run that was not interrupted"
@@ -213,7 +212,7 @@ def _set_up(config: "Config", dataset: "Dataset", spec: "InputSpec | None", grou
         {
             "the data's fingerprint": dataset.fingerprint[:12],
             "the split's fingerprint": dataset.split_fingerprint[:12],
-            "the network's input": sha256(str(setup.network.spec.to_dict()).encode())[:12],
+            "the network's input": sha256(str(setup.context.spec.to_dict()).encode())[:12],
             "model.weights": setup.config.model.weights,
             "model.stem": setup.config.model.stem,
             "training.precision": setup.config.training.precision,

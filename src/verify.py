@@ -1,4 +1,4 @@
-"""``python -m src.verify``: shows on your own settings that what this project promises holds."""
+"""``python -m src.verify``: check with your own settings that a resumed training is exact."""
 
 import argparse
 import contextlib
@@ -18,13 +18,13 @@ from .utils.cli import CommandParser, run_command
 if TYPE_CHECKING:
     from .training.run_folder import RunFolders
 
-_WHOLE, _KILLED = "uninterrupted", "killed"
-_OURS = ("--resume", "--promote", "--dry-run")
+_UNINTERRUPTED, _KILLED = "uninterrupted", "killed"
+_OWN_OPTIONS = ("--resume", "--promote", "--dry-run")
 _EVERY = ("--set", "training.checkpoint_every_minutes=0.05")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _verify(argv))
 
 
@@ -35,11 +35,13 @@ def _parser() -> CommandParser:
     )
     resume = commands.add_parser(
         "resume",
-        help="train, train again with kill -9 at random moments, and compare; all other options are those "
-        "of src.train; exit 0 only where both are identical",
+        help="train, train again with kill -9 at random times, and compare; all other options are those "
+        "of src.train; exit 0 only if both are identical",
     )
-    resume.add_argument("--kills", type=_count, default=5, metavar="N", help="how many (5)")
-    resume.add_argument("--moments", type=int, default=0, metavar="SEED", help="of the random moments (0)")
+    resume.add_argument("--kills", type=_count, default=5, metavar="N", help="number of kills (5)")
+    resume.add_argument(
+        "--moments", type=int, default=0, metavar="SEED", help="random seed of the kill times (0)"
+    )
     resume.add_argument(
         "--store", choices=("sqlite", "file"), default="sqlite", help="kind of store (sqlite)"
     )
@@ -49,16 +51,16 @@ def _parser() -> CommandParser:
 
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of kills")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of kills")
     return int(text)
 
 
 def _verify(argv: Sequence[str] | None) -> None:
     args, options = _parser().parse_known_args(argv)
     for option in options:
-        if option.partition("=")[0] in _OURS:
+        if option.partition("=")[0] in _OWN_OPTIONS:
             raise ConfigError(f"{option}: src.verify trains twice by itself; leave it out")
-    # Here and not in /tmp: the same kind of disk as a real training's.
+    # Not in /tmp, but on the disk that a real training uses.
     work = Path(tempfile.mkdtemp(prefix=".verify-", dir=Path.cwd()))
     try:
         _resume(args, options, work)
@@ -71,27 +73,27 @@ def _verify(argv: Sequence[str] | None) -> None:
 
 def _resume(args: argparse.Namespace, options: Sequence[str], work: Path) -> None:
     from .training.run_folder import RunFolders
-    from .verification.run_digest import outcome
+    from .verification.run_digest import run_digest
 
     with _store(args.store, work):
-        whole, killed = (RunFolders(work, name) for name in (_WHOLE, _KILLED))
-        start_up, duration = _train_whole(options, whole)
+        uninterrupted, killed = (RunFolders(work, name) for name in (_UNINTERRUPTED, _KILLED))
+        start_up, duration = _train_uninterrupted(options, uninterrupted)
         print(f"trained without interruption in {duration:.0f} s, of which {start_up:.0f} s to start")
         kills = _train_killed(args, options, killed, start_up, duration)
-        differing = _show(outcome(whole), outcome(killed))
+        differing = _show(run_digest(uninterrupted), run_digest(killed))
     if differing:
         args.keep = True
         raise MlprojectError(f"not identical: {', '.join(differing)}; both trainings are in {work}")
     if kills == 0:
         raise MlprojectError(
-            "the training ended before the first kill came, which shows nothing: more --epochs"
+            "the training ended before the first kill, so nothing was verified; use more --epochs"
         )
     print(f"identical after {kills} times kill -9")
 
 
 @contextlib.contextmanager
 def _store(kind: str, work: Path) -> Iterator[None]:
-    """Within the block the store, of this process and of its children, is one of its own."""
+    """Use a separate store in this process and its children."""
     from .tracking.store import open_store
 
     before = dict(os.environ)
@@ -100,7 +102,7 @@ def _store(kind: str, work: Path) -> Iterator[None]:
     uris = {"sqlite": f"sqlite:///{work}/mlflow.db", "file": f"{work}/mlruns"}
     os.environ["MLFLOW_TRACKING_URI"] = uris[kind]
     try:
-        with contextlib.chdir(work):  # a new database keeps artifacts where it was made
+        with contextlib.chdir(work):  # a new database stores artifacts below the working folder
             open_store()
         yield
     finally:
@@ -108,8 +110,8 @@ def _store(kind: str, work: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _train_whole(options: Sequence[str], folders: "RunFolders") -> tuple[float, float]:
-    """Trains to the end; returns the seconds to the first step, and of all."""
+def _train_uninterrupted(options: Sequence[str], folders: "RunFolders") -> tuple[float, float]:
+    """Train to the end; return the seconds to the first step, and in total."""
     began, started = time.time(), time.monotonic()
     with _training(options, folders) as process:
         _check_end(process.wait(), folders)
@@ -119,11 +121,11 @@ def _train_whole(options: Sequence[str], folders: "RunFolders") -> tuple[float, 
 def _train_killed(
     args: argparse.Namespace, options: Sequence[str], folders: "RunFolders", start_up: float, duration: float
 ) -> int:
-    """Trains to the end with kills on the way; returns how many there were before the end came."""
-    from .verification.kills import look, moments
+    """Train to the end with kills in between; return how many kills there were."""
+    from .verification.kills import inspect_after_kill, kill_times
 
     options = [*options, "--resume", "auto"]
-    for number, seconds in enumerate(moments(args.kills, start_up, duration, args.moments), 1):
+    for number, seconds in enumerate(kill_times(args.kills, start_up, duration, args.moments), 1):
         with _training(options, folders) as process:
             try:
                 _check_end(process.wait(seconds), folders)
@@ -131,7 +133,7 @@ def _train_killed(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        found = look(folders)
+        found = inspect_after_kill(folders)
         print(f"kill {number} of {args.kills} after {seconds:.1f} s: {found}", flush=True)
         if found.is_finished:
             return number
@@ -142,7 +144,7 @@ def _train_killed(
 
 @contextlib.contextmanager
 def _training(options: Sequence[str], folders: "RunFolders") -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that trains; it does not outlive the block."""
+    """Start a training process; kill it at the end of the block."""
     own = [f"experiment.output_dir={folders.output}", f"experiment.name={folders.name}"]
     command = [
         sys.executable,
@@ -171,16 +173,16 @@ def _check_end(status: int, folders: "RunFolders") -> None:
         raise MlprojectError(f"the training {folders.name} ended with exit status {status}: {last}")
 
 
-def _show(whole: dict[str, str], killed: dict[str, str]) -> list[str]:
-    """Prints both; returns what is not the same."""
+def _show(uninterrupted: dict[str, str], killed: dict[str, str]) -> list[str]:
+    """Print both digests; return the parts that differ."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", _WHOLE, f"{_KILLED} and resumed")
-    differing = [name for name in whole | killed if whole.get(name) != killed.get(name)]
-    for name in whole | killed:
+    table = Table("", _UNINTERRUPTED, f"{_KILLED} and resumed")
+    differing = [name for name in uninterrupted | killed if uninterrupted.get(name) != killed.get(name)]
+    for name in uninterrupted | killed:
         found = f"DIFFERENT: {killed.get(name, 'missing')}" if name in differing else "identical"
-        table.add_row(name, whole.get(name, "missing"), found)
+        table.add_row(name, uninterrupted.get(name, "missing"), found)
     Console().print(table)
     return differing
 

@@ -101,7 +101,7 @@ def compare(
 
 
 def number_units(patients: Sequence[int | None], count: int) -> NDArray[np.int64]:
-    """Number the independent units: patients if all are known, else samples; (N,)."""
+    """Return the index of each sample's independent unit, (N,): its patient if all are known, else itself."""
     if None in patients:
         return np.arange(count)
     return np.unique(np.array(patients, dtype=np.int64), return_inverse=True)[1].astype(np.int64)

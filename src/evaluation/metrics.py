@@ -196,8 +196,8 @@ def _parse(policy: str) -> tuple[str, float]:
     near = difflib.get_close_matches(text, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ConfigError(
-        f"evaluation.threshold: {policy!r} is not a threshold policy; {hint}Use a number from 0 to 1 or one of "
-        f"{', '.join(known)} (a rate from 0 to 1)."
+        f"evaluation.threshold: {policy!r} is not a threshold policy; {hint}Use a number from 0 to 1 or one "
+        f"of {', '.join(known)} (a rate from 0 to 1)."
     )
 
 

@@ -1,7 +1,7 @@
-"""How every picture looks: one palette, one kind of figure, names that can be drawn.
+"""Style shared by all plots, PNG output, and the learning curves.
 
-Matplotlib's object interface only: no display, no global state, safe in any thread. Each split keeps
-its colour and line style everywhere (Okabe and Ito's palette, which colour-blind readers can tell apart).
+Uses only Matplotlib's object interface: no display, no global state, safe in any thread. Each split has
+the same color and line style in every plot (Okabe and Ito's palette for color-blind readers).
 """
 
 import io
@@ -20,27 +20,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, FigureBase
 
 
-_CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D00", "#555555")
+_CLASS_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D00", "#555555")
 GUIDE: dict[str, Any] = {"color": "#999999", "linewidth": 1.0, "linestyle": ":"}
-"""How lines are drawn that only help to read the others."""
+"""Style of reference lines."""
 NAMED_CLASSES = 12
-"""With more classes than this a legend, or a number in each cell, could no longer be read."""
+"""Largest number of classes with a legend entry, or a number in each cell of a confusion matrix."""
 _DPI = 110
-_SPLIT_COLOURS = {"train": "#555555", "val": "#0072B2", "test": "#D55E00"}
-_SPLIT_COLOURS |= {"champion": "#0072B2", "runner-up": "#D55E00"}
+_SPLIT_COLORS = {"train": "#555555", "val": "#0072B2", "test": "#D55E00"}
+_SPLIT_COLORS |= {"champion": "#0072B2", "runner-up": "#D55E00"}
 _DASHED = ("test", "runner-up")
 _NAME_LENGTH = 22
 
+Floats = NDArray[np.float64]
+
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure of so many inches that belongs to no window."""
+    """Return an empty figure of this size in inches, without a window."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
 def readable(classes: Sequence[str]) -> list[str]:
-    """Return class names that the font can draw, shortened, and never read as a formula."""
+    """Return class names that the font has all letters of, shortened, with ``$`` escaped."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font = get_font(findfont(FontProperties()))
@@ -48,47 +50,43 @@ def readable(classes: Sequence[str]) -> list[str]:
     for index, name in enumerate(classes):
         drawable = name.strip() and all(font.get_char_index(ord(letter)) for letter in name)
         shown = name if drawable else f"class {index}"
-        if len(shown) > _NAME_LENGTH:  # the end often tells long names apart, so the middle goes
+        if len(shown) > _NAME_LENGTH:  # long names often differ at the end, so the middle is cut
             shown = f"{shown[: _NAME_LENGTH - 9]}…{shown[-8:]}"
         names.append(shown.replace("$", r"\$"))
     return names
 
 
 def split_style(split: str) -> tuple[str, str]:
-    """Return the colour and the line style of a split."""
-    return _SPLIT_COLOURS.get(split, "#009E73"), "--" if split in _DASHED else "-"
+    """Return color and line style of a split."""
+    return _SPLIT_COLORS.get(split, "#009E73"), "--" if split in _DASHED else "-"
 
 
 def class_style(index: int) -> tuple[str, str]:
-    """Return the colour and the line style of a class."""
-    rounds, place = divmod(index, len(_CLASS_COLOURS))
-    return _CLASS_COLOURS[place], ("-", "--", ":")[rounds % 3]
+    """Return color and line style of a class."""
+    rounds, place = divmod(index, len(_CLASS_COLORS))
+    return _CLASS_COLORS[place], ("-", "--", ":")[rounds % 3]
 
 
 def unit_axes(axes: "Axes", x_label: str, y_label: str) -> None:
-    """Make a panel a square from 0 to 1 both ways."""
+    """Make the axes a square from 0 to 1."""
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x_label, ylabel=y_label)
     axes.set_aspect("equal")
     axes.grid(alpha=0.25)
 
 
 def legend_below(figure: "FigureBase", axes: "Axes", columns: int = 1) -> None:
-    """Put a panel's legend at the foot of its figure, where it can cover no curve."""
+    """Put the legend below the axes, where it covers no curve."""
     handles, _ = axes.get_legend_handles_labels()
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def height_for(entries: int) -> float:
-    """Return the inches that one square panel, five inches wide, needs with a legend of so many lines."""
+    """Return the height in inches of a square panel, five inches wide, with a legend of ``entries`` lines."""
     return 5.7 + 0.19 * entries
 
 
-Labels = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-
-def save_figure(path: Path, figure: "Figure", colours: int = 128) -> Path:
-    """Write a figure as a PNG file; photographs in it need the full palette of 256 ``colours``."""
+def save_figure(path: Path, figure: "Figure", colors: int = 128) -> Path:
+    """Write a figure as a PNG file; figures with photographs need the full palette of 256 ``colors``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
@@ -96,13 +94,13 @@ def save_figure(path: Path, figure: "Figure", colours: int = 128) -> Path:
     FigureCanvasAgg(figure).print_figure(drawn, format="png", dpi=figure.dpi)
     image = Image.open(drawn).convert("RGB")
     with atomic_file(path) as file:
-        # A palette is a third of the size, and line drawings lose nothing by it.
-        image.quantize(colours).save(file, format="PNG", optimize=True)
+        # A palette takes a third of the space, and line drawings lose nothing.
+        image.quantize(colors).save(file, format="PNG", optimize=True)
     return path
 
 
 def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> "Figure":
-    """Draw loss and validation AUC by epoch, and mark the best."""
+    """Draw loss and validation AUC by epoch, and mark the best epoch."""
     figure = new_figure(9.2, 3.7)
     left, right = figure.subplots(1, 2)
     for split in ("train", "val"):
@@ -128,10 +126,10 @@ def _column(history: Sequence[Mapping[str, float]], name: str) -> Floats:
 def _history_line(axes: "Axes", history: Sequence[Mapping[str, float]], name: str, split: str) -> None:
     marker = "o" if len(history) <= 40 else ""
     dashes = "--" if split == "train" else "-"
-    colour, _ = split_style(split)
+    color, _ = split_style(split)
     values = _column(history, name)
     axes.plot(
-        _column(history, "epoch"), values, marker=marker, markersize=3.5, color=colour, ls=dashes, label=split
+        _column(history, "epoch"), values, marker=marker, markersize=3.5, color=color, ls=dashes, label=split
     )
 
 

@@ -1,4 +1,4 @@
-"""Predictions as a table: one row per sample, every probability in full precision."""
+"""Tables of predictions: one row per sample, every probability in full precision."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from ..utils.io import atomic_write_text
 from ..utils.tables import TableError, escape_formula, read_rows, unescape_formula
 
 _FIXED = ["sample", "patient", "label", "label_index"]
-_FIXED_BEFORE = ["sample", "patient", "label"]  # of earlier versions, with the index as the label
+_FIXED_BEFORE = ["sample", "patient", "label"]  # of earlier versions, whose label is the index
 _PREFIX = "p_"
 _REMEDY = "name a predictions/*.csv of a run."
 
@@ -25,7 +25,7 @@ class Predictions:
 
     Attributes:
         samples: Hash of each sample's pixels, N.
-        patients: Index of each sample's patient, None where unknown, N.
+        patients: Index of each sample's patient, None if unknown, N.
         labels: True class indices, (N,).
         probabilities: Class probabilities, (N, K).
         classes: Class names in index order, K.
@@ -47,20 +47,20 @@ def write_predictions(
     probabilities: NDArray[np.float64],
     classes: Sequence[str],
 ) -> None:
-    """Write a CSV table with the columns ``sample, patient, label, label_index, p_{class}...`` in one step.
+    """Write a CSV table with the columns ``sample, patient, label, label_index, p_{class}...`` atomically.
 
     ``label`` is the name of the class, as in the tables of ``src.predict``.
 
     Args:
-        path: The file to make or to replace.
+        path: The file to create or replace.
         samples: Hash of each sample's pixels, N.
-        patients: Index of each sample's patient, None (an empty cell) where unknown, N.
+        patients: Index of each sample's patient, None (an empty cell) if unknown, N.
         labels: True class indices, (N,).
-        probabilities: Class probabilities, (N, K); each is written so that it reads back exactly.
+        probabilities: Class probabilities, (N, K); they are read back exactly.
         classes: Class names in index order, K.
 
     Raises:
-        ValueError: The lengths do not fit each other.
+        ValueError: The lengths do not match.
     """
     if probabilities.shape != (len(samples), len(classes)):
         raise ValueError(
@@ -82,7 +82,7 @@ def read_predictions(path: Path) -> Predictions:
     Earlier versions have no column ``label_index`` and hold the index in ``label``.
 
     Raises:
-        DataError: The file is missing or is not such a table; the message names the line.
+        DataError: The file is missing or not such a table; the message names the line.
     """
     try:
         rows = [cells for _, cells in read_rows(path)]
@@ -103,7 +103,7 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def _classes(path: Path, header: list[str], fixed: list[str]) -> tuple[str, ...]:
-    """Return the class names that a header names after its fixed columns."""
+    """Return the class names in a header, after its fixed columns."""
     columns = header[len(fixed) :]
     classes = tuple(column.removeprefix(_PREFIX) for column in columns)
     named = all(column.startswith(_PREFIX) for column in columns)

@@ -1,4 +1,4 @@
-"""Pictures of labels and probabilities: ROC, precision-recall, confusion matrices and calibration."""
+"""Plots of predictions: ROC, precision-recall, confusion matrices and calibration."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Splits = Mapping[str, tuple[Labels, Floats]]
-"""Labels (N,) and finite probabilities (N, K) by the name of the split."""
+"""Labels (N,) and probabilities (N, K) by split."""
 _AREAS = {"roc": "AUC", "precision_recall": "AP"}
 _TITLES = {"roc": "ROC", "precision_recall": "Precision and recall"}
 _AXES = {"roc": ("1 − specificity", "Sensitivity"), "precision_recall": ("Recall (sensitivity)", "Precision")}
-_BIN_SIZE = 15  # samples that a calibration bin should hold, so that its share means something
+_BIN_SIZE = 15  # wanted number of samples in a calibration bin
 
 
 def curves(
     kind: str, splits: Splits, names: Sequence[str], threshold: float | Mapping[str, float]
 ) -> "Figure":
-    """Draw ``roc`` or ``precision_recall``: for two classes the splits together, else a panel each.
+    """Draw ``roc`` or ``precision_recall``: two classes with all splits together, else one panel per split.
 
-    The threshold may be one of each split's own, for splits that several models have scored.
+    A mapping gives each split its own threshold, for splits that were scored by different models.
     """
     if len(names) > 2:
         return _class_panels(kind, splits, names)
@@ -63,7 +63,7 @@ def _class_panels(kind: str, splits: Splits, names: Sequence[str]) -> "Figure":
     named = len(names) if len(names) <= NAMED_CLASSES else 0
     figure = new_figure(5.0 * len(splits), height_for(named // 2 + 2))
     figure.suptitle(f"{_TITLES[kind]}, each class against the rest")
-    panels = figure.subfigures(1, len(splits), squeeze=False)[0]  # of its own, so each has a legend below
+    panels = figure.subfigures(1, len(splits), squeeze=False)[0]  # each with its own legend
     for panel, (split, (labels, scores)) in zip(panels, splits.items(), strict=True):
         axes = panel.subplots()
         axes.set_title(f"{split} (n = {len(labels)})", fontsize=10)
@@ -82,28 +82,28 @@ def _finish(axes: "Axes", kind: str) -> None:
 def _split_curve(
     axes: "Axes", kind: str, split: str, cases: tuple[NDArray[np.bool_], Floats], threshold: float
 ) -> None:
-    """Draw one split of two classes with its operating point, and its prevalence beside precision."""
+    """Draw one split of two classes with its operating point and, for precision-recall, its prevalence."""
     target, scores = cases
-    colour, dashes = split_style(split)
+    color, dashes = split_style(split)
     curve = _curve(kind, target, scores)
     if curve is None:
-        axes.plot([], [], color=colour, ls=dashes, label=f"{split}: undefined, a class is missing")
+        axes.plot([], [], color=color, ls=dashes, label=f"{split}: undefined, a class is missing")
         return
     area = f"{split}: {_AREAS[kind]} {curve[2]:.3f} (n = {len(target)})"
-    axes.plot(curve[0], curve[1], color=colour, ls=dashes, label=area)
+    axes.plot(curve[0], curve[1], color=color, ls=dashes, label=area)
     x, y = _operating_point(kind, target, scores >= threshold)
     rates = f"sensitivity {y:.3f}, specificity {1 - x:.3f}"
     if kind == "precision_recall":
         rates = f"precision {y:.3f}, recall {x:.3f}"
     note = f"{split} at threshold {threshold:.3g}: {rates}"
-    axes.plot([x], [y], "o", ms=9, mfc="white", mew=2, color=colour, label=note, zorder=5)
+    axes.plot([x], [y], "o", ms=9, mfc="white", mew=2, color=color, label=note, zorder=5)
     if kind == "precision_recall":
         share = target.mean()
-        axes.axhline(share, **GUIDE | {"color": colour}, label=f"{split}: prevalence {share:.3f}")
+        axes.axhline(share, **GUIDE | {"color": color}, label=f"{split}: prevalence {share:.3f}")
 
 
 def _class_curves(axes: "Axes", kind: str, labels: Labels, scores: Floats, names: Sequence[str]) -> None:
-    """Draw each class against the rest with the point of the argmax decision, and their mean."""
+    """Draw each class against the rest with the operating point of the argmax, and the mean curve."""
     decisions = decide(scores, math.nan)
     grid = np.linspace(0, 1, 201)
     heights, areas = [], []
@@ -113,10 +113,10 @@ def _class_curves(axes: "Axes", kind: str, labels: Labels, scores: Floats, names
             axes.plot([], [], color="white", label=f"{name}: no samples")
             continue
         x, y, area = curve
-        colour, dashes = class_style(index)
+        color, dashes = class_style(index)
         label = f"{name}: {area:.3f}" if len(names) <= NAMED_CLASSES else None
-        axes.plot(x, y, color=colour, lw=1.2, ls=dashes, label=label)
-        axes.plot(*_operating_point(kind, labels == index, decisions == index), "o", ms=5, color=colour)
+        axes.plot(x, y, color=color, lw=1.2, ls=dashes, label=label)
+        axes.plot(*_operating_point(kind, labels == index, decisions == index), "o", ms=5, color=color)
         heights.append(np.interp(grid, x, y))
         areas.append(area)
     if areas:
@@ -131,7 +131,7 @@ def _class_curves(axes: "Axes", kind: str, labels: Labels, scores: Floats, names
 
 
 def _curve(kind: str, target: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats, float] | None:
-    """Return x (ascending), y and the area of one class against the rest; None where a side is empty."""
+    """Return x (ascending), y and area of one class against the rest; None if one side has no samples."""
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
     if target.all() or not target.any():
@@ -140,7 +140,7 @@ def _curve(kind: str, target: NDArray[np.bool_], scores: Floats) -> tuple[Floats
         false_rate, true_rate, _ = roc_curve(target, scores)
         return false_rate, true_rate, auc(target.astype(np.int64), np.column_stack([1 - scores, scores]))
     precision, recall, _ = precision_recall_curve(target, scores)
-    # Average precision is the area under steps, so the corners are drawn too.
+    # Average precision is the area under a step function, so the corners are drawn too.
     x, y = np.repeat(recall[::-1], 2)[:-1], np.repeat(precision[::-1], 2)[1:]
     return x, y, float(average_precision_score(target, scores))
 
@@ -154,7 +154,7 @@ def _operating_point(kind: str, target: NDArray[np.bool_], decided: NDArray[np.b
 
 
 def confusion_matrices(splits: Splits, names: Sequence[str], threshold: float) -> "Figure":
-    """Draw each split's decisions as counts and as shares of the true class."""
+    """Draw the decisions of each split as counts and as percentages of the true class."""
     side = 2.6 + 0.55 * min(len(names), NAMED_CLASSES)
     figure = new_figure(side * len(splits) + 0.6, side + 0.3)
     rule = f"at threshold {threshold:.3g}" if len(names) == 2 else "by highest probability"
@@ -181,15 +181,15 @@ def _write_cells(axes: "Axes", counts: NDArray[np.int64], shares: Floats, names:
     axes.set_yticks(ticks, names, fontsize=8)
     size = 10 if len(names) <= 5 else 7
     for (row, column), count in np.ndenumerate(counts):
-        colour = "white" if shares[row, column] > 0.6 else "black"
+        color = "white" if shares[row, column] > 0.6 else "black"
         text = f"{count}\n{shares[row, column]:.0%}"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=size)
 
 
 def calibration(splits: Splits, names: Sequence[str]) -> "Figure":
-    """Draw how often what was predicted came true, above a histogram of the predictions.
+    """Draw the reliability curve above a histogram of the predicted probabilities.
 
-    For two classes it is the probability of class 1, for more the confidence in the decided class.
+    Uses the probability of class 1 for two classes, and the confidence in the decided class for more.
     """
     figure = new_figure(5.4, 7.6)
     upper, lower = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
@@ -202,8 +202,8 @@ def calibration(splits: Splits, names: Sequence[str]) -> "Figure":
         happened = labels == 1 if binary else labels == decide(scores, math.nan)
         label = f"{split}: Brier score {_brier(labels, scores):.3f}"
         _reliability(upper, split, calibration_bins(believed[split], happened), label)
-    colours = [split_style(split)[0] for split in splits]
-    lower.hist(list(believed.values()), bins=np.linspace(0, 1, 11).tolist(), color=colours)
+    colors = [split_style(split)[0] for split in splits]
+    lower.hist(list(believed.values()), bins=np.linspace(0, 1, 11).tolist(), color=colors)
     lower.set(xlabel=subject, ylabel="Samples")
     unit_axes(upper, "", f"Share that is {names[1]}" if binary else "Share decided rightly")
     legend_below(figure, upper)
@@ -211,14 +211,14 @@ def calibration(splits: Splits, names: Sequence[str]) -> "Figure":
 
 
 def calibration_bins(believed: Floats, happened: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Sort predictions into bins of about equal size.
+    """Group predictions into bins of about equal size.
 
     Args:
         believed: Predicted probabilities, (N,); equal ones share a bin.
-        happened: Whether each came true, (N,).
+        happened: Whether each prediction came true, (N,).
 
     Returns:
-        One row per bin, ascending: mean prediction, share that came true, samples; (B, 3), B <= 10.
+        One row per bin, ascending: mean prediction, fraction of positives, samples; (B, 3), B <= 10.
     """
     if not len(believed):
         return np.empty((0, 3))
@@ -234,12 +234,12 @@ def calibration_bins(believed: Floats, happened: NDArray[np.bool_]) -> NDArray[n
 
 
 def expected_calibration_error(bins: NDArray[np.float64]) -> float:
-    """Return the mean distance of belief and outcome, weighted by samples (Guo et al. 2017)."""
+    """Return the mean distance between prediction and outcome, weighted by samples (Guo et al. 2017)."""
     return float(np.average(np.abs(bins[:, 0] - bins[:, 1]), weights=bins[:, 2])) if len(bins) else math.nan
 
 
 def _brier(labels: Labels, scores: Floats) -> float:
-    """Return the Brier score (1950): for two classes of class 1 alone, else summed over the classes."""
+    """Return the Brier score (1950): of class 1 for two classes, summed over the classes for more."""
     if not len(labels):
         return math.nan
     errors = (scores - np.eye(scores.shape[1])[labels]) ** 2
@@ -247,18 +247,18 @@ def _brier(labels: Labels, scores: Floats) -> float:
 
 
 def _reliability(axes: "Axes", split: str, bins: NDArray[np.float64], label: str) -> None:
-    """Draw one split's reliability curve with 95 % Wilson intervals."""
+    """Draw the reliability curve of one split with 95 % Wilson intervals."""
     from scipy.stats import binomtest
 
-    colour, dashes = split_style(split)
+    color, dashes = split_style(split)
     believed, share, count = bins.T
     if len(bins):
         sizes = "–".join(dict.fromkeys([f"{count.min():.0f}", f"{count.max():.0f}"]))
         error = expected_calibration_error(bins)
         label += f", calibration error {error:.3f} (bins: {len(bins)} of {sizes})"
     ranges = [binomtest(round(s * n), round(n)).proportion_ci(method="wilson") for _, s, n in bins]
-    axes.vlines(believed, [r.low for r in ranges], [r.high for r in ranges], color=colour, alpha=0.35)
-    axes.plot(believed, share, "o", ls=dashes, ms=5, color=colour, label=label)
+    axes.vlines(believed, [r.low for r in ranges], [r.high for r in ranges], color=color, alpha=0.35)
+    axes.plot(believed, share, "o", ls=dashes, ms=5, color=color, label=label)
 
 
 def save_plots(
@@ -266,20 +266,20 @@ def save_plots(
     *,
     history: Sequence[Mapping[str, float]],
     best_epoch: int,
-    splits: Mapping[str, tuple[Labels, Floats]],
+    splits: Splits,
     classes: Sequence[str],
     threshold: float,
 ) -> list[Path]:
     """Draw learning curves, ROC, precision-recall, confusion matrices and calibration.
 
     Args:
-        folder: Where the PNG files go; made where missing.
+        folder: Folder of the PNG files; created if missing.
         history: One row per epoch with ``epoch``, ``train_loss``, ``val_loss``, ``val_auc``; NaN is a gap.
         best_epoch: The epoch to mark.
-        splits: Labels (N,) and probabilities (N, K) of ``val`` and, where there is one, ``test``.
-            Rows with a probability that is not finite are left out.
+        splits: Labels and probabilities of ``val`` and, if it exists, ``test``; rows with a probability
+            that is not finite are dropped.
         classes: Class names in index order, K.
-        threshold: The operating threshold of two classes.
+        threshold: The operating threshold for two classes.
 
     Returns:
         The files, in the order named above.
@@ -291,10 +291,8 @@ def save_plots(
     return [curves, *save_score_plots(folder, splits=splits, classes=classes, threshold=threshold)]
 
 
-def save_score_plots(
-    folder: Path, *, splits: Mapping[str, tuple[Labels, Floats]], classes: Sequence[str], threshold: float
-) -> list[Path]:
-    """Draw what can be drawn of predictions alone; the arguments are those of `save_plots`."""
+def save_score_plots(folder: Path, *, splits: Splits, classes: Sequence[str], threshold: float) -> list[Path]:
+    """Draw the plots that need predictions only; the arguments are those of `save_plots`."""
     names = readable(classes)
     usable = {split: _finite(labels, scores) for split, (labels, scores) in splits.items()}
     figures = {

@@ -1,4 +1,8 @@
-"""What a training run records: what is known before the first epoch, and what the best weights give."""
+"""What a training run writes to the store: tags, settings and data at the start, results at the end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -6,6 +10,7 @@ from rich.table import Table
 from ..data.dataset import Dataset
 from ..data.file_table import FORMAT
 from ..evaluation.metrics import optimism
+from ..models.forward import ModelContext
 from ..models.input_spec import ServingModel
 from ..tracking import names
 from ..tracking.run import TrackedRun
@@ -13,7 +18,6 @@ from ..tracking.store import ui_instructions
 from ..training.checkpoint import TrainerState
 from ..training.run_folder import RunFolders
 from ..training.scoring import Results, write_results
-from ..training.setup import Setup
 from ..utils.config import Config
 from ..utils.io import atomic_write_text, sha256
 from ..utils.runtime import environment
@@ -27,16 +31,18 @@ _NEUTRAL = (
     "data.near_duplicate_threshold",
     "model.channel_adaptation",
 )
-"""Settings that change no result, or only the images, which have a fingerprint of their own, or the first
-weights, which an interrupted run has left behind; without them the hash is that of earlier versions, too."""
+"""Settings outside the config hash, so that it stays that of earlier versions.
+
+They change no result, or only the images (which have their own fingerprint) or the initial weights (which a
+resumed run has in its checkpoint).
+"""
 _LATER = {"model.mean": None, "model.std": None, "data.fit": "legacy"}
-"""Settings that earlier versions did not have, each with the value that changes nothing."""
+"""Settings that earlier versions did not have, with the values that change nothing."""
 
 
-def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
-    """What a run is found by, and what its result depends on beside config and data."""
-    config = setup.config
-    # A fold's model has not seen what it could have: no candidate, and not found as one.
+def run_tags(config: Config, dataset: Dataset, context: ModelContext) -> dict[str, str]:
+    """Return the tags by which a run is found, and those of everything that its result depends on."""
+    # The model of a fold has seen less data than it could, so it is not a candidate for promotion.
     is_fold = config.data.folds is not None
     candidate = {names.MODEL: config.model.name, names.MODALITY: config.modality}
     return {
@@ -46,9 +52,9 @@ def tags_of(setup: Setup, dataset: Dataset) -> dict[str, str]:
         names.DECODING: str(FORMAT),
         names.CONFIG_SHA256: config_hash(config),
         names.SEED: str(config.training.seed),
-        names.ENVIRONMENT + "processes": str(setup.network.processes.count),
+        names.ENVIRONMENT + "processes": str(context.processes.count),
         **{f"data.{what}": str(count) for what, count in dataset.counts.items()},
-        **{names.ENVIRONMENT + what: str(value) for what, value in environment(setup.network.device).items()},
+        **{names.ENVIRONMENT + what: str(value) for what, value in environment(context.device).items()},
     }
 
 
@@ -59,82 +65,87 @@ def config_hash(config: Config) -> str:
     return sha256(config.to_yaml(without=(*_NEUTRAL, *unset)).encode())
 
 
-def record_start(run: TrackedRun, setup: Setup, dataset: Dataset, folders: RunFolders) -> None:
-    """Records everything that is known before the first epoch; again, where the run goes on."""
-    folders.sign(run.run_id)
-    atomic_write_text(folders.config, setup.config.to_yaml())
-    run.keep_in(folders.results)
-    if not run.is_resumed:
-        chosen = setup.config.experiment.name
-        # A name that says what was trained, unless the user has a better one.
-        shown = f"{setup.config.model.name}_{setup.config.modality}_{folders.name.removeprefix('exp_')}"
-        run.rename(chosen or shown)
-        run.log_params(setup.config.flat() | {"experiment.name": folders.name})
-        run.log_dataset(dataset, setup.config.modality)
-    run.log_artifact(folders.config)
-    count = setup.network.processes.count
-    where = (
-        f"{setup.network.device}" if count == 1 else f"{count} processes, this one on {setup.network.device}"
-    )
-    print(f"run {run.run_id} ({folders.name}) on {where}")
+@dataclass(frozen=True)
+class RunReport:
+    """Writer of the start and the results of one run.
 
+    Attributes:
+        run: The tracked run.
+        folders: Its folders on disk.
+        config: Its resolved settings.
+        dataset: Its data.
+        context: Its model.
+    """
 
-def record_results(
-    run: TrackedRun,
-    setup: Setup,
-    dataset: Dataset,
-    state: TrainerState,
-    results: Results,
-    *,
-    folders: RunFolders,
-) -> None:
-    """Records what the best weights leave."""
-    tables, pictures = write_results(
-        results,
-        state,
-        dataset.classes,
-        predictions=folders.results / names.PREDICTIONS,
-        plots=folders.results / names.PLOTS,
-    )
-    for paths, folder in ((tables, names.PREDICTIONS), (pictures, names.PLOTS)):
+    run: TrackedRun
+    folders: RunFolders
+    config: Config
+    dataset: Dataset
+    context: ModelContext
+
+    def start(self) -> None:
+        """Record everything that is known before the first epoch; a resumed run does so again."""
+        run, folders, chosen = self.run, self.folders, self.config.experiment.name
+        folders.sign(run.run_id)
+        atomic_write_text(folders.config, self.config.to_yaml())
+        run.keep_in(folders.results)
+        if not run.is_resumed:
+            # The name in MLflow describes the training unless the user has chosen one.
+            described = f"{self.config.model.name}_{self.config.modality}_{folders.name.removeprefix('exp_')}"
+            run.rename(chosen or described)
+            run.log_params(self.config.flat() | {"experiment.name": folders.name})
+            run.log_dataset(self.dataset, self.config.modality)
+        run.log_artifact(folders.config)
+        count, device = self.context.processes.count, self.context.device
+        where = f"{device}" if count == 1 else f"{count} processes, this one on {device}"
+        print(f"run {run.run_id} ({folders.name}) on {where}")
+
+    def results(self, state: TrainerState, results: Results) -> None:
+        """Record predictions, plots, metrics and the model of the best weights."""
+        tables, figures = write_results(
+            results,
+            state,
+            self.dataset.classes,
+            predictions=self.folders.results / names.PREDICTIONS,
+            plots=self.folders.results / names.PLOTS,
+        )
+        self._log_artifacts(tables, names.PREDICTIONS)
+        self._log_artifacts(figures, names.PLOTS)
+        self.run.log_metrics(results.metrics(state), step=state.best_epoch)
+        # A run that was resumed without improving has logged this model already.
+        if not self.run.has_model(state.best_epoch):
+            self._log_model(results.threshold, step=state.best_epoch)
+
+    def _log_artifacts(self, paths: Sequence[Path], folder: str) -> None:
         for path in paths:
-            run.log_artifact(path, folder)
-    run.log_metrics(results.metrics(state), step=state.best_epoch)
-    # The same weights are the same model, also after more epochs that were no better.
-    if not run.has_model(state.best_epoch):
-        _record_model(run, setup, dataset, results, step=state.best_epoch)
+            self.run.log_artifact(path, folder)
 
+    def _log_model(self, threshold: float, *, step: int) -> None:
+        self.run.log_model(
+            ServingModel(self.context.model, self.context.spec),
+            channels=self.dataset.channels,
+            size=self.dataset.size,
+            classes=self.dataset.classes,
+            step=step,
+            metadata={
+                "threshold": threshold,
+                "modality": self.config.modality,
+                "window": self.dataset.window,
+            },
+        )
 
-def _record_model(run: TrackedRun, setup: Setup, dataset: Dataset, results: Results, *, step: int) -> None:
-    run.log_model(
-        ServingModel(setup.network.model, setup.network.spec),
-        channels=dataset.channels,
-        size=dataset.size,
-        classes=dataset.classes,
-        step=step,
-        metadata={
-            "threshold": results.threshold,
-            "modality": setup.config.modality,
-            "window": dataset.window,
-        },
-    )
-
-
-def print_summary(
-    run: TrackedRun, setup: Setup, state: TrainerState, results: Results, folders: RunFolders
-) -> None:
-    """Shows the scores, and where everything is."""
-    table = Table("split", "AUC", "accuracy", "sensitivity", "specificity", "loss")
-    for name, scored in results.splits.items():
-        scores = scored.scores
-        numbers = (scores.auc, scores.acc, scores.sensitivity, scores.specificity, scores.loss)
-        table.add_row(name, *(f"{number:.4f}" for number in numbers))
-    Console().print(table)
-    print(
-        f"best val AUC {state.best_val_auc:.4f} (epoch {state.best_epoch}), threshold {results.threshold:.4f}"
-    )
-    if (note := optimism(setup.config.evaluation.threshold)) is not None:
-        print(note)
-    print(f"run          {run.run_id}")
-    print(f"files        {folders.results} and {folders.logs}")
-    print(f"look at it   {ui_instructions(run.info.experiment_id)}")
+    def print_summary(self, state: TrainerState, results: Results) -> None:
+        """Print the scores and the locations of all outputs."""
+        table = Table("split", "AUC", "accuracy", "sensitivity", "specificity", "loss")
+        for name, scored in results.splits.items():
+            scores = scored.scores
+            numbers = (scores.auc, scores.acc, scores.sensitivity, scores.specificity, scores.loss)
+            table.add_row(name, *(f"{number:.4f}" for number in numbers))
+        Console().print(table)
+        best = f"best val AUC {state.best_val_auc:.4f} (epoch {state.best_epoch})"
+        print(f"{best}, threshold {results.threshold:.4f}")
+        if (note := optimism(self.config.evaluation.threshold)) is not None:
+            print(note)
+        print(f"run          {self.run.run_id}")
+        print(f"files        {self.folders.results} and {self.folders.logs}")
+        print(f"look at it   {ui_instructions(self.run.info.experiment_id)}")

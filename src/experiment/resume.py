@@ -1,4 +1,4 @@
-"""Finds the run to go on with, and makes sure that it is the same training."""
+"""Find the run to resume, and check that it is the same training."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -17,7 +17,6 @@ from ..tracking.sync import sync
 from ..training.checkpoint import CheckpointStore
 from ..training.optim import resolve_defaults
 from ..training.run_folder import RunFolders
-from ..training.setup import Setup
 from ..utils.cli import warn
 from ..utils.config import Config
 from ..utils.config_fields import is_run_name
@@ -26,7 +25,7 @@ from ..utils.dotted import merge_dotted
 MAY_CHANGE = frozenset(
     {
         "data.root_dir",
-        "data.exclude",  # the fingerprint tells whether the images are the same
+        "data.exclude",  # the fingerprint shows whether the images are the same
         "data.cache_dir",
         "data.cache_gb",
         "data.device_cache",
@@ -38,19 +37,19 @@ MAY_CHANGE = frozenset(
         "experiment.output_dir",
     }
 )
-"""Settings that do not say what is trained; epochs may only be raised."""
+"""Settings that may differ in a resumed run; epochs may only be raised."""
 
 
 @dataclass(frozen=True)
-class Interrupted:
-    """A run to go on with; this process holds it.
+class ResumableRun:
+    """An unfinished run that this process has locked.
 
     Attributes:
         run_id: Its id.
-        config: Its settings, with what may change as asked for now.
+        config: Its settings, with the changes that are asked for now.
         folders: Its folders.
-        checkpoint: Where it stopped, None where that was before its first checkpoint.
-        tags: What the store knows of it.
+        checkpoint: Its newest checkpoint, None if it was interrupted before the first one.
+        tags: Its tags in the store.
     """
 
     run_id: str
@@ -61,14 +60,14 @@ class Interrupted:
 
     @property
     def spec(self) -> InputSpec | None:
-        """The input that its network expects."""
+        """Return the input that its model expects, None without a checkpoint."""
         return None if self.checkpoint is None else InputSpec.from_dict(self.checkpoint["input"])
 
     def check_data(self, dataset: Dataset) -> None:
-        """Refuses other data than the run has seen, and the same data split in another way.
+        """Refuse data or a split that the run was not trained on.
 
         Raises:
-            DataError: It is other data.
+            DataError: The data or the split differs.
         """
         now = {
             names.DATA_FINGERPRINT: dataset.fingerprint,
@@ -83,63 +82,67 @@ class Interrupted:
                     f"{before[:12]} and is {fingerprint[:12]}); start a new run, or restore the data"
                 )
 
-    def check_batches(self, setup: Setup) -> None:
-        """Refuses to go on within an epoch that is cut into other batches now.
+    def check_batches(self, min_micro_batch: int) -> None:
+        """Refuse to resume within an epoch whose batches are cut differently now.
+
+        Args:
+            min_micro_batch: Smallest micro-batch of this training.
 
         Raises:
-            UserError: It is: the number of processes has changed, and each has batch norms of its own.
+            UserError: They are cut differently: the number of processes has changed, and each has its own
+                batch norm.
         """
         if self.checkpoint is None or self.checkpoint["steps"] == 0:
             return
-        if self.checkpoint["smallest_pass"] != setup.optimization.smallest:
+        if self.checkpoint["smallest_pass"] != min_micro_batch:
             raise UserError(
                 f"--resume {self.run_id}: it stopped within epoch {self.checkpoint['epoch'] + 1}, which "
-                f"another number of processes cuts into other batches; go on with as many as before "
+                f"another number of processes cuts into other batches; resume with as many as before "
                 f"({self.tags.get(names.ENVIRONMENT + 'processes', '1')})"
             )
 
     def inexact(self, tags: Mapping[str, str]) -> Iterator[str]:
-        """What has changed around the run, judged by the tags that it would get now."""
+        """Yield how the environment of the run has changed, given the tags that it would get now."""
         for name, now in tags.items():
             before = self.tags.get(name, now)
             if name.startswith(names.ENVIRONMENT) and before != now:
                 yield f"{name.removeprefix(names.ENVIRONMENT)} was {before}, now {now}"
 
 
-def resume_by_id(run_id: str, changes: Mapping[str, Any], held: ExitStack) -> Interrupted:
-    """The run of an id.
+def resume_by_id(run_id: str, changes: Mapping[str, Any], held: ExitStack) -> ResumableRun:
+    """Return the run with this id.
 
     Args:
         run_id: Its id.
         changes: Settings that the user asks for, by dotted key.
-        held: For as long as it is open, no other process trains the run.
+        held: Holds the lock of the run.
 
     Raises:
-        UserError: There is no such run here, it is finished, it is trained right now, or another
-            training is asked for.
-        TrackingError: The store cannot be read, or a server does not take what it has missed.
+        UserError: There is no such run here, it is finished, another process is training it, or the
+            settings are of another training.
+        TrackingError: The store cannot be read, or a server does not accept pending deliveries.
     """
     known = read_resumable(run_id)
     output = Path(changes.get("experiment.output_dir", known.output_dir)).expanduser()
     known, folders, checkpoint = _take(known, RunFolders(output, known.folder_name), held)
     stored = Config.from_file(folders.config)
-    if checkpoint is not None:  # what was trained, whatever somebody has made of the file since
+    if checkpoint is not None:  # the settings that were used, in case the file was edited
         stored = Config.from_dict(checkpoint["config"], str(folders.checkpoints))
     config = _same_training(resolve_defaults(stored), changes, run_id)
-    return _unfinished(Interrupted(run_id, config, folders, checkpoint, known.tags), known.status)
+    return _unfinished(ResumableRun(run_id, config, folders, checkpoint, known.tags), known.status)
 
 
-def resume_auto(config: Config, tags: Mapping[str, str], held: ExitStack) -> Interrupted | None:
-    """The one unfinished run with these settings and this data, None where there is none.
+def resume_auto(config: Config, tags: Mapping[str, str], held: ExitStack) -> ResumableRun | None:
+    """Return the only unfinished run with these settings and this data, None if there is none.
 
     Args:
         config: The settings.
-        tags: What such a run is found by.
-        held: For as long as it is open, no other process trains the run.
+        tags: Tags of such a run.
+        held: Holds the lock of the run.
 
     Raises:
-        UserError: There are several, or the one is trained right now.
-        TrackingError: The store cannot be read, or a server does not take what it has missed.
+        UserError: There are several, or another process is training the one.
+        TrackingError: The store cannot be read, or a server does not accept pending deliveries.
     """
     found = find_unfinished(tags)
     if len(found) > 1:
@@ -148,17 +151,17 @@ def resume_auto(config: Config, tags: Mapping[str, str], held: ExitStack) -> Int
     if not found:
         return None
     known, folders, checkpoint = _take(found[0], RunFolders(config.output_dir, found[0].folder_name), held)
-    return _unfinished(Interrupted(known.run_id, config, folders, checkpoint, known.tags), known.status)
+    return _unfinished(ResumableRun(known.run_id, config, folders, checkpoint, known.tags), known.status)
 
 
 def _take(
     known: StoredRun, folders: RunFolders, held: ExitStack
 ) -> tuple[StoredRun, RunFolders, dict[str, Any] | None]:
-    """Holds a run against others, tells the store the rest of what happened, and opens the checkpoint."""
+    """Lock a run, send pending deliveries to the store, and open the checkpoint."""
     if not is_run_name(known.folder_name):
         raise UserError(
             f"--resume {known.run_id}: the store says that its experiment.name is "
-            f"{known.folder_name[:80]!r}, which is not the name of a folder; nothing is looked for there"
+            f"{known.folder_name[:80]!r}, which is not a valid folder name; nothing was opened there"
         )
     if not folders.config.exists():
         raise UserError(
@@ -174,12 +177,12 @@ def _take(
     check_not_running(known)
     if Journal.exists(folders.results):
         sync(folders.results)
-    # The process that held the run may have come to its end since.
+    # The process that had the lock may have finished the run since.
     return read_resumable(known.run_id), folders, _open_checkpoint(known, folders)
 
 
 def _open_checkpoint(known: StoredRun, folders: RunFolders) -> dict[str, Any] | None:
-    folders.sweep()
+    folders.remove_temps()
     store = CheckpointStore(folders.checkpoints)
     if not store.latest.exists() and not store.previous.exists():
         if names.TRAIN_LOSS in known.metrics:
@@ -196,7 +199,7 @@ def _open_checkpoint(known: StoredRun, folders: RunFolders) -> dict[str, Any] | 
     return checkpoint
 
 
-def _unfinished(run: Interrupted, status: str) -> Interrupted:
+def _unfinished(run: ResumableRun, status: str) -> ResumableRun:
     epochs = int(run.config.training.epochs)
     epoch = epochs if run.checkpoint is None else run.checkpoint["epoch"]
     if status == "FINISHED" and epochs <= epoch:
@@ -207,14 +210,16 @@ def _unfinished(run: Interrupted, status: str) -> Interrupted:
 
 
 def _same_training(stored: Config, changes: Mapping[str, Any], run_id: str) -> Config:
-    """The run's settings with ``changes`` that may be; what was ``auto`` or unset then is what it came to."""
-    said = {key: value for key, value in changes.items() if value not in ("auto", None)}
-    config = Config.from_dict(merge_dotted(stored.to_dict(), said), f"--resume {run_id}")
+    """Return the run's settings with permitted ``changes``; ``auto`` and unset values stay."""
+    given = {key: value for key, value in changes.items() if value not in ("auto", None)}
+    config = Config.from_dict(merge_dotted(stored.to_dict(), given), f"--resume {run_id}")
     before, after = stored.flat(), config.flat()
     differing = [key for key in before if before[key] != after[key] and key not in MAY_CHANGE]
     if differing:
         shown = ", ".join(f"{key} (was {before[key]}, now {after[key]})" for key in differing)
-        raise ConfigError(f"--resume {run_id}: another training than was begun: {shown}; start a new run")
+        raise ConfigError(
+            f"--resume {run_id}: the settings are of another training: {shown}; start a new run"
+        )
     if int(config.training.epochs) < int(stored.training.epochs):
         raise ConfigError(
             f"--resume {run_id}: training.epochs was {stored.training.epochs} and may only be raised"

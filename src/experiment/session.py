@@ -1,4 +1,4 @@
-"""One training from its start, or from where it was interrupted, to its end."""
+"""One training as a tracked run, from its start or from an interruption to its end."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -10,76 +10,79 @@ from ..data.file_table import FORMAT
 from ..tracking import names
 from ..tracking.run import tracked_run
 from ..training.checkpoint import CheckpointStore, TrainerState
-from ..training.recorder import Keeper, Keeping, NoKeeper
+from ..training.recorder import Recorder, StateRecorder
 from ..training.run_folder import RunFolders
 from ..training.scoring import Results, score_best
 from ..training.setup import Setup
 from ..training.trainer import Trainer
 from ..utils.launch import Together
 from ..utils.runtime import determinism
-from .report_run import print_summary, record_results, record_start, tags_of
-from .resume import Interrupted
+from .report_run import RunReport
+from .resume import ResumableRun
 
 
 def train(
     setup: Setup,
     dataset: Dataset,
     folders: RunFolders | None,
-    interrupted: Interrupted | None = None,
+    resumed: ResumableRun | None = None,
     together: Together | None = None,
     *,
+    tags: Mapping[str, str],
     parent: str | None = None,
 ) -> None:
-    """Trains as one tracked run, and prints what came of it.
+    """Train as one tracked run and print the result.
 
     Args:
-        setup: What is ready to train.
+        setup: The training to run.
         dataset: The data.
-        folders: Those that the caller holds; None makes some whose name has the run's id in it.
-        interrupted: The run to go on with, None for a new one.
-        together: The other processes, each of which calls `train_along`.
-        parent: A run to nest this one under.
+        folders: Folders that the caller has locked; None creates some with the run id in their name.
+        resumed: The run to resume, None for a new one.
+        together: The other ranks, each of which calls `train_along`.
+        tags: Tags of the run.
+        parent: Id of the run to nest this one under.
     """
-    together = together or Together()
-    run_id = None if interrupted is None else interrupted.run_id
-    # What is shown at the end is shown after the run has ended: a failure of it changes no status.
+    config, context = setup.config, setup.context
+    run_id = None if resumed is None else resumed.run_id
+    # The summary is printed after the run has ended, so that a failure of it changes no status.
     with ExitStack() as ended, ExitStack() as held:
         nested = {names.PARENT: parent} if parent else {}
-        run = held.enter_context(tracked_run(tags_of(setup, dataset) | nested, run_id))
-        held.enter_context(determinism(setup.config.training.deterministic))
+        run = held.enter_context(tracked_run(dict(tags) | nested, run_id))
+        held.enter_context(determinism(config.training.deterministic))
         if folders is None:
-            folders = RunFolders(setup.config.output_dir, _default_name(run.run_id))
+            name = f"exp_{datetime.now():%Y%m%d_%H%M%S}_{run.run_id[:8]}"
+            folders = RunFolders(config.output_dir, name)
             held.enter_context(folders.claimed())
-        record_start(run, setup, dataset, folders)
-        keeper = Keeper(
+        report = RunReport(run, folders, config, dataset, context)
+        report.start()
+        recorder = Recorder(
             CheckpointStore(folders.checkpoints),
             folders.history,
             run,
-            beside=setup.config.training.save_in_background,
+            in_background=config.training.save_in_background,
         )
         extra = {
             "run_id": run.run_id,
-            "config": setup.config.to_dict(),
+            "config": config.to_dict(),
             "classes": list(dataset.classes),
-            "input": setup.network.spec.to_dict() | {"window": dataset.window},
+            "input": context.spec.to_dict() | {"window": dataset.window},
             "data_fingerprint": dataset.fingerprint,
             "decoding": FORMAT,
-            "smallest_pass": setup.optimization.smallest,
+            "smallest_pass": setup.train_step.min_micro_batch,
         }
-        checkpoint = None if interrupted is None else interrupted.checkpoint
-        state, results = _train(setup, dataset, together, keeper=keeper, extra=extra, checkpoint=checkpoint)
-        record_results(run, setup, dataset, state, results, folders=folders)
-        ended.callback(print_summary, run, setup, state, results, folders)
+        checkpoint = None if resumed is None else resumed.checkpoint
+        together = together or Together()
+        state, results = _train(
+            setup, dataset, together, recorder=recorder, extra=extra, checkpoint=checkpoint
+        )
+        report.results(state, results)
+        ended.callback(report.print_summary, state, results)
 
 
 def train_along(setup: Setup, dataset: Dataset, together: Together) -> None:
-    """Trains in a process that keeps no record: the first process, which calls `train`, does."""
+    """Train in a rank that records nothing; the main rank calls `train`."""
     with determinism(setup.config.training.deterministic):
-        _train(setup, dataset, together, keeper=NoKeeper(), extra={}, checkpoint=None)
-
-
-def _default_name(run_id: str) -> str:
-    return f"exp_{datetime.now():%Y%m%d_%H%M%S}_{run_id[:8]}"
+        _train(setup, dataset, together, recorder=StateRecorder())
 
 
 def _train(
@@ -87,15 +90,15 @@ def _train(
     dataset: Dataset,
     together: Together,
     *,
-    keeper: Keeping,
-    extra: Mapping[str, Any],
-    checkpoint: Mapping[str, Any] | None,
+    recorder: StateRecorder,
+    extra: Mapping[str, Any] | None = None,
+    checkpoint: Mapping[str, Any] | None = None,
 ) -> tuple[TrainerState, Results]:
-    """What every process does; only the first has a checkpoint to go on from, and tells the others."""
-    network = setup.network
+    """Train and score on every rank; the main rank broadcasts the checkpoint to resume from."""
+    config, context = setup.config, setup.context
     with together.in_step():
-        checkpoint = network.processes.told(checkpoint)
-        trainer = Trainer(setup.config, dataset, network, setup.optimization, keeper=keeper, extra=extra)
+        checkpoint = context.processes.told(checkpoint)
+        trainer = Trainer(config, dataset, context, setup.train_step, recorder=recorder, extra=extra or {})
         if checkpoint is not None:
             trainer.restore(checkpoint)
-        return trainer.fit(), score_best(network, trainer.loader, setup.config)
+        return trainer.fit(), score_best(context, trainer.loader, config)

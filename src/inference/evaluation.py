@@ -65,7 +65,7 @@ def record_evaluation(
     table, pictures = write_judgement(judgement, trained, folder)
     if layer is not None:
         figure = draw_explanation(trained, layer, judgement, count)
-        pictures.append(save_figure(folder / names.PLOTS / "grad_cam.png", figure, colours=256))
+        pictures.append(save_figure(folder / names.PLOTS / "grad_cam.png", figure, colors=256))
     run.log_artifact(table, names.PREDICTIONS)
     for path in pictures:
         run.log_artifact(path, names.PLOTS)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..evaluation.metrics import decide
 from ..evaluation.plots import new_figure, readable
-from ..models.forward import evaluating
+from ..models.forward import eval_mode
 from ..models.input_spec import unit_range
 from ..utils.runtime import to_device
 from .judging import Judgement
@@ -64,7 +64,7 @@ def _maps(trained: TrainedModel) -> list[Layer]:
     """Every layer but the whole that gives a map, in the order in which they end."""
     found: list[Layer] = []
     network = trained.network
-    with _watching(network.model, found), evaluating(network.model), torch.inference_mode():
+    with _watching(network.model, found), eval_mode(network.model), torch.inference_mode():
         shape = (1, network.spec.channels, network.spec.size, network.spec.size)
         network.model(torch.zeros(shape, device=network.device))
     return found
@@ -105,7 +105,7 @@ def grad_cam(
 
     network = trained.network
     inputs = network.spec.normalize(unit_range(to_device(pixels, network.device)))
-    with evaluating(network.model):
+    with eval_mode(network.model):
         method = LayerGradCam(network.model, network.model.get_submodule(layer.path))
         target = torch.from_numpy(classes).to(network.device)
         maps = method.attribute(inputs, target, relu_attributions=True)

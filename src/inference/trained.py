@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data.windows import CORRECT_FROM
 from ..errors import ClaimError, UserError
 from ..models.build import build_model
-from ..models.forward import Network
+from ..models.forward import ModelContext
 from ..models.input_spec import InputSpec
 from ..tracking.logged_model import load_model
 from ..tracking.names import CONFIG, DECODING, registered_name
@@ -44,7 +44,7 @@ class TrainedModel:
     """
 
     name: str
-    network: Network
+    network: ModelContext
     config: Config
     classes: tuple[str, ...]
     threshold: float
@@ -179,7 +179,7 @@ def _rebuild(
     *,
     weights: Mapping[str, Tensor],
     device: torch.device,
-) -> Network:
+) -> ModelContext:
     """The network as training built it, with these weights.
 
     Raises:
@@ -198,7 +198,7 @@ def _rebuild(
         why = str(error).splitlines()[-1].strip()
         raise ClaimError(f"{name}: the weights do not fit {config.model.name}: {why}") from None
     model = model.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Network(model, spec, device, None)
+    return ModelContext(model, spec, device, None)
 
 
 def describe(trained: TrainedModel) -> str:

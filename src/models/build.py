@@ -1,4 +1,4 @@
-"""Building a classifier: any of torchvision's, with its own head, stem and weights."""
+"""Build any torchvision classifier with its own head, stem and weights."""
 
 import difflib
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ from torch import nn
 
 from ..errors import ModelError
 from ..utils.torchvision_import import torchvision
-from .forward import evaluating
+from .forward import eval_mode
 from .pretrained import load_weights
 from .stem import has_small_stem, make_pooling_deterministic, set_stem, small_stem_families
 
 _SMALL_IMAGE = 40
-# Sizes tried, when an image is too small, to tell the user one that works.
+# Sizes to try if images are too small, so that the message can name one that works.
 _LARGER_SIZES = (32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320)
 
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A model and what was really built.
+    """A model and its resolved options.
 
     Attributes:
-        model: The network, on the CPU, giving logits (N, num_classes).
-        weights: What was loaded: "none", "imagenet" or the path.
+        model: The model, on the CPU; returns logits (N, num_classes).
+        weights: "none", "imagenet" or the path that was loaded.
         stem: "imagenet" or "small".
         mean: Mean per channel of pixels in [0, 1] that the weights expect, None for "none".
-        std: Standard deviation that goes with it.
-        notes: Sentences that the caller should show.
+        std: Standard deviation per channel, None for "none".
+        notes: Notes for the user.
     """
 
     model: nn.Module
@@ -40,8 +40,8 @@ class BuiltModel:
 
 
 def available_models() -> list[str]:
-    """Names torchvision's classification models, sorted."""
-    # Only this module's own: detection, segmentation, video and quantised models live in others.
+    """Return the names of torchvision's classification models, sorted."""
+    # Detection, segmentation, video and quantized models are in submodules.
     return sorted(torchvision.models.list_models(module=torchvision.models))
 
 
@@ -55,24 +55,24 @@ def build_model(
     weights: str = "none",
     exact: bool = True,
 ) -> BuiltModel:
-    """Builds a classifier; deterministic for a given state of torch's global random generator.
+    """Build a classifier; deterministic for a given state of torch's global random generator.
 
     Args:
         name: A classification model of torchvision.
         num_classes: Number of classes of the new head.
         channels: Channels of the images.
         size: Height and width of the images in pixels.
-        stem: ``imagenet`` (as torchvision has it), ``small`` (3x3, stride 1, no max-pool; patches of
-            2 for transformers), or ``auto``: small up to 40 pixels where the family has it.
+        stem: ``imagenet`` (torchvision's), ``small`` (3x3, stride 1, no max-pool; patches of 2 pixels for
+            transformers), or ``auto``: small for images up to 40 pixels if the family has it.
         weights: ``imagenet`` (or ``auto``, the same), ``none``, or the path of a state dict.
-        exact: Whether trained filters carried over to other channels account for each color's mean and std.
+        exact: Whether filters adapted to other channels account for the mean and std of each color.
 
     Returns:
-        The model, in training mode, and what it really is.
+        The model, in training mode, and its resolved options.
 
     Raises:
-        ModelError: If the name or stem is unknown, the weights cannot be loaded, or the model cannot
-            take such images.
+        ModelError: The name or stem is unknown, the weights cannot be loaded, or the model cannot process
+            such images.
     """
     _check_name(name)
     small = _wants_small_stem(name, stem, size)
@@ -108,7 +108,7 @@ def _wants_small_stem(name: str, stem: str, size: int) -> bool:
 
 
 def _construct(name: str, num_classes: int, size: int) -> nn.Module:
-    """Builds the RGB model with random weights and a head of ``num_classes``."""
+    """Build the RGB model with random weights and a head of ``num_classes``."""
     special: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         special = {"aux_logits": False, "init_weights": True}
@@ -130,8 +130,8 @@ def _construct(name: str, num_classes: int, size: int) -> nn.Module:
 
 
 def _probe(model: nn.Module, name: str, channels: int, size: int) -> None:
-    """Sees one batch through the model, so that images it cannot take are known before training."""
-    with evaluating(model), torch.random.fork_rng(devices=[]):
+    """Run one batch through the model, so that images that it cannot process fail before training."""
+    with eval_mode(model), torch.random.fork_rng(devices=[]):
         error = _failure(model, channels, size)
         if error is None:
             return

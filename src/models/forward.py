@@ -1,4 +1,4 @@
-"""Scores one split with the one forward pass."""
+"""The forward pass shared by validation, prediction and feature extraction."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,15 +16,15 @@ from .stem import head_path
 
 
 @dataclass(frozen=True)
-class Network:
-    """A model, what it expects, and how it computes.
+class ModelContext:
+    """A model with its input, device, precision and ranks.
 
     Attributes:
-        model: Here; each of several processes has one of its own.
-        spec: The input that it expects.
-        device: Where it is.
-        autocast: The mixed precision it trains in, None for float32.
-        processes: Who computes along.
+        model: The model; in a distributed training, each rank has its own.
+        spec: The input that the model expects.
+        device: Device of the model.
+        autocast: Dtype of mixed precision in training, None for float32.
+        processes: The ranks that train together.
     """
 
     model: nn.Module
@@ -42,26 +42,26 @@ def predict_logits(
     device: torch.device,
     autocast: torch.dtype | None = None,
 ) -> Tensor:
-    """Runs the network over all batches in eval mode, without gradients.
+    """Run the model over all batches in eval mode, without gradients.
 
-    The training flag of every submodule is what it was before when this returns.
+    Every submodule keeps its training flag.
 
     Args:
-        model: The network, already on ``device``.
-        spec: The input that the network expects.
+        model: The model, already on ``device``.
+        spec: The input that the model expects.
         batches: uint8 pixels (N, C, H, W), on any device.
-        device: Where the network is.
-        autocast: Lower precision for the network (``torch.bfloat16``), or None for full precision.
+        device: Device of the model.
+        autocast: Dtype of mixed precision (``torch.bfloat16``), or None for float32.
 
     Returns:
         float32 logits (N_total, K) on the CPU, in the order of the batches.
 
     Raises:
-        ValueError: If there is no batch at all.
+        ValueError: There is no batch.
     """
-    # Logits stay on the device until the end: a copy per batch would wait for the device each time.
+    # Logits stay on the device until the end: copying each batch would wait for the device.
     logits: list[Tensor] = []
-    with evaluating(model):
+    with eval_mode(model):
         for batch in batches:
             with at_most_threads(batch.numel() // VALUES_PER_THREAD):
                 pixels = spec.normalize(unit_range(to_device(batch, device)))
@@ -73,8 +73,8 @@ def predict_logits(
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts the model into eval mode and restores each submodule's own flag (frozen ones stay frozen)."""
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode; restore the training flag of each submodule at the end."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -85,10 +85,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def train_mode(model: nn.Module, *, freeze_backbone: bool) -> None:
-    """Makes the whole model train, or its head alone.
+    """Put the whole model, or only its head, into training mode.
 
-    A frozen layer is one at rest: its weights get no gradient, its batch norm keeps the statistics it
-    has and its dropout drops nothing.
+    Frozen layers stay in eval mode: no gradient, fixed batch-norm statistics, no dropout.
 
     Args:
         model: The model.
@@ -98,7 +97,7 @@ def train_mode(model: nn.Module, *, freeze_backbone: bool) -> None:
     model.get_submodule(head_path(model)).train().requires_grad_()
 
 
-_SHOWN = 20
+_MAX_LISTED = 20
 
 
 def extract_features(
@@ -109,45 +108,45 @@ def extract_features(
     device: torch.device,
     layer: str | None = None,
 ) -> Tensor:
-    """Runs the network over all batches and keeps what a layer gives.
+    """Run the model over all batches and return the output of a layer, one vector per image.
 
-    What has places (a feature map, the tokens of a transformer) is averaged over them.
+    Feature maps and the tokens of a transformer are averaged over their positions.
 
     Args:
-        model: The network, already on ``device``.
-        spec: The input that the network expects.
+        model: The model, already on ``device``.
+        spec: The input that the model expects.
         batches: uint8 pixels (N, C, H, W).
-        device: Where the network is.
-        layer: The path of a submodule, whose output it is; None for what the last layer takes in.
+        device: Device of the model.
+        layer: Path of the submodule; None for the input of the last layer.
 
     Returns:
         float32 (N_total, D) on the CPU.
 
     Raises:
-        ModelError: There is no such layer, or it gives no vector per image.
+        ModelError: There is no such layer, or its output is not one vector, map or token list per image.
     """
-    with _listening(model, layer) as heard:
+    with _recording(model, layer) as vectors:
         predict_logits(model, spec, batches, device=device)
-    return torch.cat(heard)
+    return torch.cat(vectors)
 
 
 @contextmanager
-def _listening(model: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
-    """Within the block every batch leaves its vectors in the list."""
-    heard: list[Tensor] = []
+def _recording(model: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
+    """Collect the vectors of every batch in the list."""
+    found: list[Tensor] = []
 
     def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        heard.append(_vectors(inputs[0], "the last layer's input", model))
+        found.append(_vectors(inputs[0], "the last layer's input", model))
 
     def after(_module: nn.Module, _inputs: tuple[Tensor, ...], output: object) -> None:
-        heard.append(_vectors(output, f"--layer {layer}", model))
+        found.append(_vectors(output, f"--layer {layer}", model))
 
     if layer is None:
         hook = model.get_submodule(head_path(model)).register_forward_pre_hook(before)
     else:
         hook = _find(model, layer).register_forward_hook(after)
     try:
-        yield heard
+        yield found
     finally:
         hook.remove()
 
@@ -155,20 +154,20 @@ def _listening(model: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
 def _find(model: nn.Module, layer: str) -> nn.Module:
     layers: dict[str, nn.Module] = dict(model.named_modules())
     if layer not in layers or not layer:
-        top = [name for name in layers if name and name.count(".") < 2][:_SHOWN]
+        top = [name for name in layers if name and name.count(".") < 2][:_MAX_LISTED]
         raise ModelError(
-            f"--layer {layer}: the model has no such layer; among others there are {', '.join(top)}"
+            f"--layer {layer}: the model has no such layer; some of its layers are {', '.join(top)}"
         )
     return layers[layer]
 
 
 def _vectors(output: object, what: str, model: nn.Module) -> Tensor:
-    """(N, D) of what a layer gives for N images."""
+    """Return the output of a layer for N images as (N, D)."""
     if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ModelError(f"{what} is {shape}, and not one vector, map or row of tokens per image")
+        raise ModelError(f"{what} is {shape}, not one vector, feature map or list of tokens per image")
     if output.ndim == 4:
-        # Swin's blocks keep the channels last, all others second.
+        # Swin's blocks have the channels last, all others second.
         is_last = type(model).__name__ == "SwinTransformer" and not _is_map(output, model)
         output = output.mean(dim=(1, 2) if is_last else (2, 3))
     elif output.ndim == 3:
@@ -177,6 +176,6 @@ def _vectors(output: object, what: str, model: nn.Module) -> Tensor:
 
 
 def _is_map(output: Tensor, model: nn.Module) -> bool:
-    """Whether a map of Swin's has its channels second, as after its last permutation."""
+    """Return whether a feature map of Swin has its channels second, as after the last permutation."""
     widths = {module.normalized_shape[0] for module in model.modules() if isinstance(module, nn.LayerNorm)}
     return output.shape[1] in widths and output.shape[3] not in widths

@@ -1,4 +1,4 @@
-"""What a network expects of its input images."""
+"""The input of a model: size, channels, normalization, and the model with its preprocessing for serving."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ..errors import ModelError
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What the network expects of an image.
+    """Size, channels and normalization of the images that a model expects.
 
     Attributes:
         channels: Number of channels.
@@ -22,7 +22,7 @@ class InputSpec:
         std: Standard deviation per channel of pixels scaled to [0, 1].
 
     Raises:
-        ModelError: If mean or std do not have one value per channel, or a std is not positive.
+        ModelError: Mean or std do not have one value per channel, or a std is not positive.
     """
 
     channels: int
@@ -38,7 +38,7 @@ class InputSpec:
             )
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Standardises pixels channel by channel.
+        """Normalize pixels channel by channel.
 
         Args:
             pixels: Floating point (N, C, H, W) in [0, 1].
@@ -49,11 +49,11 @@ class InputSpec:
         return standardize(pixels, *self.constants(pixels.dtype, pixels.device))
 
     def constants(self, dtype: torch.dtype, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-        """Returns mean and std as tensors of shape (1, C, 1, 1), which are not to be changed."""
+        """Return mean and std as tensors of shape (1, C, 1, 1), which must not be changed."""
         return _constants(self.mean, self.std, dtype, device)
 
     def to_dict(self) -> dict[str, int | list[float]]:
-        """Returns plain values, fit for a checkpoint."""
+        """Return plain values for a checkpoint."""
         return {
             "channels": self.channels,
             "size": self.size,
@@ -63,10 +63,10 @@ class InputSpec:
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> "InputSpec":
-        """Makes the spec of what ``to_dict`` returned.
+        """Return the spec of the values of ``to_dict``.
 
         Raises:
-            ModelError: If a key is missing or a value is of the wrong type.
+            ModelError: A key is missing or a value is of the wrong type.
         """
         try:
             mean, std = (tuple(float(v) for v in d[key]) for key in ("mean", "std"))
@@ -78,11 +78,11 @@ class InputSpec:
             ) from error
 
 
-@cache  # copied to a device once: in every step the copy would wait for the device
+@cache  # copied to a device once, because every copy waits for the device
 def _constants(
     mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device | None
 ) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(mode=False):  # whoever asks first
+    with torch.inference_mode(mode=False):  # the tensors are used in training, too
         first, second = (
             torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1) for values in (mean, std)
         )
@@ -90,23 +90,23 @@ def _constants(
 
 
 def standardize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Returns ``(pixels - mean) / std``; the one formula that training, prediction and serving share."""
+    """Return ``(pixels - mean) / std``: the formula shared by training, prediction and serving."""
     return (pixels - mean) / std
 
 
 def unit_range(pixels: Tensor) -> Tensor:
-    """Scales uint8 pixels to float32 in [0, 1]; shape, device and memory format stay."""
+    """Scale uint8 pixels to float32 in [0, 1]; shape, device and memory format stay."""
     return pixels.to(torch.float32) / 255
 
 
 class ServingModel(nn.Module):
-    """Preprocessing, network and softmax in one module, fit for ``torch.export``.
+    """Preprocessing, model and softmax in one module that ``torch.export`` accepts.
 
-    The wrapped model is shared, not copied, and is put into eval mode: a served model never trains.
+    The wrapped model is shared, not copied, and put into eval mode.
 
     Args:
-        model: The network, giving logits (N, K).
-        spec: The input that the network expects.
+        model: The model, which returns logits (N, K).
+        spec: The input that the model expects.
     """
 
     mean: Tensor
@@ -115,14 +115,14 @@ class ServingModel(nn.Module):
     def __init__(self, model: nn.Module, spec: InputSpec) -> None:
         super().__init__()
         self.model = model
-        # Buffers, so that they follow the module to another device, also after an export.
+        # Buffers, so that they move with the module to another device, also after an export.
         mean, std = spec.constants(torch.float32)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Gives the class probabilities of images.
+        """Return the class probabilities of images.
 
         Args:
             pixels: uint8 (N, C, size, size).

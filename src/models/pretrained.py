@@ -1,4 +1,4 @@
-"""Weights to start from: none, ImageNet's, or those of a file."""
+"""Pretrained weights: none, ImageNet's (downloaded on first use), or a file."""
 
 import contextlib
 import difflib
@@ -23,15 +23,15 @@ from .stem import first_convolution
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Trained on pixels in [-1, 1]; torchvision rescales ImageNet-normalised images for the first two.
-_CENTRED = ("googlenet", "inception_v3", "efficientnet_v2_l")
-_START = 512  # bytes that show what a file is
+# Trained on pixels in [-1, 1]; torchvision rescales ImageNet-normalized images for the first two.
+_CENTERED = ("googlenet", "inception_v3", "efficientnet_v2_l")
+_START = 512  # bytes that identify the kind of file
 _STATE_KEYS = ("model_state_dict", "state_dict", "model")
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What was really loaded, and the normalisation that it expects (None for random weights)."""
+    """What was loaded, and the normalization that it expects (None for random weights)."""
 
     weights: str
     mean: tuple[float, ...] | None = None
@@ -42,76 +42,60 @@ class LoadedWeights:
 def load_weights(
     model: nn.Module, name: str, weights: str, *, small_stem: bool = False, exact: bool = True
 ) -> LoadedWeights:
-    """Loads weights into a model that already has its own head and stem.
+    """Load weights into a model that already has its own head and stem.
 
     Args:
         model: The model, with random values.
         name: Its torchvision name.
         weights: ``imagenet`` (or ``auto``, the same), ``none``, or the path of a state dict.
         small_stem: Whether the model has the stem for small images.
-        exact: Whether filters carried over to other channels account for each color's mean and std.
+        exact: Whether filters adapted to other channels account for the mean and std of each color.
 
     Returns:
-        What was loaded: "none", "imagenet" or the path; the normalisation; sentences for the user.
+        What was loaded ("none", "imagenet" or the path), the normalization, and notes for the user.
 
     Raises:
-        ModelError: If weights asked for cannot be had, read or fitted to the model.
+        ModelError: The weights cannot be downloaded, read or fitted to the model.
     """
     if weights == "none":
         return LoadedWeights("none")
-    if weights in ("auto", "imagenet"):
-        return _load_imagenet(model, name, small_stem=small_stem, exact=exact)
-    state, spec = read_state(Path(weights))
+    is_imagenet = weights in ("auto", "imagenet")
+    state, spec = (imagenet_state(name), None) if is_imagenet else read_state(Path(weights))
     channels = first_convolution(model)[1].in_channels
-    mean, std = normalization(name, channels)
-    if spec is not None and spec.channels == channels:
-        mean, std = spec.mean, spec.std
     expected = normalization(name, 3) if spec is None else (spec.mean, spec.std)
+    is_same = spec is not None and spec.channels == channels
+    mean, std = expected if is_same else normalization(name, channels)
     notes = fit_state(
         model,
         state,
-        source=weights,
+        source="ImageNet" if is_imagenet else weights,
         small_stem=small_stem,
-        keep_head=True,
+        keep_head=not is_imagenet,
         normalizations=(expected, (mean, std)) if exact else None,
     )
-    return LoadedWeights(weights, mean, std, tuple(notes))
-
-
-def _load_imagenet(model: nn.Module, name: str, *, small_stem: bool, exact: bool) -> LoadedWeights:
-    state = imagenet_state(name)
-    mean, std = normalization(name, first_convolution(model)[1].in_channels)
-    notes = fit_state(
-        model,
-        state,
-        source="ImageNet",
-        small_stem=small_stem,
-        keep_head=False,
-        normalizations=(normalization(name, 3), (mean, std)) if exact else None,
-    )
-    return LoadedWeights("imagenet", mean, std, tuple(notes))
+    return LoadedWeights("imagenet" if is_imagenet else weights, mean, std, tuple(notes))
 
 
 def normalization(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and std per channel that torchvision's weights expect; averages unless RGB."""
-    mean, std = ((0.5,) * 3, (0.5,) * 3) if name in _CENTRED else (IMAGENET_MEAN, IMAGENET_STD)
+    """Return mean and std per channel that torchvision's weights expect; their averages unless RGB."""
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if name in _CENTERED else (IMAGENET_MEAN, IMAGENET_STD)
     if channels == 3:
         return mean, std
     return (sum(mean) / 3,) * channels, (sum(std) / 3,) * channels
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], InputSpec | None]:
-    """Reads a state dict, or the one that a checkpoint holds; never executes anything in the file.
+    """Read a state dict, or the one in a checkpoint; never execute anything in the file.
 
     Args:
-        path: A ``.safetensors`` file, or one of ``torch.save``: a state dict, or a dict that holds one
+        path: A ``.safetensors`` file, or a file of ``torch.save``: a state dict, or a dict that holds one
             as ``model_state_dict``, ``state_dict`` or ``model``, and may describe its ``input``.
 
     Returns:
-        The state dict and the input that it was trained on, None where the file does not tell.
+        The state dict and the input that it was trained on, None if the file does not describe it.
 
     Raises:
-        ModelError: If the file is missing or holds no state dict of plain tensors.
+        ModelError: The file is missing or holds no state dict of plain tensors.
     """
     loaded = _load_file(path.expanduser())
     holder = loaded if isinstance(loaded, Mapping) else {}
@@ -146,7 +130,7 @@ def _load_file(path: Path) -> object:
 
 
 def _not_weights(start: bytes) -> str:
-    """Return what a download left in the place of weights, and what to do; "" where it may be weights."""
+    """Describe a failed download in place of the weights, and the remedy; "" if it may be weights."""
     if start.startswith(b"version https://git-lfs.github.com/spec/"):
         return "a Git LFS pointer, not the weights; run git lfs pull in its repository, or download the file"
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
@@ -167,7 +151,7 @@ def _load_safetensors(file: BinaryIO, path: Path) -> object:
 def _load_torch(file: BinaryIO, path: Path) -> object:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file raises errors of a dozen kinds
+    except Exception as error:  # damaged and malicious files raise many kinds of errors
         raise ModelError(
             f"The weights file {path} is not a file of torch.save with plain tensors, and nothing in it "
             "was run; save the state dict again with torch.save(model.state_dict(), path)."
@@ -175,14 +159,14 @@ def _load_torch(file: BinaryIO, path: Path) -> object:
 
 
 def _input_of(holder: Mapping[str, Any]) -> InputSpec | None:
-    """Reads the input that a checkpoint of this project describes; others may mean else by the key."""
+    """Return the input that a checkpoint describes; other programs may use the key for something else."""
     try:
         return InputSpec.from_dict(holder["input"])
     except (KeyError, ModelError):
         return None
 
 
-_TIMEOUT_SECONDS = 15.0  # without a byte, as for pip
+_TIMEOUT_SECONDS = 15.0  # without receiving a byte; the value of pip
 
 
 def imagenet_state(name: str) -> dict[str, Any]:
@@ -195,18 +179,18 @@ def imagenet_state(name: str) -> dict[str, Any]:
         The state dict.
 
     Raises:
-        ModelError: They are neither in the cache nor to be had from the network; names the remedies.
+        ModelError: They are not in the cache and cannot be downloaded; the message names the remedies.
     """
     url = str(torchvision.models.get_model_weights(name).DEFAULT.url)
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     try:
-        # torch.hub downloads to a file of its own name, checks the hash and renames: processes that
-        # fetch at once do no harm. It announces the download on stdout, which is for results.
+        # torch.hub downloads to a temporary file, checks the hash and renames it, so that concurrent
+        # downloads are safe. It reports the download on stdout, which is for results.
         with _network_timeout(), contextlib.redirect_stdout(sys.stderr):
             return torch.hub.load_state_dict_from_url(
                 url, map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
             )
-    except Exception as error:  # a broken file or download raises errors of a dozen kinds
+    except Exception as error:  # broken files and downloads raise many kinds of errors
         raise ModelError(_explain(name, url, file, error)) from error
 
 
@@ -224,7 +208,7 @@ def _explain(name: str, url: str, file: Path, error: Exception) -> str:
 
 @contextlib.contextmanager
 def _network_timeout() -> Iterator[None]:
-    """Let a stalled download fail: torch.hub takes no timeout of its own."""
+    """Make a stalled download fail: torch.hub has no timeout option."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_SECONDS)
     try:

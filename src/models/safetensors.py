@@ -1,4 +1,4 @@
-"""Reading ``.safetensors`` files: a JSON header and raw bytes, in which nothing can be executed."""
+"""Read ``.safetensors`` files: a JSON header and raw bytes, which cannot contain code."""
 
 import json
 import math
@@ -28,11 +28,11 @@ _DIMENSIONS = 16
 
 
 def read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
-    """Read all tensors of an open file, from its beginning.
+    """Read all tensors of an open file, starting at its beginning.
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is not such a file, is cut off, or its header does not describe its bytes exactly.
+        ValueError: It is not such a file, is truncated, or its header does not describe its bytes exactly.
     """
     rest = os.fstat(file.fileno()).st_size - _LENGTH
     length = int.from_bytes(file.read(_LENGTH), "little")
@@ -45,7 +45,7 @@ def read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
 
 
 def _described(header: bytes, size: int) -> dict[str, tuple[torch.dtype, list[int]]]:
-    """Return dtype and shape of each tensor, in the order of their bytes, which must leave no gap."""
+    """Return dtype and shape of each tensor in the order of their bytes, which must have no gaps."""
     try:
         entries = json.loads(header.decode(), object_pairs_hook=_without_repeats)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Changes to a torchvision classifier: stem (the first convolution), pooling, and what its head is."""
+"""Find and change the stem (first convolution), the head and the pooling of a torchvision classifier."""
 
 import math
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and std per channel of pixels in [0, 1]."""
-# What a stem for small images is, by the first part of the model's name: the size and stride of
-# the first convolution, and the max-pool that goes. Families that stride their 3x3 stem keep its
-# filters and lose the stride; those that cut the image into patches of 4 cut it into patches of 2.
+# Stems for small images by the prefix of the model's name: kernel size and stride of the first convolution,
+# and the max-pool that is removed. Families with a 3x3 stem keep its filters and get stride 1; those with
+# patches of 4 pixels get patches of 2.
 _SMALL_STEMS: dict[str, tuple[int, int, str | None]] = {
     "resnet": (3, 1, "maxpool"),
     "resnext": (3, 1, "maxpool"),
@@ -26,30 +26,30 @@ _SMALL_STEMS: dict[str, tuple[int, int, str | None]] = {
 
 
 def small_stem_families() -> list[str]:
-    """Names the families that have a stem for small images."""
+    """Return the families that have a stem for small images."""
     return sorted(_SMALL_STEMS)
 
 
 def has_small_stem(name: str) -> bool:
-    """Says whether the model's family has a stem for small images."""
+    """Return whether the model's family has a stem for small images."""
     return name.startswith(tuple(_SMALL_STEMS))
 
 
 def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d]:
-    """Returns the path and the module of the convolution that sees the image."""
+    """Return the path and the module of the first convolution."""
     return next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
 
 
 def head_path(model: nn.Module) -> str:
-    """Returns the path of the layer that gives the logits (SqueezeNet's is a convolution)."""
+    """Return the path of the layer that returns the logits (a convolution in SqueezeNet)."""
     paths = [path for path, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     return str(paths[-1])
 
 
 def set_stem(model: nn.Module, name: str, *, channels: int, small: bool) -> None:
-    """Makes the first convolution fit the channel count and, where asked, small images.
+    """Adapt the first convolution to the number of channels and, if ``small``, to small images.
 
-    A convolution that already fits is left alone; a new one starts from random filters.
+    A convolution that already fits is kept; a new one starts from random filters.
     """
     path, old = first_convolution(model)
     kernel, stride, padding = old.kernel_size[0], old.stride[0], int(old.padding[0])
@@ -63,12 +63,12 @@ def set_stem(model: nn.Module, name: str, *, channels: int, small: bool) -> None
         return
     bias = old.bias is not None
     new = nn.Conv2d(channels, old.out_channels, kernel, stride=stride, padding=padding, bias=bias)
-    _initialise_like(new, old)
+    _initialize_like(new, old)
     model.set_submodule(path, new)
 
 
-def _initialise_like(new: nn.Conv2d, old: nn.Conv2d) -> None:
-    """Draws filters whose responses vary as much as those of the family's own random filters."""
+def _initialize_like(new: nn.Conv2d, old: nn.Conv2d) -> None:
+    """Draw filters whose responses have the variance of the original random filters."""
     gain = math.sqrt(old.weight[0].numel() / new.weight[0].numel())
     nn.init.normal_(new.weight, std=old.weight.std().item() * gain)
     if new.bias is not None:
@@ -76,12 +76,12 @@ def _initialise_like(new: nn.Conv2d, old: nn.Conv2d) -> None:
 
 
 def adapt_filters(filters: Tensor, channels: int) -> Tensor:
-    """Carries trained filters over to another number of input channels, of images normalized alike.
+    """Adapt trained filters to another number of input channels with the same normalization.
 
-    For one channel the filters are summed over theirs, so that a gray image gives the response of
-    its own replication. For other counts they are repeated in turn and scaled by ``old / new``, so
-    that an image with equal channels gives the same response wherever the counts divide. Both hold where
-    mean and std are the same for all channels, old and new; for others see `adapt_stem`.
+    For one channel the filters are summed over their channels, so that a gray image has the response of its
+    RGB copy. For other numbers they are repeated in turn and scaled by ``old / new``, so that an image with
+    equal channels has the same response if one number divides the other. Both require the same mean and std
+    for all channels, old and new; otherwise see `adapt_stem`.
 
     Args:
         filters: (out, old, k, k).
@@ -101,11 +101,11 @@ def adapt_filters(filters: Tensor, channels: int) -> Tensor:
 def adapt_stem(
     filters: Tensor, channels: int, source: Normalization, target: Normalization
 ) -> tuple[Tensor, Tensor]:
-    """Carries trained filters over to other channels with another normalization; see `adapt_filters`.
+    """Adapt trained filters to other channels with another normalization; see `adapt_filters`.
 
-    The filters are scaled by the ratio of the std. What the difference of the means adds to a response is
-    returned, for the layer that follows. The response is then that of the replicated image normalized as
-    the filters expect, but where a padded filter reaches over the edge of the image.
+    The filters are scaled by the ratio of the stds. The difference of the means shifts the responses; the
+    shift is returned, to be added in the following layer. The response is then that of the replicated image
+    with the normalization that the filters expect, except where padding is involved.
 
     Args:
         filters: (out, old, k, k).
@@ -114,7 +114,7 @@ def adapt_stem(
         target: Mean and std of each new channel.
 
     Returns:
-        The filters (out, channels, k, k), and what is to be added to each response, (out,).
+        The filters (out, channels, k, k) and the shift of each response, (out,).
     """
     old = filters.shape[1]
     (old_mean, old_std), (mean, std) = (
@@ -130,9 +130,9 @@ def adapt_stem(
 
 
 def shifted_by_stem(model: nn.Module) -> tuple[str, float]:
-    """Returns which tensor takes what `adapt_stem` adds to the responses, and with which sign.
+    """Return the tensor to which the shift of `adapt_stem` is added, and its sign.
 
-    That is the bias of the first convolution, or, where it has none, the mean of the batch norm after it.
+    It is the bias of the first convolution or, if there is none, the mean of the following batch norm.
     """
     path, convolution = first_convolution(model)
     if convolution.bias is not None:
@@ -144,10 +144,10 @@ def shifted_by_stem(model: nn.Module) -> tuple[str, float]:
 
 
 class DeterministicAveragePool(nn.AdaptiveAvgPool2d):
-    """Adaptive average pooling to several cells whose gradient is deterministic on a GPU, too.
+    """Adaptive average pooling to several cells with a gradient that is deterministic on GPUs, too.
 
-    The gradient of torch's own is not, and ``torch.use_deterministic_algorithms`` refuses it. To a single
-    cell torch takes the mean, which is deterministic. On a CPU this is torch's own.
+    torch's gradient is not, and ``torch.use_deterministic_algorithms`` refuses it. Pooling to a single cell
+    is a mean, which is deterministic. On a CPU this class uses torch's implementation.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class DeterministicAveragePool(nn.AdaptiveAvgPool2d):
         return self.by_products(images)
 
     def by_products(self, images: Tensor) -> Tensor:
-        """Pool by two matrix products, which average along the height and along the width."""
+        """Pool with two matrix products, one for the height and one for the width."""
         sides, wanted = images.shape[2:], self.output_size
         assert isinstance(wanted, tuple)
         if tuple(sides) == wanted:
@@ -166,12 +166,12 @@ class DeterministicAveragePool(nn.AdaptiveAvgPool2d):
             _averaging(old, old if new is None else new, images.device)
             for old, new in zip(sides, wanted, strict=True)
         )
-        with torch.autocast(images.device.type, enabled=False):  # bfloat16 has no third
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 cannot represent 1/3
             return (rows @ images.float() @ columns.T).to(images.dtype)
 
 
 def _averaging(old: int, new: int, device: torch.device) -> Tensor:
-    """Return the matrix ``(new, old)`` whose rows average the range of places that torch averages."""
+    """Return the matrix ``(new, old)`` whose rows average the same ranges as torch."""
     cells, places = torch.arange(new, device=device)[:, None], torch.arange(old, device=device)
     inside = (places >= cells * old // new) & (places < -(-(cells + 1) * old // new))
     return inside / inside.sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Checkpoints: one typed state, whole files only, nothing pickled but tensors and plain values."""
+"""Checkpoints: a typed state, atomic writes, and files with tensors and plain values only."""
 
 import errno
 import os
@@ -23,12 +23,12 @@ BEST = "best_model.pth"
 
 @dataclass
 class TrainerState:
-    """What must survive a crash, beside the tensors.
+    """The state of a training, apart from the tensors.
 
     Attributes:
-        epoch: Epochs that are complete.
-        steps: Optimizer steps of the epoch after that; its batches up to there are not seen again.
-        loss_sum: Summed training loss over these steps.
+        epoch: Number of complete epochs.
+        steps: Number of optimizer steps in the epoch after that; a resumed run skips their batches.
+        loss_sum: Training loss summed over these steps.
         best_val_auc: Highest finite val AUC so far, None before there is one.
         best_epoch: Its epoch, 0 before there is one.
         history: One row per epoch, in order: ``epoch`` and the metrics.
@@ -42,7 +42,7 @@ class TrainerState:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def record(self, row: dict[str, float]) -> bool:
-        """Appends one finished epoch; True where its val AUC is the best so far."""
+        """Append the metrics of a finished epoch; return whether its val AUC is the best so far."""
         self.history.append(row)
         self.epoch, self.steps, self.loss_sum = int(row["epoch"]), 0, torch.zeros_like(self.loss_sum)
         improved = is_better(row["val_auc"], self.best_val_auc)
@@ -51,7 +51,7 @@ class TrainerState:
         return improved
 
     def state_dict(self) -> dict[str, Any]:
-        """One key per attribute, plain values."""
+        """Return the attributes as plain values."""
         return {
             "epoch": self.epoch,
             "steps": self.steps,
@@ -63,7 +63,7 @@ class TrainerState:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict[str, Any]) -> "TrainerState":
-        """The state that a checkpoint holds."""
+        """Return the state in a checkpoint."""
         return cls(
             checkpoint["epoch"],
             checkpoint["steps"],
@@ -76,39 +76,39 @@ class TrainerState:
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """``latest.pth``, the one before it, and ``best_model.pth`` in one folder."""
+    """The files ``latest.pth``, ``latest.prev.pth`` and ``best_model.pth`` in one folder."""
 
     folder: Path
 
     @property
     def latest(self) -> Path:
-        """Written after every epoch."""
+        """Path of the checkpoint that is written after every epoch."""
         return self.folder / LATEST
 
     @property
     def previous(self) -> Path:
-        """What ``latest`` was before it was written last, in case that is damaged."""
+        """Path of the previous ``latest``, in case that is damaged."""
         return self.folder / PREVIOUS
 
     @property
     def best(self) -> Path:
-        """The epoch with the best val AUC; shares its bytes with ``latest`` until the next epoch."""
+        """Path of the epoch with the best val AUC; a hard link to ``latest`` until the next epoch."""
         return self.folder / BEST
 
     def save(self, checkpoint: dict[str, Any], *, is_best: bool) -> None:
-        """Writes ``latest`` and, where ``is_best``, makes ``best`` the same file.
+        """Write ``latest`` and, if ``is_best``, make ``best`` the same file.
 
         Raises:
-            OSError: Nothing could be written; the files are as they were.
+            OSError: Writing failed; the files are unchanged.
         """
         if not self.folder.parent.is_dir():
-            # Made anew it would hide that the best checkpoint so far is gone with the rest.
+            # Creating it again would hide that the best checkpoint is gone with the folder.
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder.parent))
         with atomic_file(self.latest) as file:
             try:
                 torch.save(checkpoint, file)
             except RuntimeError as error:
-                # On a full disk torch's zip writer trips over the failed write and hides it.
+                # On a full disk, torch's zip writer hides the failed write behind its own error.
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
@@ -118,49 +118,49 @@ class CheckpointStore:
             atomic_link(self.latest, self.best)
 
     def load_latest(self) -> tuple[dict[str, Any], str | None]:
-        """The newest checkpoint that can be read, and why that is not ``latest``, None where it is.
+        """Return the newest readable checkpoint, and a warning if it is not ``latest``.
 
-        A process that died between the two steps of `save` has left an older ``best``; it is mended.
+        If the process was killed between the two steps of `save`, ``best`` is updated here.
 
         Raises:
-            DataError: There is none.
+            DataError: There is no readable checkpoint.
         """
         warning = None
         try:
             checkpoint, source = load_checkpoint(self.latest), self.latest
         except DataError as error:
             checkpoint, source = load_checkpoint(self.previous), self.previous
-            warning = f"{error}; going on from {self.previous.name}, epoch {checkpoint['epoch']}"
+            warning = f"{error}; continuing from {self.previous.name}, epoch {checkpoint['epoch']}"
         if checkpoint["best_epoch"] == checkpoint["epoch"] > 0 and checkpoint["steps"] == 0:
             atomic_link(source, self.best)
         return checkpoint, warning
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Open a checkpoint: tensors and plain values only.
+    """Load a checkpoint with tensors and plain values only.
 
     Raises:
-        DataError: The file is missing, damaged, or holds anything that would have to be executed.
+        DataError: The file is missing, damaged, or contains code.
     """
     try:
-        with open_regular(path) as file:  # once, so that what was checked is what is loaded
+        with open_regular(path) as file:  # opened once, so that the checked file is the loaded one
             _check_sums(file)
             file.seek(0)
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged or hostile file raises errors of a dozen kinds
+    except Exception as error:  # damaged and malicious files raise many kinds of errors
         why = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):
             why = "it holds more than tensors and plain values, and nothing in it was run"
         raise DataError(f"{path}: not a checkpoint that can be opened: {why}") from None
     if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
-        raise DataError(f"{path}: holds no model_state_dict, so it is no checkpoint of a run")
+        raise DataError(f"{path}: holds no model_state_dict, so it is not a checkpoint of a run")
     return checkpoint
 
 
 def _check_sums(file: IO[bytes]) -> None:
-    """Raise ValueError where a byte has changed since the file was written, which torch does not check."""
+    """Raise ValueError if a byte has changed since the file was written; torch does not check this."""
     try:
         with zipfile.ZipFile(file) as archive:
             check_layout(file, archive)
@@ -172,7 +172,7 @@ def _check_sums(file: IO[bytes]) -> None:
 
 
 def run_of_checkpoint(path: Path) -> str | None:
-    """Return the id of the run that wrote a checkpoint, None where it does not say; no tensor is read."""
+    """Return the id of the run that wrote a checkpoint, None if it has none; no tensor is read."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return str(checkpoint["run_id"])

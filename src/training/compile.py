@@ -1,4 +1,4 @@
-"""CUDA graphs of the forward and backward pass, for batches of one size."""
+"""CUDA graphs of the forward and backward pass (``training.compile``)."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, TrainingError
-from ..models.forward import Network
+from ..models.forward import ModelContext
 from ..utils.cli import warn
 from ..utils.config import TrainingConfig
 
 
 class GraphedModel(nn.Module):
-    """Runs batches of the usual size as CUDA graphs, others (a smaller last batch) as they are."""
+    """Run batches of the usual size as CUDA graphs, others (a smaller last batch) without."""
 
     def __init__(self, model: nn.Module, graphed: nn.Module, size: int) -> None:
         """Wrap a model.
@@ -21,7 +21,7 @@ class GraphedModel(nn.Module):
         Args:
             model: The model; its parameters and buffers are those of the wrapper, in the same order.
             graphed: The same model, captured for batches of ``size`` images.
-            size: Images of such a batch.
+            size: Number of images.
         """
         super().__init__()
         self.model = model
@@ -34,65 +34,65 @@ class GraphedModel(nn.Module):
         return logits
 
 
-def check_compile(network: Network, settings: TrainingConfig) -> None:
-    """Refuse ``training.compile=on`` where graphs are known to be impossible.
+def check_compile(context: ModelContext, settings: TrainingConfig) -> None:
+    """Refuse ``training.compile=on`` if CUDA graphs are known to be impossible.
 
     Raises:
-        ConfigError: They are; the message says why.
+        ConfigError: They are impossible; the message has the reason.
     """
-    if settings.compile == "on" and (reason := _obstacle(network, settings)) is not None:
+    if settings.compile == "on" and (reason := _obstacle(context, settings)) is not None:
         raise _refusal(reason)
 
 
-def compiled(network: Network, settings: TrainingConfig) -> Network:
-    """Return the network with the passes that ``training.compile`` asks for.
+def compiled(context: ModelContext, settings: TrainingConfig) -> ModelContext:
+    """Return the context with CUDA graphs if ``training.compile`` asks for them.
 
-    The host launches several hundred kernels per step; as graphs they are two launches, and no bit of the
-    result changes. ``torch.compile`` is slower for small images; at 224 px it pays after a million of them.
+    CUDA graphs replace several hundred kernel launches per step by two, and change no bit of the result.
+    ``torch.compile`` is slower for small images; at 224 px it pays off after a million images.
 
     Args:
-        network: What trains; what is trainable must not change afterwards.
+        context: The model to train; the set of trainable parameters must not change afterwards.
         settings: The training section.
 
     Raises:
-        ConfigError: Graphs are asked for, and the model cannot be captured.
+        ConfigError: ``training.compile`` is ``on`` and the model cannot be captured.
     """
     if settings.compile == "off":
-        return network
-    reason = _obstacle(network, settings)
+        return context
+    reason = _obstacle(context, settings)
     if reason is None:
-        size = len(network.processes.share(settings.batch_size))
-        graphed, reason = _capture(network, size)
+        size = len(context.processes.share(settings.batch_size))
+        graphed, reason = _capture(context, size)
         if graphed is not None:
-            return replace(network, model=GraphedModel(network.model, graphed, size))
+            return replace(context, model=GraphedModel(context.model, graphed, size))
     if settings.compile == "on":
         raise _refusal(reason)
-    if network.device.type == "cuda":
+    if context.device.type == "cuda":
         warn(f"training without CUDA graphs: {reason}")
-    return network
+    return context
 
 
 def _refusal(reason: str | None) -> ConfigError:
     return ConfigError(f"training.compile: CUDA graphs are not possible: {reason}; use auto or off")
 
 
-def _obstacle(network: Network, settings: TrainingConfig) -> str | None:
-    if network.device.type != "cuda":
-        return f"the device is {network.device.type}"
-    if network.processes.are_several:
-        return "several processes train"  # never tried on several GPUs
-    if settings.gradient_accumulation_steps > 1:  # a graph writes gradients to the same memory each time
+def _obstacle(context: ModelContext, settings: TrainingConfig) -> str | None:
+    if context.device.type != "cuda":
+        return f"the device is {context.device.type}"
+    if context.processes.are_several:
+        return "several processes train"  # not tested on several GPUs
+    if settings.gradient_accumulation_steps > 1:  # a graph always writes gradients to the same memory
         return "training.gradient_accumulation_steps is more than 1"
     return None
 
 
 class _Forward(nn.Module):
-    """The forward pass in mixed precision, without the cache of weights that a graph cannot use."""
+    """The forward pass in mixed precision, without the weight cache, which CUDA graphs cannot use."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, context: ModelContext) -> None:
         super().__init__()
-        self.model = network.model
-        self._autocast = network.autocast
+        self.model = context.model
+        self._autocast = context.autocast
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast("cuda", self._autocast, self._autocast is not None, cache_enabled=False):
@@ -100,36 +100,36 @@ class _Forward(nn.Module):
             return logits.float()
 
 
-def _capture(network: Network, size: int) -> tuple[nn.Module | None, str | None]:
+def _capture(context: ModelContext, size: int) -> tuple[nn.Module | None, str | None]:
     """Capture both passes; weights and buffers stay as they are.
 
     Returns:
-        The captured module, or None and why there is none.
+        The captured module, or None and the reason.
 
     Raises:
-        TrainingError: Capturing failed half-way, after which torch's memory cannot be relied on.
+        TrainingError: Capturing failed half-way, which leaves torch's memory in an undefined state.
     """
-    buffers = [buffer.clone() for buffer in network.model.buffers()]
-    spec, forward = network.spec, _Forward(network)
-    images = torch.zeros(size, spec.channels, spec.size, spec.size, device=network.device)
+    buffers = [buffer.clone() for buffer in context.model.buffers()]
+    spec, forward = context.spec, _Forward(context)
+    images = torch.zeros(size, spec.channels, spec.size, spec.size, device=context.device)
     images = images.contiguous(memory_format=torch.channels_last)
-    # Gradients are computed on the stream of the graphs and added on that of the loop, as is meant.
+    # Gradients are computed on the stream of the graphs and accumulated on that of the loop, as intended.
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     try:
         if (reason := _try_passes(forward, images)) is not None:
             return None, reason
         return _captured(forward, images)
     finally:
-        for buffer, before in zip(network.model.buffers(), buffers, strict=True):
+        for buffer, before in zip(context.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
 
 def _try_passes(forward: _Forward, images: Tensor) -> str | None:
-    """Run both passes twice; return why they cannot be captured, such as an operation that waits."""
+    """Run both passes twice; return why they cannot be captured, such as a synchronizing operation."""
     trained = [parameter for parameter in forward.parameters() if parameter.requires_grad]
     mode = torch.cuda.get_sync_debug_mode()
     try:
-        for wanted in ("default", "error"):  # the first time libraries are set up, and may wait
+        for wanted in ("default", "error"):  # the first pass initializes libraries, which may synchronize
             torch.cuda.set_sync_debug_mode(wanted)
             torch.autograd.grad(forward(images).sum(), trained)
     except RuntimeError as error:
@@ -150,9 +150,9 @@ def _captured(forward: _Forward, images: Tensor) -> tuple[nn.Module | None, str 
         raise TrainingError(
             f"the CUDA graphs of the model could not be captured ({why}); set training.compile=off"
         ) from None
-    torch.cuda.empty_cache()  # what the warm-up used on a stream of its own
+    torch.cuda.empty_cache()  # frees the memory that the warm-up used on its own stream
     taken = torch.cuda.memory_reserved(device) - before
-    # A graph keeps its memory; a smaller last batch, validation and the decoded images need theirs beside it.
+    # Graphs keep their memory; a smaller last batch, validation and the decoded images need their own.
     if taken > torch.cuda.mem_get_info(device)[0] / 2:
         return None, f"they would keep {taken / 1e9:.1f} GB, more than half of the memory that is then free"
     return graphed, None

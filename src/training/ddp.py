@@ -1,133 +1,79 @@
-"""One model in several processes: gradients become the mean over all, and batch norm may see all images."""
+"""DistributedDataParallel: average the gradients over all ranks, and synchronize batch norm."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ..models.forward import Network
+from ..errors import ConfigError
+from ..models.forward import ModelContext
 
 
-def replicated(network: Network) -> Network:
-    """The network whose every backward pass ends with the mean gradient of all processes.
+def wrap_ddp(context: ModelContext) -> ModelContext:
+    """Wrap the model in DDP, so that every backward pass ends with the mean gradient over all ranks.
 
-    What is trainable must not change afterwards. Weights and buffers become those of the first process.
+    The set of trainable parameters must not change afterwards. Parameters and buffers become those of the
+    main rank. A context with a single process is returned unchanged.
     """
-    if not network.processes.are_several:
-        return network
-    place = [network.device] if network.device.type == "cuda" else None
-    replica = replace(
-        network,
+    if not context.processes.are_several:
+        return context
+    wrapped = replace(
+        context,
         model=DistributedDataParallel(
-            network.model,
-            device_ids=place,
-            forward_sync_buffers=False,  # the first process's count; others get them before they validate
+            context.model,
+            device_ids=[context.device] if context.device.type == "cuda" else None,
+            forward_sync_buffers=False,  # the main rank's buffers count; they are broadcast before validation
             gradient_as_bucket_view=True,
         ),
     )
-    _settle(replica)
-    return replica
+    _rebuild_buckets(wrapped)
+    return wrapped
 
 
-def unreduced(model: nn.Module) -> AbstractContextManager[None]:
-    """A block whose backward passes keep their gradients to themselves, to go with those of the next."""
+def no_sync(model: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which DDP accumulates gradients without exchanging them."""
     if isinstance(model, DistributedDataParallel):
         context: AbstractContextManager[None] = model.no_sync()
         return context
     return nullcontext()
 
 
-def _settle(replica: Network) -> None:
-    """Runs a step that changes nothing.
+def _rebuild_buckets(wrapped: ModelContext) -> None:
+    """Run a forward and backward pass that changes nothing.
 
-    After its first backward pass a replica lays its gradients out anew, in the order in which they came.
-    With three processes and more the layout decides in which order they are added: a resumed run would
-    differ from one that was not interrupted.
+    After its first backward pass, DDP rearranges its gradient buckets in the order in which the gradients
+    arrived. With three or more ranks the buckets decide the order of summation, so that a resumed run would
+    differ from an uninterrupted one.
     """
-    buffers = [buffer.clone() for buffer in replica.model.buffers()]
-    spec = replica.spec
-    images = torch.zeros(2, spec.channels, spec.size, spec.size, device=replica.device)
-    with torch.autocast(replica.device.type, replica.autocast, replica.autocast is not None):
-        replica.model(images.contiguous(memory_format=torch.channels_last)).float().sum().backward()
-    for parameter in replica.model.parameters():
+    buffers = [buffer.clone() for buffer in wrapped.model.buffers()]
+    spec = wrapped.spec
+    images = torch.zeros(2, spec.channels, spec.size, spec.size, device=wrapped.device)
+    with torch.autocast(wrapped.device.type, wrapped.autocast, wrapped.autocast is not None):
+        wrapped.model(images.contiguous(memory_format=torch.channels_last)).float().sum().backward()
+    for parameter in wrapped.model.parameters():
         parameter.grad = None
-    for buffer, before in zip(replica.model.buffers(), buffers, strict=True):
+    for buffer, before in zip(wrapped.model.buffers(), buffers, strict=True):
         buffer.copy_(before)
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether some layer normalises by the images it sees together."""
+    """Return whether the model has batch-norm layers."""
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with batch norms that see the images of all processes; weights and names stay."""
-    if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return converted
-    for name, child in list(model.named_children()):
-        setattr(model, name, _SyncedBatchNorm.of(child) if isinstance(child, nn.BatchNorm2d) else child)
-        synchronized(child, device)
-    return model
+def sync_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model with its batch-norm layers replaced by `torch.nn.SyncBatchNorm`; parameters stay.
 
-
-class _SyncedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the images of all processes, on any device; torch's own knows GPUs only.
-
-    A process may have no image of a batch.
+    Raises:
+        ConfigError: The model has batch norm and is on a CPU, where torch has no SyncBatchNorm.
     """
-
-    @classmethod
-    def of(cls, norm: nn.BatchNorm2d) -> "_SyncedBatchNorm":
-        synced = cls.__new__(cls)
-        synced.__dict__ = norm.__dict__
-        return synced
-
-    def forward(self, images: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(images)
-        values = images.float()
-        count = torch.tensor(float(values.numel() // self.num_features), device=values.device)
-        dist.all_reduce(count)
-        # Two sums, for the difference of the squares' mean and the mean's square loses digits.
-        mean = _sum_over_all(values.sum((0, 2, 3))) / count
-        centred = values - mean[:, None, None]
-        variance = _sum_over_all(centred.square().sum((0, 2, 3))) / count
-        self._remember(mean.detach(), variance.detach() * count / (count - 1))
-        scale = torch.rsqrt(variance + self.eps) * self.weight
-        return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(images.dtype)
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.num_batches_tracked is not None  # torchvision's norms keep all three
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
-
-
-class _SumOverAll(torch.autograd.Function):
-    @staticmethod
-    def forward(_context: Any, values: Tensor) -> Tensor:  # noqa: ANN401
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(_context: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
-        # Each process's loss depends on the total, so what it takes back is the sum over all of them.
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-
-def _sum_over_all(values: Tensor) -> Tensor:
-    total: Tensor = _SumOverAll.apply(values)  # type: ignore[no-untyped-call]
-    return total
+    if device.type == "cpu" and has_batch_norm(model):
+        raise ConfigError(
+            "training.sync_batchnorm: torch.nn.SyncBatchNorm works on GPUs only, and the device is cpu; set "
+            "training.sync_batchnorm=false, train on GPUs, or choose a model without batch norm"
+        )
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return converted

@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and the moving average of the weights."""
+"""Optimizer, learning-rate schedule, moving average of the weights, and the defaults of all of them."""
 
 import math
 import re
@@ -16,15 +16,15 @@ from ..utils.config import Config, TrainingConfig
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
-    """The configured optimizer over ``groups`` (as `parameter_groups` makes)."""
-    # Fused: one pass over all that a step reads and writes, where the other implementations make several.
+    """Return the configured optimizer for the parameter groups of `parameter_groups`."""
+    # Fused: one pass over parameters and state, where the other implementations make several.
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             groups,
             lr=float(config.learning_rate),
             momentum=config.momentum,
             nesterov=config.momentum > 0,
-            # It fails (torch 2.13) once some parameters have momentum and others have not yet.
+            # Fails (torch 2.13) if some parameters have momentum and others do not yet.
             fused=config.freeze_backbone_epochs == 0,
         )
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
@@ -32,20 +32,20 @@ def make_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> torc
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, steps_per_epoch: int) -> LambdaLR:
-    """A schedule that is stepped after every optimizer step."""
+    """Return the configured schedule, which is advanced after every optimizer step."""
     return LambdaLR(optimizer, lambda step: rate_factor(step / steps_per_epoch, config, 1 / steps_per_epoch))
 
 
 def rate_factor(epochs_done: float, config: TrainingConfig, step: float = 0.0) -> float:
-    """The factor on the peak learning rate at a point of the run.
+    """Return the factor on the peak learning rate at a point of the run.
 
     Linear warm-up over ``warmup_epochs``, then cosine to zero at the last epoch (Loshchilov and Hutter
-    2017, doi 10.48550/arXiv.1608.03983, without restarts), a cut at each milestone, or nothing.
+    2017, doi 10.48550/arXiv.1608.03983, without restarts), a reduction at each milestone, or constant.
 
     Args:
-        epochs_done: Epochs that have passed, with fractions.
+        epochs_done: Epochs since the start, with fractions.
         config: The training section.
-        step: One step in epochs; the first step of the warm-up has a rate above zero.
+        step: Length of one step in epochs, so that the first step of the warm-up has a rate above zero.
     """
     epochs = int(config.epochs)
     warmup = min(config.warmup_epochs, epochs - 1)
@@ -55,23 +55,23 @@ def rate_factor(epochs_done: float, config: TrainingConfig, step: float = 0.0) -
         progress = (epochs_done - warmup) / (epochs - warmup)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     if config.schedule == "multistep":
-        # A hair more than nothing: 50 epochs of steps may sum to 49.999...
+        # The steps of 50 epochs may sum to 49.999...
         return float(config.gamma ** sum(epochs_done + 1e-9 >= milestone for milestone in config.milestones))
     return 1.0
 
 
-class WeightAverage(AveragedModel):
+class ModelEma(AveragedModel):
     """An exponential moving average of a model's weights and batch-norm statistics.
 
-    ``AveragedModel`` reads its step count on the device that trains, so each step waits for the device.
+    ``AveragedModel`` reads its step count from the GPU, so that every step would wait for the GPU.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Start at the model's weights.
+        """Start with the weights of the model.
 
         Args:
             model: The model that trains.
-            decay: The share of the average that each step leaves in place.
+            decay: The fraction of the average that each step keeps.
         """
         super().__init__(model, use_buffers=True)
         self._decay = decay
@@ -83,7 +83,7 @@ class WeightAverage(AveragedModel):
         floats = [i for i, tensor in enumerate(old) if tensor.is_floating_point()]
         share = 1 - self._decay if int(self.n_averaged) else 1.0
         torch._foreach_lerp_([old[i] for i in floats], [new[i] for i in floats], share)
-        # Whole numbers are indices (Swin's positions) and counts: averaged, they would be rounded down.
+        # Integers are indices (Swin's positions) and counts, which must not be averaged.
         for i in set(range(len(old))) - set(floats):
             old[i].copy_(new[i])
         self.n_averaged += 1
@@ -95,17 +95,17 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 _DEMO_EPOCHS = 10  # a first run ends within two minutes on two cores
 _FINE_TUNING_EPOCHS = 30
-_SGD = 10.0  # the rates below are those of Adam
+_SGD = 10.0  # factor on the learning rates below, which are for Adam
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """Defaults of a family of networks, for batches of 32; README.md has the source of each value.
+    """Defaults of a model family for batches of 32; README.md names the source of each value.
 
     Attributes:
         backbone: Learning rate of pretrained weights.
         scratch: Learning rate of random weights.
-        epochs: Epochs from random weights.
+        epochs: Number of epochs from random weights.
     """
 
     backbone: float
@@ -124,11 +124,11 @@ _HEAD = 1e-3
 
 
 def resolve_defaults(config: Config) -> Config:
-    """Return the settings with every ``auto`` that depends on the network and its weights replaced."""
+    """Return the settings with every ``auto`` resolved that depends on the model and its weights."""
     is_demo = config.data.root_dir == DEMO_NAME
     weights = config.model.weights
     if weights == "auto":
-        # The demo's phantoms have nothing of a photograph, and a first run should need no network.
+        # The demo's phantoms do not resemble photographs, and a first run should work offline.
         weights = "none" if is_demo else "imagenet"
     recipe = next((r for name, r in _RECIPES.items() if re.match(name, config.model.name)), _CONVOLUTIONAL)
     training, changes = config.training, dict[str, Any]({"model.weights": weights})
@@ -154,20 +154,19 @@ def parameter_groups(
     weight_decay: float,
     backbone_learning_rate: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups all parameters for an optimizer by learning rate and decay; vectors do not decay.
+    """Group all parameters by learning rate and weight decay; vectors have no weight decay.
 
-    Vectors are biases, the weights of norms, and what is a vector but for axes of length one
-    (ConvNeXt's layer scale, class tokens). Frozen parameters are held too: an optimizer passes over what
-    has no gradient, and finds them when they thaw.
+    Vectors are biases, the weights of norms, and tensors with one axis longer than 1 (ConvNeXt's layer
+    scale, class tokens). Frozen parameters are included: an optimizer skips parameters without a gradient.
 
     Args:
         model: The model.
-        learning_rate: The rate of the head, and of all where there is no other.
-        weight_decay: The decay of all but vectors.
-        backbone_learning_rate: The rate of everything but the head; None for ``learning_rate``.
+        learning_rate: Learning rate of the head, and of the backbone if it has no other.
+        weight_decay: Weight decay of all parameters but vectors.
+        backbone_learning_rate: Learning rate of everything but the head; None for ``learning_rate``.
 
     Returns:
-        One dict with ``params``, ``lr`` and ``weight_decay`` for each group; the first has the head's rate.
+        One dict with ``params``, ``lr`` and ``weight_decay`` per group; the first has the head's rate.
     """
     rest = learning_rate if backbone_learning_rate is None else backbone_learning_rate
     head = set(model.get_submodule(head_path(model)).parameters())

@@ -1,12 +1,13 @@
-"""What training leaves, on disk and in the tracker, written beside the loop."""
+"""Save checkpoints, history and metrics of a training, in the background."""
 
 import copy
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -16,162 +17,174 @@ from ..utils.io import atomic_write_text
 from ..utils.threads import at_most_threads
 from .checkpoint import CheckpointStore, TrainerState
 
-Row = Mapping[str, float]
+EpochMetrics = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class EpochMetric:
+    """A value that every epoch has.
+
+    Attributes:
+        name: Name of the metric.
+        in_csv: Whether it is a column of ``training_history.csv``.
+        best: When ``best_{name}`` is logged with its value of the best epoch; None if never.
+        is_timing: Whether it depends on the clock, so that two equal runs differ in it.
+    """
+
+    name: str
+    in_csv: bool = False
+    best: Literal["when reached", "at the end"] | None = None
+    is_timing: bool = False
+
+
+EPOCH_METRICS = (
+    EpochMetric("train_loss", in_csv=True),
+    EpochMetric("val_loss", in_csv=True, best="at the end"),
+    EpochMetric("val_acc", in_csv=True, best="at the end"),
+    EpochMetric("val_auc", in_csv=True, best="when reached"),
+    EpochMetric("val_sensitivity", in_csv=True, best="at the end"),
+    EpochMetric("val_specificity", in_csv=True, best="at the end"),
+    EpochMetric("val_threshold"),
+    EpochMetric("learning_rate"),
+    EpochMetric("epoch_seconds", is_timing=True),
+    EpochMetric("images_per_second", is_timing=True),
+)
+"""The values of an epoch, logged to the tracker and kept in the checkpoint's history."""
+COLUMNS = ("epoch", *(metric.name for metric in EPOCH_METRICS if metric.in_csv))
+"""Columns of ``training_history.csv``."""
+TIMING_METRICS = frozenset(metric.name for metric in EPOCH_METRICS if metric.is_timing)
+"""Names of the metrics that depend on the clock."""
+
+
+def write_history(path: Path, history: Sequence[EpochMetrics]) -> None:
+    """Write ``training_history.csv`` atomically: one row per epoch, numbers in full precision."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for metrics in history:
+        writer.writerow([int(metrics["epoch"]), *(repr(float(metrics[name])) for name in COLUMNS[1:])])
+    atomic_write_text(path, buffer.getvalue())
 
 
 class Tracker(Protocol):
-    """What is needed from whatever keeps the record of a run; called from one thread at a time."""
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Records settings; each key once."""
+    """The tracker methods that the recorder calls, from one thread at a time."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records all metrics of one epoch in one call; a resumed run keeps what it has at that step."""
+        """Log all metrics of one epoch in one call; a resumed run keeps the values it has at that step."""
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keeps a file with the run."""
-
-    def finish(self, status: str, message: str | None = None) -> None:
-        """Ends the run as FINISHED, FAILED or KILLED."""
+        """Store a file with the run."""
 
 
-class Keeping(Protocol):
-    """What the trainer needs from whatever keeps its state."""
+class StateRecorder:
+    """Recorder that saves nothing, for all ranks but the main one; base class of `Recorder`."""
 
-    @property
-    def best(self) -> Path | None:
-        """Where the best checkpoint is; None where another process has it."""
+    best: Path | None = None
+    """Path of the best checkpoint; None if another rank has it."""
 
     def check(self) -> None:
-        """Raises what went wrong since the last call."""
+        """Raise the error of the background writer, if there is one."""
 
     def wait(self) -> None:
-        """Returns once everything is kept."""
+        """Wait until everything is saved."""
 
-    def keep_epoch(self, checkpoint: Mapping[str, Any], *, improved: bool) -> None:
-        """Keeps the state after an epoch, the last of its history; ``improved``: it is the best so far."""
+    def save_epoch(self, checkpoint: Mapping[str, Any], metrics: EpochMetrics, *, improved: bool) -> None:
+        """Save the state after an epoch with these metrics; ``improved``: it is the best so far."""
 
-    def keep_steps(self, checkpoint: Mapping[str, Any]) -> None:
-        """Keeps the state within an epoch."""
+    def save_mid_epoch(self, checkpoint: Mapping[str, Any]) -> None:
+        """Save the state within an epoch."""
 
     def restore(self, history: Sequence[dict[str, float]]) -> None:
-        """Takes up the epochs of an earlier process."""
+        """Write and log the epochs of an earlier process again."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
 
-class NoKeeper:
-    """Keeps nothing: of several processes that train together, all but the first."""
+class Recorder(StateRecorder):
+    """Save the state after or within an epoch; as a context manager, wait for the last write at the end.
 
-    best = None
-
-    def check(self) -> None:
-        """Nothing goes wrong."""
-
-    wait = check
-
-    def keep_epoch(self, checkpoint: Mapping[str, Any], *, improved: bool) -> None:
-        """The first process does."""
-
-    def keep_steps(self, checkpoint: Mapping[str, Any]) -> None:
-        """The first process does."""
-
-    def restore(self, history: Sequence[dict[str, float]]) -> None:
-        """The first process does."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-class Keeper:
-    """Keeps the state after an epoch or within one; used as a context, whose end waits for the last.
-
-    Training goes on from a snapshot's end while it is written. All that follows an epoch is written in one
-    order, each thing once, and before anything of the next: a process may die at any point of it.
+    Training continues as soon as a snapshot of the state is taken. Everything that follows an epoch is
+    written once, in a fixed order and before anything of the next epoch: the process may be killed at any
+    point of it.
     """
 
     def __init__(
-        self, checkpoints: CheckpointStore, history_path: Path, tracker: Tracker, *, beside: bool
+        self, checkpoints: CheckpointStore, history_path: Path, tracker: Tracker, *, in_background: bool
     ) -> None:
-        """Sets up what keeps one run.
+        """Create the recorder of one run.
 
         Args:
-            checkpoints: Where checkpoints go.
-            history_path: Where the table of epochs goes.
-            tracker: Keeps the record.
-            beside: Whether training goes on meanwhile; it changes no result.
+            checkpoints: Store of the checkpoints.
+            history_path: Path of ``training_history.csv``.
+            tracker: Tracker of the run.
+            in_background: Whether training continues while files are written; no result depends on it.
         """
         self.checkpoints = checkpoints
         self.history_path = history_path
         self.tracker = tracker
-        self._background = Background(enabled=beside)
+        self._background = Background(enabled=in_background)
         self._snapshot = Snapshot()
-
-    @property
-    def best(self) -> Path:
-        """Where the best checkpoint is."""
-        return self.checkpoints.best
+        self.best = checkpoints.best
 
     def check(self) -> None:
-        """Raises what went wrong since the last call."""
+        """Raise the error of the background writer, if there is one."""
         self._background.check()
 
     def wait(self) -> None:
-        """Returns once everything is kept."""
+        """Wait until everything is saved."""
         self._background.wait()
 
-    def keep_epoch(self, checkpoint: Mapping[str, Any], *, improved: bool) -> None:
-        """Keeps the state after an epoch, the last of its history; ``improved``: it is the best so far.
+    def save_epoch(self, checkpoint: Mapping[str, Any], metrics: EpochMetrics, *, improved: bool) -> None:
+        """Save the state after an epoch with these metrics; ``improved``: it is the best so far.
 
         Raises:
-            OSError: This, or what was to be kept before, could not be written.
+            OSError: This state, or an earlier one, could not be written.
         """
-        self.wait()  # for it uses the snapshot's memory
+        self.wait()  # the write before uses the memory of the snapshot
         snapshot = self._snapshot.take(checkpoint)
-        self._background.start(lambda: self._write_epoch(snapshot, improved))
+        self._background.start(lambda: self._write_epoch(snapshot, metrics, improved))
 
-    def keep_steps(self, checkpoint: Mapping[str, Any]) -> None:
-        """Keeps the state within an epoch."""
+    def save_mid_epoch(self, checkpoint: Mapping[str, Any]) -> None:
+        """Save the state within an epoch."""
         self.wait()
         snapshot = self._snapshot.take(checkpoint)
-        self._background.start(lambda: self._write_steps(snapshot))
+        self._background.start(lambda: self._write_checkpoint(snapshot))
 
     def restore(self, history: Sequence[dict[str, float]]) -> None:
-        """Tells all epochs again: a process that died after a checkpoint may not have told its epoch."""
+        """Write and log all epochs again: the killed process may not have logged the last one."""
         write_history(self.history_path, history)
         so_far = TrainerState()
-        for row in history:
-            self._log_row(row, so_far.record(row))
+        for metrics in history:
+            self._log_metrics(metrics, so_far.record(metrics))
 
-    def _write_epoch(self, snapshot: dict[str, Any], improved: bool) -> None:
+    def _write_epoch(self, snapshot: dict[str, Any], metrics: EpochMetrics, improved: bool) -> None:
         self.checkpoints.save(snapshot, is_best=improved)
         write_history(self.history_path, snapshot["history"])
-        self._log_row(snapshot["history"][-1], improved)
-        # After each epoch, so that whatever ends the run, its files are with its metrics.
+        self._log_metrics(metrics, improved)
+        # After each epoch, so that the run has its files however it ends.
         self.tracker.log_artifact(self.history_path)
         self._log_checkpoint(self.checkpoints.latest)
         if improved:
             self._log_checkpoint(self.checkpoints.best)
 
-    def _write_steps(self, snapshot: dict[str, Any]) -> None:
+    def _write_checkpoint(self, snapshot: dict[str, Any]) -> None:
         self.checkpoints.save(snapshot, is_best=False)
         self._log_checkpoint(self.checkpoints.latest)
 
     def _log_checkpoint(self, path: Path) -> None:
         self.tracker.log_artifact(path, self.checkpoints.folder.name)
 
-    def _log_row(self, row: Row, improved: bool) -> None:
-        metrics = {name: value for name, value in row.items() if name != "epoch"}
+    def _log_metrics(self, metrics: EpochMetrics, improved: bool) -> None:
+        logged = {name: value for name, value in metrics.items() if name != "epoch"}
         if improved:
-            metrics["best_val_auc"] = metrics["val_auc"]
-        self.tracker.log_metrics(metrics, step=int(row["epoch"]))
+            when_reached = [metric.name for metric in EPOCH_METRICS if metric.best == "when reached"]
+            logged |= {f"best_{name}": metrics[name] for name in when_reached}
+        self.tracker.log_metrics(logged, step=int(metrics["epoch"]))
 
     def __enter__(self) -> Self:
         self._background.__enter__()
@@ -183,55 +196,39 @@ class Keeper:
         self._background.__exit__(kind, error, trace)
 
 
-Place = tuple[object, ...]
-
-
 class Snapshot:
-    """Copies states into main memory that is kept from one to the next, so that a copy takes milliseconds."""
+    """Copy states into CPU memory that is reused for the next copy, so that a copy takes milliseconds."""
 
     def __init__(self) -> None:
-        self._kept: dict[Place, Tensor] = {}
+        self._buffers: dict[tuple[object, ...], Tensor] = {}
 
     def take(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns a copy of nested mappings and lists of tensors and plain values.
+        """Return a copy of nested mappings and lists of tensors and plain values.
 
-        It shares its memory with the copy before, which must not be used any more. Tensors keep their
-        strides and land on the CPU.
+        The copy before becomes invalid, because both share their memory. Tensors keep their strides and are
+        on the CPU.
         """
-        # Many short copies: with several threads each would wait for whatever else uses a core.
+        # Many short copies: with several threads, each would wait for other users of a core.
         with at_most_threads(1):
             copied: dict[str, Any] = self._copy(state, ())
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # copies from a GPU have only been asked for until here
+            torch.cuda.synchronize()  # copies from a GPU are asynchronous up to here
         return copied
 
-    def _copy(self, value: Any, place: Place) -> Any:  # noqa: ANN401 -- whatever a state may hold
+    def _copy(self, value: Any, path: tuple[object, ...]) -> Any:  # noqa: ANN401 -- any value of a state
         if isinstance(value, Tensor):
-            return self._memory(value, place).copy_(value, non_blocking=True)
+            return self._buffer(value, path).copy_(value, non_blocking=True)
         if isinstance(value, dict | list):
             result = copy.copy(value)  # of the same type, with its attributes (the versions of a state dict)
             for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-                result[key] = self._copy(item, (*place, key))
+                result[key] = self._copy(item, (*path, key))
             return result
         return value
 
-    def _memory(self, like: Tensor, place: Place) -> Tensor:
-        kept = self._kept.get(place)
-        if kept is None or kept.shape != like.shape or kept.dtype != like.dtype:
-            # Pinned, a copy from a GPU runs at the full speed of the bus.
-            kept = torch.empty_like(like, device="cpu", pin_memory=like.is_cuda)
-            self._kept[place] = kept
-        return kept
-
-
-METRICS = ("train_loss", "val_loss", "val_acc", "val_auc", "val_sensitivity", "val_specificity")
-COLUMNS = ("epoch", *METRICS)
-
-
-def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """Writes all epochs so far, whole or not at all."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([int(row["epoch"]), *(repr(float(row[name])) for name in METRICS)] for row in history)
-    atomic_write_text(path, buffer.getvalue())
+    def _buffer(self, like: Tensor, path: tuple[object, ...]) -> Tensor:
+        buffer = self._buffers.get(path)
+        if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
+            # Pinned memory, so that a copy from a GPU runs at full bus speed.
+            buffer = torch.empty_like(like, device="cpu", pin_memory=like.is_cuda)
+            self._buffers[path] = buffer
+        return buffer

@@ -1,4 +1,4 @@
-"""Where one run's files lie on disk, beside the store."""
+"""The folders of a run on disk, apart from the store: paths, ownership and lock."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ class RunFolders:
 
     Attributes:
         output: The folder of all runs.
-        name: The run's name there.
+        name: Name of the run's folders.
     """
 
     output: Path
@@ -30,50 +30,50 @@ class RunFolders:
 
     @property
     def logs(self) -> Path:
-        """Small text: the config and the table of epochs."""
+        """Folder of the config and the history."""
         return self.output / "logs" / self.name
 
     @property
     def config(self) -> Path:
-        """The resolved settings, written before the first epoch."""
+        """Path of the resolved settings, written before the first epoch."""
         return self.logs / "config.yaml"
 
     @property
     def history(self) -> Path:
-        """The table of epochs."""
+        """Path of the history."""
         return self.logs / "training_history.csv"
 
     @property
     def results(self) -> Path:
-        """Checkpoints, predictions and plots."""
+        """Folder of checkpoints, predictions and plots."""
         return self.output / self.name
 
     @property
     def checkpoints(self) -> Path:
-        """``latest.pth`` and ``best_model.pth``."""
+        """Folder of ``latest.pth`` and ``best_model.pth``."""
         return self.results / "checkpoints"
 
     def sign(self, run_id: str) -> None:
-        """Record in both folders which run they belong to."""
+        """Write the run id into both folders."""
         for folder in (self.logs, self.results):
             sign(folder, run_id)
 
     def signatures(self) -> set[str]:
-        """Return the ids of the runs that the folders say they belong to; nothing is read through a link.
+        """Return the run ids written in the folders, without following links.
 
-        Folders that an earlier release wrote say nothing.
+        Folders of earlier releases have none.
         """
         real = (contained(self.output, folder) for folder in (self.logs, self.results))
         return {run_id for folder in real if folder and (run_id := signature(folder))}
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Makes the folders and holds them, for a run that is new; of two that start at once, one gets them.
+        """Create and lock the folders of a new run; of two runs that start at once, one gets them.
 
-        Folders with nothing in them are free: a process may have died before it wrote anything.
+        Empty folders are free: a process may have been killed before it wrote anything.
 
         Raises:
-            UserError: They are another run's.
+            UserError: They belong to another run.
         """
         with self.held():
             for folder in (self.logs, self.results):
@@ -87,28 +87,28 @@ class RunFolders:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes from training this run at the same time; its end ends that, however it ends.
+        """Lock the run against training by other processes; the lock ends with the process.
 
         Raises:
-            UserError: One does already.
+            UserError: Another process trains this run.
         """
         try:
             with file_lock(self.logs / _LOCK, timeout=0):
                 yield
         except Timeout:
-            raise UserError(f"{self.results}: another process trains this run right now") from None
+            raise UserError(f"{self.results}: another process is training this run") from None
 
-    def sweep(self) -> None:
-        """Removes what a process that died has left half-written; only for who holds the run."""
+    def remove_temps(self) -> None:
+        """Remove the temporary files of a killed process; the caller must hold the lock."""
         for folder in (self.logs, self.results):
             remove_temps(folder)
 
 
 def owners(folders: RunFolders) -> set[str]:
-    """Return the ids of all runs that a run's folders name.
+    """Return the ids of all runs whose signature or checkpoint is in the folders.
 
-    One id is the rule. None is named where a release before wrote the folders and no checkpoint is
-    left; several, where files of one run were put among those of another.
+    Normally there is one. There is none if an earlier release wrote the folders and no checkpoint is left,
+    and several if files of different runs were mixed.
     """
     checkpoints = contained(folders.output, folders.checkpoints)
     files = [] if checkpoints is None else sorted(checkpoints.glob("*.pth"))

@@ -1,4 +1,4 @@
-"""Scores one split with the one forward pass."""
+"""Score a split during training, and the best weights at the end."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -16,15 +16,16 @@ from ..data.loading import BatchLoader, sequential_batches
 from ..evaluation.metrics import Scores, evaluate, softmax
 from ..evaluation.predictions import write_predictions
 from ..evaluation.score_plots import save_plots
-from ..models.forward import Network, predict_logits
+from ..models.forward import ModelContext, predict_logits
 from ..utils.config import Config
 from ..utils.processes import Processes
 from .checkpoint import TrainerState
+from .recorder import EPOCH_METRICS
 
 
 @dataclass(frozen=True)
 class SplitScores:
-    """One split's probabilities, float64 ``(N, K)`` in the order of ``split``, and their scores."""
+    """Probabilities of one split, float64 ``(N, K)`` in the order of ``split``, and their scores."""
 
     split: Split
     probabilities: NDArray[np.float64]
@@ -32,34 +33,34 @@ class SplitScores:
 
 
 def score_split(
-    network: Network, loader: BatchLoader, name: str, threshold: float | str, batch_size: int
+    context: ModelContext, loader: BatchLoader, name: str, threshold: float | str, batch_size: int
 ) -> SplitScores:
-    """Runs the model over a split and scores it; each of several processes runs it over its share.
+    """Run the model over a split and score it.
 
-    Every image counts once, and all get the same scores from what they gather.
+    In a distributed training every rank runs its share of the images; all ranks return the same scores.
 
     Args:
-        network: What to run.
+        context: The model to run.
         loader: Loads the images.
         name: ``train``, ``val`` or ``test``.
-        threshold: The operating threshold, or the rule that chooses it on this very split.
-        batch_size: Images per forward pass; it does not change the scores.
+        threshold: The operating threshold, or the policy that chooses it on this split.
+        batch_size: Images per forward pass; the scores do not depend on it.
     """
     dataset, split = loader.dataset, loader.dataset.splits[name]
-    positions = np.arange(len(split))[network.processes.share(len(split))]
+    positions = np.arange(len(split))[context.processes.share(len(split))]
     with closing(loader.load(name, sequential_batches(positions, batch_size))) as images:
-        batches = _in_step(images, network.processes, len(split), batch_size)
+        batches = _in_step(images, context.processes, len(split), batch_size)
         if len(positions):
-            # In float32 whatever training does: scores and threshold must hold for the model as it is served.
-            logits = predict_logits(network.model, network.spec, batches, device=network.device)
-        else:  # more processes than images: it asks to stop with the others, and has nothing to add
+            # Always in float32: scores and threshold must hold for the served model.
+            logits = predict_logits(context.model, context.spec, batches, device=context.device)
+        else:  # more ranks than images: this one only takes part in the checks for a stop
             logits = torch.zeros(len(list(batches)), len(dataset.classes))
-    logits = network.processes.joined(logits, len(split))
+    logits = context.processes.joined(logits, len(split))
     return SplitScores(split, softmax(logits), evaluate(split.labels, logits, threshold))
 
 
 def _in_step(images: Iterator[Tensor], processes: Processes, count: int, batch_size: int) -> Iterator[Tensor]:
-    """The batches of this process; where it has one batch less than others, it asks as often to stop."""
+    """Yield the batches of this rank; check for a stop equally often on every rank."""
     for _ in range(-(-count // processes.count) // batch_size + 1):
         processes.check_stop()
         yield from islice(images, 1)
@@ -67,42 +68,49 @@ def _in_step(images: Iterator[Tensor], processes: Processes, count: int, batch_s
 
 @dataclass(frozen=True)
 class Results:
-    """The best weights' scores: ``val``, and ``test`` where there is such a split."""
+    """Scores of the best weights on ``val`` and, if there is such a split, on ``test``."""
 
     splits: dict[str, SplitScores]
     threshold: float
 
     def metrics(self, state: TrainerState) -> dict[str, float]:
-        """The metrics at the end of a run; ``best_val_auc`` was logged when it was reached."""
+        """Return the metrics to log at the end of a run."""
         best = state.history[state.best_epoch - 1]
-        names = ("val_acc", "val_sensitivity", "val_specificity", "val_loss")
+        names = [metric.name for metric in EPOCH_METRICS if metric.best == "at the end"]
         metrics = {"best_epoch": float(state.best_epoch), "best_threshold": self.threshold}
         metrics |= {f"best_{name}": best[name] for name in names}
         test = self.splits.get("test")
         return metrics if test is None else metrics | test.scores.named("test")
 
 
-def score_best(network: Network, loader: BatchLoader, config: Config) -> Results:
-    """Scores the weights in ``network``: the threshold is chosen on val and applied to test.
+def score_best(context: ModelContext, loader: BatchLoader, config: Config) -> Results:
+    """Score the best weights: the threshold is chosen on val and applied to test.
 
-    The test split is looked at here and nowhere else.
+    This is the only place where training uses the test split.
     """
     size = config.training.batch_size
-    val = score_split(network, loader, "val", config.evaluation.threshold, size)
+    val = score_split(context, loader, "val", config.evaluation.threshold, size)
     splits = {"val": val}
     if "test" in loader.dataset.splits:
-        splits["test"] = score_split(network, loader, "test", val.scores.threshold, size)
+        splits["test"] = score_split(context, loader, "test", val.scores.threshold, size)
     return Results(splits, val.scores.threshold)
 
 
 def write_results(
     results: Results, state: TrainerState, classes: Sequence[str], *, predictions: Path, plots: Path
 ) -> tuple[list[Path], list[Path]]:
-    """Writes ``{split}.csv`` into one folder and the plots into the other; returns both lists of files."""
-    tables = [
-        _write_table(predictions / f"{name}.csv", scored, classes) for name, scored in results.splits.items()
-    ]
-    pictures = save_plots(
+    """Write ``{split}.csv`` into one folder and the plots into the other; return both lists of files."""
+    tables = [predictions / f"{name}.csv" for name in results.splits]
+    for path, scored in zip(tables, results.splits.values(), strict=True):
+        write_predictions(
+            path,
+            samples=scored.split.hashes,
+            patients=scored.split.patients,
+            labels=scored.split.labels,
+            probabilities=scored.probabilities,
+            classes=classes,
+        )
+    figures = save_plots(
         plots,
         history=state.history,
         best_epoch=state.best_epoch,
@@ -110,16 +118,4 @@ def write_results(
         classes=classes,
         threshold=results.threshold,
     )
-    return tables, pictures
-
-
-def _write_table(path: Path, scored: SplitScores, classes: Sequence[str]) -> Path:
-    write_predictions(
-        path,
-        samples=scored.split.hashes,
-        patients=scored.split.patients,
-        labels=scored.split.labels,
-        probabilities=scored.probabilities,
-        classes=classes,
-    )
-    return path
+    return tables, figures

@@ -1,4 +1,4 @@
-"""From settings and data to a network that is ready to train."""
+"""Build everything that a training needs from settings and data."""
 
 from dataclasses import dataclass
 
@@ -9,58 +9,56 @@ from ..data.dataset import Dataset
 from ..data.loading import training_batches
 from ..errors import ConfigError
 from ..models.build import BuiltModel, build_model
-from ..models.forward import Network
+from ..models.forward import ModelContext
 from ..models.input_spec import InputSpec
-from ..models.precision import has_idle_weights, is_bound_by_depthwise
+from ..models.precision import has_unreached_weights, is_depthwise_bound
 from ..utils.config import Config
 from ..utils.processes import ALONE, Processes
 from ..utils.runtime import fit_threads, keep_freed_memory, pick_autocast, pick_device, seed_everything
 from .compile import check_compile
-from .ddp import has_batch_norm, synchronized
-from .optim import WeightAverage, make_optimizer, make_schedule, parameter_groups, resolve_defaults
-from .step import Optimization, make_loss
+from .ddp import has_batch_norm, sync_batch_norm
+from .optim import ModelEma, make_optimizer, make_schedule, parameter_groups, resolve_defaults
+from .step import TrainStep, make_loss
 
-_SIDED = frozenset({"CT", "CR", "DX", "RF", "RG", "XA"})
-"""DICOM modalities in which a mirrored body is another one: heart and liver change sides."""
+_NO_FLIP_MODALITIES = frozenset({"CT", "CR", "DX", "RF", "RG", "XA"})
+"""DICOM modalities of body parts that are not symmetric: a flip moves heart and liver to the other side."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A run that could start now.
+    """A training that is ready to start.
 
     Attributes:
-        config: The settings with ``auto`` replaced by what it came to; the device stays, to run elsewhere.
-        network: The model on its device.
-        optimization: What makes its steps.
-        notes: Sentences that the user should see.
+        config: The settings with ``auto`` resolved, except for the device, so that other machines can resume.
+        context: The model on its device.
+        train_step: Optimizer, schedule and loss.
+        notes: Notes for the user.
     """
 
     config: Config
-    network: Network
-    optimization: Optimization
+    context: ModelContext
+    train_step: TrainStep
     notes: tuple[str, ...]
 
 
 def set_up(
     config: Config, dataset: Dataset, spec: InputSpec | None = None, processes: Processes = ALONE
 ) -> Setup:
-    """Builds the model and everything that trains it.
+    """Build the model, the optimizer, the schedule and the loss.
 
     Args:
         config: The settings.
         dataset: The data.
-        spec: The input of a model whose weights a checkpoint brings, so that none need be found; None
-            for a new training.
-        processes: Who trains together.
+        spec: The model's input if the weights will be loaded from a checkpoint; None for a new training.
+        processes: The ranks of a distributed training.
 
     Raises:
-        ModelError: The model or its weights cannot be had.
-        ConfigError: The device or the precision is not available, or a threshold rule meets more
-            than two classes.
+        ModelError: The model cannot be built or its weights cannot be loaded.
+        ConfigError: The device or the precision is not available, or a setting does not suit the data or
+            the device.
     """
     config = resolve_defaults(config)
-    _check_threshold(config, dataset)
-    _check_statistics(config, dataset)
+    _check_settings(config, dataset)
     device = pick_device(config.training.device, processes.local_rank if processes.are_several else None)
     fit_threads(sharing=processes.local_count)
     keep_freed_memory()
@@ -89,21 +87,21 @@ def set_up(
     spec = spec or _input_spec(built, dataset, config)
     model = built.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if processes.are_several and config.training.sync_batchnorm:
-        model = synchronized(model, device)
-    network = Network(model, spec, device, autocast, processes)
-    check_compile(network, resolved.training)
+        model = sync_batch_norm(model, device)
+    context = ModelContext(model, spec, device, autocast, processes)
+    check_compile(context, resolved.training)
     return Setup(
         resolved,
-        network,
-        _optimization(network, resolved, dataset),
+        context,
+        _train_step(context, resolved, dataset),
         (*built.notes, *precision_notes, *_notes(resolved, dataset)),
     )
 
 
 def _input_spec(built: BuiltModel, dataset: Dataset, config: Config) -> InputSpec:
-    """Return the input to train on.
+    """Return the model's input.
 
-    Its statistics are those of the settings, else those that the weights were trained with, else those of the
+    Mean and standard deviation come from the settings, else from the pretrained weights, else from the
     training split.
     """
     if config.model.mean is not None and config.model.std is not None:
@@ -116,11 +114,15 @@ def _input_spec(built: BuiltModel, dataset: Dataset, config: Config) -> InputSpe
 
 def _flips(config: Config, dataset: Dataset) -> bool:
     wanted = config.data.augment.horizontal_flip
-    return not dataset.modalities & _SIDED if wanted == "auto" else wanted
+    return not dataset.modalities & _NO_FLIP_MODALITIES if wanted == "auto" else wanted
 
 
-def _check_statistics(config: Config, dataset: Dataset) -> None:
-    mean = config.model.mean
+def _check_settings(config: Config, dataset: Dataset) -> None:
+    policy, mean = config.evaluation.threshold, config.model.mean
+    if isinstance(policy, str) and len(dataset.classes) > 2:
+        raise ConfigError(
+            f"evaluation.threshold: {policy} needs two classes, and there are {len(dataset.classes)}; use 0.5"
+        )
     if mean is not None and len(mean) != dataset.channels:
         raise ConfigError(
             f"model.mean and model.std: {len(mean)} value(s), and the images have {dataset.channels} "
@@ -128,78 +130,70 @@ def _check_statistics(config: Config, dataset: Dataset) -> None:
         )
 
 
-def _check_threshold(config: Config, dataset: Dataset) -> None:
-    rule = config.evaluation.threshold
-    if isinstance(rule, str) and len(dataset.classes) > 2:
-        raise ConfigError(
-            f"evaluation.threshold: {rule} needs two classes, and there are {len(dataset.classes)}; use 0.5"
-        )
-
-
 def _pick_autocast(
     config: Config, device: torch.device, model: nn.Module, dataset: Dataset
 ) -> tuple[torch.dtype | None, list[str]]:
-    """The dtype of mixed precision, None for float32, and a sentence where that is not the fastest."""
+    """Return the dtype of mixed precision, None for float32, and notes if that is not the fastest one."""
     wanted = config.training.precision
     autocast = pick_autocast(wanted, device)
     if autocast is None or device.type != "cpu":
         return autocast, []
-    if wanted == "auto" and is_bound_by_depthwise(model, dataset.channels, dataset.size):
+    if wanted == "auto" and is_depthwise_bound(model, dataset.channels, dataset.size):
         return None, []
-    if not has_idle_weights(model, dataset.channels, dataset.size):
+    if not has_unreached_weights(model, dataset.channels, dataset.size):
         return autocast, []
     why = (
         f"images of {dataset.size} px are smaller than some kernels of {config.model.name} reach, and this "
-        "torch computes wrong gradients for those in bfloat16 on a CPU"
+        "version of torch computes wrong gradients for them in bfloat16 on a CPU"
     )
     if wanted != "auto":
         raise ConfigError(f"training.precision: {why}; use float32, or a larger data.image_size")
     return None, [f"training in float32: {why} (a larger data.image_size allows bfloat16, which is faster)"]
 
 
-def _optimization(network: Network, config: Config, dataset: Dataset) -> Optimization:
+def _train_step(context: ModelContext, config: Config, dataset: Dataset) -> TrainStep:
     settings = config.training
     backbone = settings.backbone_learning_rate
     groups = parameter_groups(
-        network.model,
+        context.model,
         learning_rate=float(settings.learning_rate),
         weight_decay=settings.weight_decay,
         backbone_learning_rate=None if backbone is None else float(backbone),
     )
     optimizer = make_optimizer(groups, settings)
-    smallest = _smallest(network, config)
-    return Optimization(
+    min_micro_batch = _min_micro_batch(context, config)
+    return TrainStep(
         optimizer,
-        make_schedule(optimizer, settings, _steps_per_epoch(config, dataset, smallest)),
-        torch.amp.GradScaler(network.device.type, enabled=network.autocast == torch.float16),
-        make_loss(settings, dataset.splits["train"].labels, network.device),
-        pass_size=settings.batch_size,
-        smallest=smallest,
+        make_schedule(optimizer, settings, _steps_per_epoch(config, dataset, min_micro_batch)),
+        torch.amp.GradScaler(context.device.type, enabled=context.autocast == torch.float16),
+        make_loss(settings, dataset.splits["train"].labels, context.device),
+        micro_batch_size=settings.batch_size,
+        min_micro_batch=min_micro_batch,
         clip_grad_norm=settings.clip_grad_norm,
-        average=None if settings.ema_decay is None else WeightAverage(network.model, settings.ema_decay),
+        ema=None if settings.ema_decay is None else ModelEma(context.model, settings.ema_decay),
     )
 
 
-def _smallest(network: Network, config: Config) -> int:
-    """Images that every pass needs, over all processes: two for each batch norm that sees its own alone."""
-    settings, count = config.training, network.processes.count
-    if count == 1 or settings.sync_batchnorm or not has_batch_norm(network.model):
+def _min_micro_batch(context: ModelContext, config: Config) -> int:
+    """Return the smallest micro-batch that batch norm can handle, over all ranks: two images per norm."""
+    settings, count = config.training, context.processes.count
+    if count == 1 or settings.sync_batchnorm or not has_batch_norm(context.model):
         return 2
     if settings.batch_size < 2 * count:
         raise ConfigError(
             f"training.batch_size: {settings.batch_size} over {count} processes is less than two images for "
-            "each, which batch normalisation needs; raise it, or set training.sync_batchnorm=true"
+            "each, which batch norm needs; raise it, or, on GPUs, set training.sync_batchnorm=true"
         )
     return 2 * count
 
 
-def _steps_per_epoch(config: Config, dataset: Dataset, smallest: int) -> int:
+def _steps_per_epoch(config: Config, dataset: Dataset, min_micro_batch: int) -> int:
     count, size = len(dataset.splits["train"]), config.training.images_per_step
-    return len(training_batches(count, size, seed=0, epoch=1, smallest=smallest))
+    return len(training_batches(count, size, seed=0, epoch=1, smallest=min_micro_batch))
 
 
 def _notes(config: Config, dataset: Dataset) -> list[str]:
-    """What was probably not meant."""
+    """Return notes on settings that are probably a mistake."""
     settings, count = config.training, len(dataset.splits["train"])
     notes = []
     if settings.images_per_step > count:

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy, with class weights, smoothed labels and mixed images as asked."""
+"""The loss and one optimizer step, split into micro-batches."""
 
 from dataclasses import dataclass
 from functools import reduce
@@ -10,31 +10,31 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..models.forward import Network
+from ..models.forward import ModelContext
 from ..utils.config import TrainingConfig
 from ..utils.processes import ALONE, Processes
-from .ddp import unreduced
+from .ddp import no_sync
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Cross-entropy as a sum over images, so that passes of any size add up to one batch.
+    """Cross-entropy summed over images, so that micro-batches of any size add up to one batch.
 
-    The sum over all passes, divided by the ``total_weight`` of the whole batch, is what
-    ``cross_entropy`` gives for the batch at once, but in one case: for shares with class weights, torch
-    divides by the number of images. Here the weights of the shares are summed, so that shares of 0 and 1
-    give the same loss as the indices that they stand for.
+    The sum over all micro-batches, divided by the ``total_weight`` of the whole batch, equals
+    ``cross_entropy`` of the batch, with one exception: for soft labels with class weights, torch divides by
+    the number of images. Here the weights of the soft labels are summed, so that one-hot labels give the
+    same loss as class indices.
 
     Attributes:
-        class_weights: float32 ``(K,)`` on the device, or None where all classes count alike.
-        label_smoothing: Share of each label that is spread over all classes.
+        class_weights: float32 ``(K,)`` on the device, or None if all classes have the same weight.
+        label_smoothing: Fraction of each label that is spread over all classes.
     """
 
     class_weights: Tensor | None = None
     label_smoothing: float = 0.0
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The summed loss of logits ``(N, K)`` for ``targets``: indices ``(N,)`` or shares ``(N, K)``."""
+        """Return the summed loss of logits ``(N, K)`` for indices ``(N,)`` or soft labels ``(N, K)``."""
         return F.cross_entropy(
             logits,
             targets,
@@ -44,7 +44,7 @@ class Loss:
         )
 
     def total_weight(self, targets: Tensor) -> Tensor | int:
-        """What the summed loss of all ``targets`` is divided by; their number where classes count alike."""
+        """Return the divisor of the summed loss; the number of targets if there are no class weights."""
         if self.class_weights is None:
             return len(targets)
         if targets.ndim == 1:
@@ -53,12 +53,12 @@ class Loss:
 
 
 def make_loss(settings: TrainingConfig, labels: NDArray[np.int64], device: torch.device) -> Loss:
-    """The configured loss.
+    """Return the configured loss.
 
     Args:
         settings: The training section.
-        labels: Class indices of the training split, in which no class is missing.
-        device: Where the logits will be.
+        labels: Class indices of the training split, which has images of every class.
+        device: Device of the logits.
     """
     if settings.class_weights == "none":
         return Loss(None, settings.label_smoothing)
@@ -69,52 +69,69 @@ def make_loss(settings: TrainingConfig, labels: NDArray[np.int64], device: torch
 
 
 @dataclass(frozen=True)
-class Optimization:
-    """What turns a batch into new weights.
+class Share:
+    """The part of a batch that one rank processes.
 
     Attributes:
-        optimizer: Holds all parameters, the head's first.
-        schedule: Of the learning rate, step by step.
-        scaler: Keeps float16 gradients from vanishing; passes others through.
-        loss: What is minimised.
-        pass_size: Images that go through the network at once, over all processes.
-        smallest: Images that a pass needs, over all processes.
-        clip_grad_norm: Longest gradient, None for any.
-        average: The moving average of the weights, None where they serve themselves.
+        length: Number of images in the whole batch.
+        places: Positions of the rank's images in the batch, int64 ``(N,)``.
+        sizes: Number of the rank's images in each micro-batch; 0 is possible.
+    """
+
+    length: int
+    places: NDArray[np.int64]
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """Everything that turns a batch into an update of the weights.
+
+    Attributes:
+        optimizer: Optimizer of all parameters; the first group has the learning rate of the head.
+        schedule: Learning-rate schedule, advanced after every step.
+        scaler: Gradient scaler; active for float16 only.
+        loss: The loss to minimize.
+        micro_batch_size: Images per forward pass, over all ranks.
+        min_micro_batch: Smallest micro-batch that batch norm can handle, over all ranks.
+        clip_grad_norm: Maximum norm of the gradient, None to not clip.
+        ema: The moving average of the weights, None without one.
     """
 
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     scaler: torch.amp.GradScaler
     loss: Loss
-    pass_size: int
-    smallest: int = 2
+    micro_batch_size: int
+    min_micro_batch: int = 2
     clip_grad_norm: float | None = None
-    average: AveragedModel | None = None
+    ema: AveragedModel | None = None
 
-    def rate_before(self, steps: int) -> float:
-        """The head's learning rate ``steps`` steps ago."""
+    def learning_rate_at(self, steps_ago: int) -> float:
+        """Return the learning rate of the head ``steps_ago`` steps before the next one."""
         peak = self.optimizer.param_groups[0]["initial_lr"]
-        return float(peak * self.schedule.lr_lambdas[0](self.schedule.last_epoch - steps))
+        return float(peak * self.schedule.lr_lambdas[0](self.schedule.last_epoch - steps_ago))
 
-    def share(self, length: int, processes: Processes) -> "Share":
-        """What one of several processes takes of a batch: of every pass its part."""
-        cuts = pass_cuts(length, self.pass_size, self.smallest)
-        starts, ends = [0, *cuts], [*cuts, length]
+    def share(self, length: int, processes: Processes) -> Share:
+        """Return the part of a batch that this rank processes: a part of every micro-batch."""
+        bounds = micro_batch_bounds(length, self.micro_batch_size, self.min_micro_batch)
+        starts, ends = [0, *bounds], [*bounds, length]
         parts = [
             start + np.array(processes.share(end - start), np.int64)
             for start, end in zip(starts, ends, strict=True)
         ]
         return Share(length, np.concatenate(parts), tuple(len(part) for part in parts))
 
-    def step(self, network: Network, images: Tensor, targets: Tensor, share: "Share | None" = None) -> Tensor:
-        """Moves the weights along the mean gradient over all images.
+    def step(
+        self, context: ModelContext, images: Tensor, targets: Tensor, share: Share | None = None
+    ) -> Tensor:
+        """Update the weights along the mean gradient over all images.
 
         Args:
-            network: What trains.
-            images: Standardised ``(N, C, H, W)``, on the device.
-            targets: Class indices ``(N,)`` or shares ``(N, K)``, on the device.
-            share: Which part of the batch these are; None for all of it.
+            context: The model to train.
+            images: Normalized ``(N, C, H, W)``, on the device.
+            targets: Class indices ``(N,)`` or soft labels ``(N, K)``, on the device.
+            share: The part of the batch that these images are; None for all of it.
 
         Returns:
             The summed loss of the whole batch, on the device.
@@ -122,23 +139,23 @@ class Optimization:
         share = share or self.share(len(images), ALONE)
         self.optimizer.zero_grad(set_to_none=True)
         weight = self.loss.total_weight(targets)
-        weight = share.length if isinstance(weight, int) else network.processes.sum(weight)
-        passes = list(zip(images.split(share.sizes), targets.split(share.sizes), strict=True))
-        with unreduced(network.model):
-            losses = [self._backward(network, *part, weight) for part in passes[:-1]]
-        losses.append(self._backward(network, *passes[-1], weight))
-        self._update(network.model)
-        return network.processes.sum(reduce(torch.add, losses))
+        weight = share.length if isinstance(weight, int) else context.processes.sum(weight)
+        micro_batches = list(zip(images.split(share.sizes), targets.split(share.sizes), strict=True))
+        with no_sync(context.model):
+            losses = [self._backward(context, *part, weight) for part in micro_batches[:-1]]
+        losses.append(self._backward(context, *micro_batches[-1], weight))
+        self._update(context.model)
+        return context.processes.sum(reduce(torch.add, losses))
 
     def _backward(
-        self, network: Network, images: Tensor, targets: Tensor, total_weight: Tensor | int
+        self, context: ModelContext, images: Tensor, targets: Tensor, total_weight: Tensor | int
     ) -> Tensor:
-        """Adds the gradient of one pass; returns its summed loss."""
-        with torch.autocast(images.device.type, network.autocast, network.autocast is not None):
-            loss = self.loss(network.model(images).float(), targets)
+        """Add the gradient of one micro-batch; return its summed loss."""
+        with torch.autocast(images.device.type, context.autocast, context.autocast is not None):
+            loss = self.loss(context.model(images).float(), targets)
         mean = loss / total_weight
-        if network.processes.are_several:  # replicas take the mean of their gradients, and the sum is meant
-            mean = mean * network.processes.count
+        if context.processes.are_several:  # DDP averages the gradients over the ranks; their sum is needed
+            mean = mean * context.processes.count
         self.scaler.scale(mean).backward()
         return loss.detach()
 
@@ -149,28 +166,14 @@ class Optimization:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
-        if self.average is not None:
-            self.average.update_parameters(model)
+        if self.ema is not None:
+            self.ema.update_parameters(model)
 
 
-@dataclass(frozen=True)
-class Share:
-    """What a process takes of a batch.
+def micro_batch_bounds(count: int, size: int, minimum: int = 2) -> list[int]:
+    """Return the positions at which a batch is cut into micro-batches of ``size`` images.
 
-    Attributes:
-        length: Images of the whole batch.
-        places: Which of them it takes, int64 ``(N,)``.
-        sizes: How many of those go through the network at once, pass by pass; 0 is possible.
+    A last micro-batch of fewer than ``minimum`` images is merged into the one before it, because batch norm
+    cannot be computed from one value per channel.
     """
-
-    length: int
-    places: NDArray[np.int64]
-    sizes: tuple[int, ...]
-
-
-def pass_cuts(count: int, pass_size: int, smallest: int = 2) -> list[int]:
-    """Where a batch is cut into passes; fewer than ``smallest`` at its end stay with the pass before them.
-
-    Batch normalisation cannot be computed from one value per channel.
-    """
-    return list(range(pass_size, count - smallest + 1, pass_size))
+    return list(range(size, count - minimum + 1, size))

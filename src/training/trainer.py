@@ -12,24 +12,24 @@ from torch import Tensor
 from ..data.dataset import Dataset
 from ..data.loading import BatchLoader
 from ..errors import TrainingError
-from ..models.forward import Network, train_mode
+from ..models.forward import ModelContext, train_mode
 from ..utils.config import Config
 from ..utils.progress import bar
 from ..utils.runtime import Stopped, uninterrupted
 from .checkpoint import TrainerState, load_checkpoint
 from .compile import compiled
-from .ddp import replicated
+from .ddp import wrap_ddp
 from .pipeline import Batch, BatchPipeline
-from .recorder import Keeping
+from .recorder import StateRecorder
 from .scoring import score_split
-from .step import Optimization
+from .step import TrainStep
 
 _REFRESH_SECONDS = 0.5
 
 
 @dataclass
 class _Progress:
-    """Images seen in an epoch, ``before`` of them by an earlier process, and what is shown of it."""
+    """Images seen in an epoch, ``before`` of them by an earlier process, and the text behind the bar."""
 
     seen: int
     before: int
@@ -38,117 +38,109 @@ class _Progress:
     shown: float = field(default_factory=time.perf_counter)
 
     @property
-    def rate(self) -> float:
-        """Images per second."""
+    def images_per_second(self) -> float:
+        """Return the training speed of this process."""
         return (self.seen - self.before) / max(time.perf_counter() - self.started, 1e-9)
-
-    def is_due(self) -> bool:
-        """Whether the text should be made anew."""
-        now = time.perf_counter()
-        if now - self.shown <= _REFRESH_SECONDS:
-            return False
-        self.shown = now
-        return True
 
 
 class Trainer:
-    """Trains a network on one data set and keeps its state on disk and in the tracker."""
+    """Train a model on one dataset and record its state."""
 
     def __init__(
         self,
         config: Config,
         dataset: Dataset,
-        network: Network,
-        optimization: Optimization,
+        context: ModelContext,
+        train_step: TrainStep,
         *,
-        keeper: Keeping,
+        recorder: StateRecorder,
         extra: Mapping[str, Any],
     ) -> None:
-        """Sets up a run.
+        """Set up a training.
 
         Args:
             config: The resolved settings.
             dataset: The images.
-            network: The model on its device.
-            optimization: What makes the steps of that model.
-            keeper: Keeps the state, on disk and in the tracker.
-            extra: Plain values that every checkpoint carries along (run id, classes, input, ...).
+            context: The model on its device.
+            train_step: Optimizer, schedule and loss of that model.
+            recorder: Saves the state and logs the metrics.
+            extra: Plain values that every checkpoint contains (run id, classes, input, ...).
         """
         self.config = config
-        self.dataset = dataset
-        self.network = network
-        self.optimization = optimization
-        self.keeper = keeper
+        self.context = context
+        self.train_step = train_step
+        self.recorder = recorder
         self.extra = dict(extra)
-        self.loader = BatchLoader(dataset, network.device, config.data.cache_share)
-        self.pipeline = BatchPipeline(config, self.loader, network, optimization)
+        self.loader = BatchLoader(dataset, context.device, config.data.cache_share)
+        self.pipeline = BatchPipeline(config, self.loader, context, train_step)
         self.state = TrainerState()
         self._saved_at = 0.0
-        self._replica: Network | None = None
+        self._wrapped: ModelContext | None = None
         self._is_frozen = False
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint, at the very step that it was written after."""
-        average = self.optimization.average
-        if average is None:
-            self.network.model.load_state_dict(checkpoint["model_state_dict"])
+        """Continue from a checkpoint, at the step after which it was written."""
+        ema, step = self.train_step.ema, self.train_step
+        if ema is None:
+            self.context.model.load_state_dict(checkpoint["model_state_dict"])
         else:
-            average.module.load_state_dict(checkpoint["model_state_dict"])
-            average.n_averaged.fill_(checkpoint["averaged_steps"])
-            self.network.model.load_state_dict(checkpoint["trained_model_state_dict"])
-        self.optimization.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
-        self.optimization.schedule.load_state_dict(checkpoint["scheduler_state_dict"])
-        self.optimization.scaler.load_state_dict(checkpoint["scaler_state_dict"])
+            ema.module.load_state_dict(checkpoint["model_state_dict"])
+            ema.n_averaged.fill_(checkpoint["averaged_steps"])
+            self.context.model.load_state_dict(checkpoint["trained_model_state_dict"])
+        step.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+        step.schedule.load_state_dict(checkpoint["scheduler_state_dict"])
+        step.scaler.load_state_dict(checkpoint["scaler_state_dict"])
         self.state = TrainerState.from_checkpoint(dict(checkpoint))
-        self.keeper.restore(self.state.history)
+        self.recorder.restore(self.state.history)
 
     def fit(self) -> TrainerState:
-        """Trains to the last epoch, or until early stopping; the model ends with the best weights.
+        """Train to the last epoch or until early stopping; the model ends with the best weights.
 
-        Several processes do the same at the same time, each with its share of every batch.
+        In a distributed training all ranks call this at the same time; each processes its share of every
+        batch.
 
         Raises:
-            TrainingError: The loss is no number, or no epoch had a finite val AUC.
+            TrainingError: The loss is not finite, or no epoch had a finite val AUC.
             OSError: A checkpoint could not be written.
-            Stopped: A signal came; what was trained is in ``latest.pth``.
+            Stopped: A stop signal arrived; the state is in ``latest.pth``.
         """
-        self.state.loss_sum = self.state.loss_sum.to(self.network.device)
+        self.state.loss_sum = self.state.loss_sum.to(self.context.device)
         self._saved_at = time.monotonic()
-        with self.keeper:
+        with self.recorder:
             try:
-                while self.state.epoch < int(self.config.training.epochs) and not self._is_stale():
-                    row = self._run_epoch(self.state.epoch + 1)
+                while self.state.epoch < int(self.config.training.epochs) and not self._should_stop_early():
+                    metrics = self._run_epoch(self.state.epoch + 1)
                     with uninterrupted():
-                        self._keep_epoch(row)
+                        self._save_epoch(metrics)
             except Stopped:
-                self._keep_steps()
-                self.keeper.wait()
+                self._save_mid_epoch()
+                self.recorder.wait()
                 raise
         self._load_best()
         return self.state
 
-    def _is_stale(self) -> bool:
+    def _should_stop_early(self) -> bool:
         patience = self.config.training.early_stopping_patience
         return patience is not None and self.state.epoch - self.state.best_epoch >= patience
 
     def _run_epoch(self, epoch: int) -> dict[str, float]:
-        """Trains and validates; returns the epoch's row of the history."""
+        """Train and validate; return the epoch and its `recorder.EPOCH_METRICS`."""
         started = time.perf_counter()
-        learning_rate = self.optimization.rate_before(self.state.steps)
-        train_loss, rate = self._train(epoch)
+        learning_rate = self.train_step.learning_rate_at(self.state.steps)
+        train_loss, images_per_second = self._train(epoch)
         return {
             **self._validate(epoch, train_loss),
             "learning_rate": learning_rate,
             "epoch_seconds": time.perf_counter() - started,
-            "images_per_second": rate,
+            "images_per_second": images_per_second,
         }
 
     def _train(self, epoch: int) -> tuple[float, float]:
-        """One pass over the training split, or its rest; returns the mean loss and images per second."""
+        """Train on the remaining batches of an epoch; return the mean loss and the images per second."""
         order = self.pipeline.order(epoch)
         before = sum(map(len, order[: self.state.steps]))
         progress = _Progress(seen=before, before=before)
-        self._thaw(epoch)
+        self._unfreeze(epoch)
         title = f"epoch {epoch}/{self.config.training.epochs}"
         with (
             bar(title, len(order), done=self.state.steps) as advance,
@@ -162,46 +154,50 @@ class Trainer:
                 self._report(progress, epoch)
                 advance(progress.text)
                 self._check()
-        return self._check_finite(float(self.state.loss_sum) / progress.seen, epoch), progress.rate
+        return self._mean_loss(progress, epoch), progress.images_per_second
 
     def _report(self, progress: _Progress, epoch: int) -> None:
-        """Update the text behind the bar; reading the loss waits for the device, so now and then only."""
-        if progress.is_due():
-            mean = self._check_finite(float(self.state.loss_sum) / progress.seen, epoch)
-            progress.text = f"loss {mean:.4f}  {self._best_text()}  {progress.rate:.0f} images/s"
+        """Update the text behind the bar, but not at every step: reading the loss waits for the device."""
+        if time.perf_counter() - progress.shown > _REFRESH_SECONDS:
+            progress.shown = time.perf_counter()
+            best = self.state.best_val_auc
+            best_text = "" if best is None else f"best val AUC {best:.4f}"
+            mean = self._mean_loss(progress, epoch)
+            progress.text = f"loss {mean:.4f}  {best_text}  {progress.images_per_second:.0f} images/s"
 
     def _check(self) -> None:
-        """Stop where a signal or an error of the background writer asks for it; save where it is time."""
-        self.network.processes.check_stop()
-        self.keeper.check()
+        """Stop on a signal or an error of the background writer; save a checkpoint if one is due."""
+        self.context.processes.check_stop()
+        self.recorder.check()
         if time.monotonic() - self._saved_at > 60 * self.config.training.checkpoint_every_minutes:
-            self._keep_steps()
+            self._save_mid_epoch()
 
-    def _thaw(self, epoch: int) -> None:
-        """Makes what the epoch trains trainable, and a replica of it where several processes train."""
-        # Asked of the epoch alone, so that a run can be continued from any.
+    def _unfreeze(self, epoch: int) -> None:
+        """Set what is trainable in this epoch, and wrap the model again if that has changed."""
+        # Depends on the epoch alone, so that a run can be resumed from any epoch.
         is_frozen = epoch <= self.config.training.freeze_backbone_epochs
-        train_mode(self.network.model, freeze_backbone=is_frozen)
-        if self._replica is None or is_frozen != self._is_frozen:
-            self._replica = None  # frees the memory of the graphs before
-            self._replica = replicated(compiled(self.network, self.config.training))
+        train_mode(self.context.model, freeze_backbone=is_frozen)
+        if self._wrapped is None or is_frozen != self._is_frozen:
+            self._wrapped = None  # frees the memory of the previous CUDA graphs
+            self._wrapped = wrap_ddp(compiled(self.context, self.config.training))
             self._is_frozen = is_frozen
 
     def _step(self, batch: Batch) -> Tensor:
-        """One optimizer step; returns the summed loss of the batch, on the device."""
-        network = self._replica or self.network
+        """Run one optimizer step; return the summed loss of the batch, on the device."""
+        context = self._wrapped or self.context
         try:
-            return self.optimization.step(network, batch.images, batch.targets, batch.share)
+            return self.train_step.step(context, batch.images, batch.targets, batch.share)
         except RuntimeError as error:
             operation, is_missing, _ = str(error).partition(" does not have a deterministic implementation")
             if not is_missing:
                 raise
             raise TrainingError(
-                f"{operation} has no deterministic implementation on {self.network.device.type}, and "
+                f"{operation} has no deterministic implementation on {self.context.device.type}, and "
                 f"{self.config.model.name} needs it; set training.deterministic=false"
             ) from None
 
-    def _check_finite(self, loss: float, epoch: int) -> float:
+    def _mean_loss(self, progress: _Progress, epoch: int) -> float:
+        loss = float(self.state.loss_sum) / progress.seen
         if not math.isfinite(loss):
             rate = float(self.config.training.learning_rate)
             raise TrainingError(
@@ -210,55 +206,49 @@ class Trainer:
             )
         return loss
 
-    def _best_text(self) -> str:
-        best = self.state.best_val_auc
-        return "" if best is None else f"best val AUC {best:.4f}"
-
     def _validate(self, epoch: int, train_loss: float) -> dict[str, float]:
-        """The epoch's row of the history."""
-        kept = self._kept()
-        kept.processes.copy_from_first(kept.model.buffers())  # each has seen other images' statistics
+        context = self._eval_context()
+        context.processes.copy_from_first(context.model.buffers())  # batch-norm statistics differ by rank
         threshold, batch_size = self.config.evaluation.threshold, self.config.training.batch_size
-        val = score_split(kept, self.loader, "val", threshold, batch_size)
-        row = {"epoch": epoch, "train_loss": train_loss, **val.scores.named("val")}
-        return row | {"val_threshold": val.scores.threshold}
+        scores = score_split(context, self.loader, "val", threshold, batch_size).scores
+        metrics = {"epoch": epoch, "train_loss": train_loss, **scores.named("val")}
+        return metrics | {"val_threshold": scores.threshold}
 
-    def _kept(self) -> Network:
-        """What is validated, kept and served: the averaged weights where there are any."""
-        average = self.optimization.average
-        return self.network if average is None else replace(self.network, model=average.module)
+    def _eval_context(self) -> ModelContext:
+        """Return the context with the model that is validated, saved and served: the EMA if there is one."""
+        ema = self.train_step.ema
+        return self.context if ema is None else replace(self.context, model=ema.module)
 
     def _checkpoint(self) -> dict[str, Any]:
-        """All that an exact continuation needs, beside config and data."""
+        """Return everything, apart from config and data, that an exact continuation needs."""
         return {
             **self.state.state_dict(),
-            "model_state_dict": self._kept().model.state_dict(),
+            "model_state_dict": self._eval_context().model.state_dict(),
             **self._trained_state(),
-            "optimizer_state_dict": self.optimization.optimizer.state_dict(),
-            "scheduler_state_dict": self.optimization.schedule.state_dict(),
-            "scaler_state_dict": self.optimization.scaler.state_dict(),
+            "optimizer_state_dict": self.train_step.optimizer.state_dict(),
+            "scheduler_state_dict": self.train_step.schedule.state_dict(),
+            "scaler_state_dict": self.train_step.scaler.state_dict(),
             **self.extra,
         }
 
     def _trained_state(self) -> dict[str, Any]:
-        """The weights that the next step starts from, where they are not those that are kept."""
-        average = self.optimization.average
-        if average is None:
+        """Return the weights that the optimizer updates, if they are not the ones that are validated."""
+        ema = self.train_step.ema
+        if ema is None:
             return {}
         return {
-            "trained_model_state_dict": self.network.model.state_dict(),
-            "averaged_steps": int(average.n_averaged),
+            "trained_model_state_dict": self.context.model.state_dict(),
+            "averaged_steps": int(ema.n_averaged),
         }
 
-    def _keep_epoch(self, row: dict[str, float]) -> None:
-        improved = self.state.record(row)
-        self.keeper.keep_epoch(self._checkpoint(), improved=improved)
+    def _save_epoch(self, metrics: dict[str, float]) -> None:
+        improved = self.state.record(metrics)
+        self.recorder.save_epoch(self._checkpoint(), metrics, improved=improved)
         self._saved_at = time.monotonic()
 
-    def _keep_steps(self) -> None:
-        """Keeps the steps of an epoch that is under way."""
+    def _save_mid_epoch(self) -> None:
         if self.state.steps:
-            self.keeper.keep_steps(self._checkpoint())
+            self.recorder.save_mid_epoch(self._checkpoint())
         self._saved_at = time.monotonic()
 
     def _load_best(self) -> None:
@@ -266,7 +256,7 @@ class Trainer:
             raise TrainingError(
                 "no epoch gave a finite val AUC, so there is no best model; lower training.learning_rate"
             )
-        model, best = self.network.model, self.keeper.best
+        model, best = self.context.model, self.recorder.best
         if best is not None:
             model.load_state_dict(load_checkpoint(best)["model_state_dict"])
-        self.network.processes.copy_from_first(model.state_dict().values())
+        self.context.processes.copy_from_first(model.state_dict().values())

@@ -1,4 +1,4 @@
-"""Trainings that are killed at random moments, and what is found then."""
+"""Kill trainings at random times and inspect what is left."""
 
 import random
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from ..utils.io import TEMP_PREFIX
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a killed training has left.
+class KilledRun:
+    """The state of a killed training.
 
     Attributes:
-        place: Where it would go on.
-        half_written: How many files it was in the midst of writing.
-        marked: How many runs were RUNNING, with no process, and are KILLED now.
-        is_finished: Whether it had come to its end all the same.
+        position: Epoch and step at which it would resume.
+        half_written: Number of files that it was writing.
+        marked: Number of orphaned RUNNING runs that are marked KILLED now.
+        is_finished: Whether it had finished before the kill.
     """
 
-    place: str
+    position: str
     half_written: int
     marked: int
     is_finished: bool
@@ -30,20 +30,21 @@ class Found:
     def __str__(self) -> str:
         if self.is_finished:
             return "the run was FINISHED already"
-        return f"goes on at {self.place}; half-written files {self.half_written}; marked KILLED {self.marked}"
+        files = f"half-written files {self.half_written}; marked KILLED {self.marked}"
+        return f"resumes at {self.position}; {files}"
 
 
-def moments(count: int, start_up: float, duration: float, seed: int) -> Iterator[float]:
-    """When to kill each of ``count`` processes that go on one from another, in seconds from its start.
+def kill_times(count: int, start_up: float, duration: float, seed: int) -> Iterator[float]:
+    """Yield when to kill each of ``count`` processes that resume one another, in seconds from its start.
 
-    The moments are uniform over the work of the whole training, and each process gets a random part
-    of the time that starting takes on top, so that starts are hit as well and the end is not reached.
+    The times are uniform over the work of the whole training. Each process also gets a random part of the
+    start-up time, so that kills hit the start-up as well and the training does not finish.
 
     Args:
-        count: How many.
+        count: Number of kills.
         start_up: Seconds from the start of a process to its first step.
-        duration: Seconds of an uninterrupted training, start included.
-        seed: Of the moments.
+        duration: Seconds of an uninterrupted training, including the start-up.
+        seed: Random seed.
     """
     generator = random.Random(seed)
     work = max(duration - start_up, 0)
@@ -52,11 +53,11 @@ def moments(count: int, start_up: float, duration: float, seed: int) -> Iterator
         yield generator.uniform(0, start_up) + place - before
 
 
-def look(folders: RunFolders) -> Found:
-    """Looks at what a killed training has left, and marks its run KILLED as ``src.store doctor`` does.
+def inspect_after_kill(folders: RunFolders) -> KilledRun:
+    """Inspect a killed training, and mark its run KILLED as ``src.store doctor`` does.
 
     Raises:
-        DataError: A checkpoint cannot be opened.
+        DataError: A checkpoint cannot be loaded.
         TrackingError: The store cannot be read.
     """
     marked = sum(mark_killed(orphan.run.run_id, []) for orphan in find_orphans([]))
@@ -68,4 +69,4 @@ def look(folders: RunFolders) -> Found:
             checkpoint = load_checkpoint(path)
             epoch, steps = checkpoint["epoch"], checkpoint["steps"]
             is_finished = read_resumable(checkpoint["run_id"]).status == "FINISHED"
-    return Found(f"epoch {epoch + 1}, step {steps + 1}", len(temps), marked, is_finished)
+    return KilledRun(f"epoch {epoch + 1}, step {steps + 1}", len(temps), marked, is_finished)

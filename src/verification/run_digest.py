@@ -1,4 +1,4 @@
-"""What a training has left, so that two trainings can be compared."""
+"""Digests of everything that a training writes, so that two trainings can be compared."""
 
 import hashlib
 import json
@@ -11,24 +11,22 @@ from ..tracking import names
 from ..tracking.liveness import read_resumable
 from ..tracking.stored_run import metric_points
 from ..training.checkpoint import CheckpointStore, load_checkpoint
+from ..training.recorder import TIMING_METRICS
 from ..training.run_folder import RunFolders
 from ..utils.io import sha256
 
-_CLOCK = frozenset({"epoch_seconds", "images_per_second"})
-"""Metrics that measure the machine."""
 
-
-def outcome(folders: RunFolders) -> dict[str, str]:
-    """Digests of all that a training leaves and that its interruptions must not change.
+def run_digest(folders: RunFolders) -> dict[str, str]:
+    """Return digests of everything that a training writes and that interruptions must not change.
 
     Args:
-        folders: Those of the run; the store is the one that is open.
+        folders: Folders of the run, which must be in the open store.
 
     Returns:
-        For each thing a short digest, or the thing itself where that is short.
+        A short digest by the name of each part, or the value itself if it is short.
 
     Raises:
-        DataError: A checkpoint cannot be opened.
+        DataError: A checkpoint cannot be loaded.
         OSError: A file is missing.
     """
     store = CheckpointStore(folders.checkpoints)
@@ -38,40 +36,39 @@ def outcome(folders: RunFolders) -> dict[str, str]:
         "status": known.status,
         "latest.pth weights": digest(latest["model_state_dict"]),
         "best_model.pth weights": digest(best["model_state_dict"]),
-        **_raw(latest),
-        "optimizer and schedule": digest([latest[f"{name}_state_dict"] for name in _STEPPING]),
+        **_trained_weights(latest),
+        "optimizer and schedule": digest(
+            [latest[f"{name}_state_dict"] for name in ("optimizer", "scheduler", "scaler")]
+        ),
         "best epoch, val AUC": f"{latest['best_epoch']}, {latest['best_val_auc']}",
         folders.history.name: _short(folders.history.read_bytes()),
         **{
             f"{names.PREDICTIONS}/{path.name}": _short(path.read_bytes())
             for path in sorted((folders.results / names.PREDICTIONS).iterdir())
         },
-        **_recorded(latest["run_id"]),
+        **_logged_metrics(latest["run_id"]),
         "logged models": str(len(known.models)),
     }
 
 
-def _raw(latest: Mapping[str, Any]) -> dict[str, str]:
-    """The weights that are trained, where those that count are their moving average."""
-    raw = latest.get("trained_model_state_dict")
-    return {} if raw is None else {"weights not averaged": digest(raw)}
+def _trained_weights(latest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digest of the weights that are trained, if the saved model is their moving average."""
+    weights = latest.get("trained_model_state_dict")
+    return {} if weights is None else {"weights not averaged": digest(weights)}
 
 
-_STEPPING = ("optimizer", "scheduler", "scaler")
-
-
-def _recorded(run_id: str) -> dict[str, str]:
-    points = {name: found for name, found in metric_points(run_id).items() if name not in _CLOCK}
+def _logged_metrics(run_id: str) -> dict[str, str]:
+    points = {name: found for name, found in metric_points(run_id).items() if name not in TIMING_METRICS}
     points = {name: found for name, found in points.items() if not name.startswith("system/")}
     steps = [(name, step) for name, found in points.items() for step, _ in found]
     return {
         "metrics in MLflow": f"{_short(json.dumps(points).encode())}, {len(steps)} values",
-        "metrics told twice": str(len(steps) - len(set(steps))),
+        "metrics logged twice": str(len(steps) - len(set(steps))),
     }
 
 
 def digest(value: Any) -> str:  # noqa: ANN401
-    """A short digest of nested plain values and tensors; equal where every bit is."""
+    """Return a short digest of nested plain values and tensors; equal if every bit is equal."""
     hashed = hashlib.sha256()
     _feed(hashed, value)
     return hashed.hexdigest()[:12]
@@ -80,7 +77,7 @@ def digest(value: Any) -> str:  # noqa: ANN401
 def _feed(hashed: "hashlib._Hash", value: Any) -> None:  # noqa: ANN401
     if isinstance(value, torch.Tensor):
         hashed.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        # As bytes: unlike ==, they tell 0.0 from -0.0, and a NaN is itself.
+        # As bytes: unlike ==, they distinguish 0.0 from -0.0, and a NaN equals itself.
         hashed.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     elif isinstance(value, Mapping):
         for key, item in value.items():

@@ -17,6 +17,7 @@ from PIL import Image
 
 from src import predict, promote, train
 from src.evaluation.predictions import read_predictions
+from src.training.recorder import TIMING_METRICS
 from tests.conftest import ROOT, clean_environment
 from tests.data.test_dicom import ct_folder
 from tests.flows.processes import client_of
@@ -25,7 +26,6 @@ from tests.images import make_images, write_npz
 # Add the commit before a change to what is stored or to how images are read.
 COMMITS = ["513fa2014c917f71371dca2372b77fb755f12d81", "8745eb4b47867b505a98522896453a51762f1876"]
 MODEL = "shufflenet_v2_x0_5"
-CLOCK = {"epoch_seconds", "images_per_second"}
 COMMON = ["--model", MODEL, "--epochs", "4", "--set", "training.batch_size=8", "--set", "model.weights=none"]
 DEEP = ["--set", "data.image_size=16", "--set"]
 DATA = {
@@ -110,7 +110,7 @@ def points(folder: Path, run: MlflowRun) -> dict[str, list[tuple[int, float]]]:
     return {
         name: sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, name))
         for name in run.data.metrics
-        if not name.startswith("system/") and name not in CLOCK
+        if not name.startswith("system/") and name not in TIMING_METRICS
     }
 
 

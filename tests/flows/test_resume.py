@@ -16,6 +16,7 @@ from src.experiment.report_run import config_hash
 from src.experiment.resume import _same_training
 from src.train import main
 from src.training.optim import resolve_defaults
+from src.training.recorder import TIMING_METRICS
 from src.utils.config import Config
 from tests.conftest import Run
 from tests.flows.processes import STORES, TINY, client_of, only_run, start, wait_for_epoch
@@ -23,13 +24,14 @@ from tests.images import write_npz
 
 MANY = ["--set", "training.epochs=6", "--set", "training.checkpoint_every_minutes=1e-9"]
 PARTS = [*TINY, *MANY]
-CLOCK = {"epoch_seconds", "images_per_second"}
 
 
 def points(run: MlflowRun, store: str, folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every value of every metric of the run that does not measure the machine."""
     client = client_of(folder, store)
-    names = [name for name in run.data.metrics if not name.startswith("system/") and name not in CLOCK]
+    names = [
+        name for name in run.data.metrics if not name.startswith("system/") and name not in TIMING_METRICS
+    ]
     return {
         name: sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, name))
         for name in names
@@ -186,7 +188,7 @@ def test_a_run_that_is_trained_right_now_is_refused(folder: Path, run_python: Ru
         wait_for_epoch(folder, process)
         done = run_python("-m", "src.train", "--resume", only_run(folder).info.run_id)
         assert done.returncode == 2
-        assert "another process trains this run right now" in done.stderr
+        assert "another process is training this run" in done.stderr
         assert only_run(folder).info.status == "RUNNING"
     finally:
         process.kill()

@@ -13,7 +13,7 @@ from tests.flows.processes import TINY, only_run, runs, start, wait_for_epoch
 
 LAUNCH = ["-m", "torch.distributed.run"]
 ALONE = [*LAUNCH, "--standalone", "--nproc-per-node", "2"]
-TRAIN = ["-m", "src.train", *TINY, "--set", "training.schedule=none", "--set", "training.sync_batchnorm=true"]
+TRAIN = ["-m", "src.train", *TINY, "--set", "training.schedule=none"]
 LONG = [*TRAIN, "--set", "training.epochs=5000", "--set", "experiment.name=long"]
 
 

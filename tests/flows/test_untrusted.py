@@ -69,7 +69,7 @@ def test_a_bomb_instead_of_a_checkpoint(
     assert main(["--resume", run_id]) == 0
     errors = capsys.readouterr().err
     assert "latest.pth: not a checkpoint that can be opened: " in errors
-    assert "going on from latest.prev.pth" in errors
+    assert "continuing from latest.prev.pth" in errors
     write(store.latest)
     write(store.previous)
     assert main(["--resume", run_id, "--epochs", "3"]) != 0

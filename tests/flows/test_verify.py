@@ -10,7 +10,7 @@ from src import verify
 from src.tracking.store import open_store
 from src.train import main
 from src.training.run_folder import RunFolders
-from src.verification.run_digest import outcome
+from src.verification.run_digest import run_digest
 from tests.conftest import ROOT, Run
 from tests.flows.processes import TINY
 
@@ -63,18 +63,18 @@ def test_what_must_not_differ(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     open_store()
     folders = RunFolders(Path("outputs"), "mine")
-    before = outcome(folders)
-    assert before["metrics told twice"] == "0"
+    before = run_digest(folders)
+    assert before["metrics logged twice"] == "0"
     latest = folders.checkpoints / "latest.pth"
     state = torch.load(latest, weights_only=True)
     flip = next(iter(state["trained_model_state_dict"].values())).view(-1)
     flip[0] = -flip[0]
     torch.save(state, latest)
-    assert differing(before, outcome(folders)) == ["weights not averaged"]
+    assert differing(before, run_digest(folders)) == ["weights not averaged"]
     folders.history.write_bytes(folders.history.read_bytes().replace(b"\n", b"\r\n"))
     table = folders.results / "predictions/test.csv"
     table.write_bytes(table.read_bytes() + b" ")
-    assert differing(before, outcome(folders)) == [
+    assert differing(before, run_digest(folders)) == [
         "weights not averaged",
         "training_history.csv",
         "predictions/test.csv",
@@ -89,7 +89,7 @@ def differing(one: dict[str, str], two: dict[str, str]) -> list[str]:
     ("options", "message"),
     [
         (["--resume", "auto"], "--resume: src.verify trains twice by itself; leave it out"),
-        (["--kills", "0"], "'0' is no number of kills"),
+        (["--kills", "0"], "'0' is not a number of kills"),
         (["--model", "resnet999"], "the training uninterrupted ended with exit status 2: error: model.name"),
     ],
 )

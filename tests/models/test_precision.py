@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from src.models.build import build_model
-from src.models.precision import has_idle_weights, is_bound_by_depthwise
+from src.models.precision import has_unreached_weights, is_depthwise_bound
 
 
 def by_gradient(layer: nn.Conv2d, size: int) -> bool:
@@ -23,7 +23,7 @@ def test_as_the_gradient_says(size: int, stride: int, kernel: int, padding: int,
     if size + 2 * padding < dilation * (kernel - 1) + 1:
         return
     layer = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding, dilation=dilation)
-    assert has_idle_weights(layer, 1, size) == by_gradient(layer, size)
+    assert has_unreached_weights(layer, 1, size) == by_gradient(layer, size)
 
 
 @pytest.mark.parametrize(
@@ -34,4 +34,4 @@ def test_models_of_depthwise_convolutions_are_told_apart(name: str, is_bound: bo
     """As measured: the first two train faster in float32, the others in bfloat16, on a CPU that has it."""
     built = build_model(name, num_classes=2, channels=1, size=64, stem="auto", weights="none")
     for size in (64, 128):
-        assert is_bound_by_depthwise(built.model, 1, size) == is_bound
+        assert is_depthwise_bound(built.model, 1, size) == is_bound

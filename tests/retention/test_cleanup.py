@@ -123,7 +123,7 @@ def test_a_live_run_is_left_alone_and_a_failed_delete_stops_nothing(
         patch.setattr(shutil, "rmtree", refusing)
         assert cleanup.main([*NOW, "--apply"]) == 1
     err = capsys.readouterr().err
-    assert "another process trains this run right now" in err
+    assert "another process is training this run" in err
     assert "Operation not permitted" in err
     assert "2 things are left, named above" in err
     assert len(checkpoints(name, runs[name])) == 4

@@ -27,7 +27,7 @@ from mlflow.entities import Run as MlflowRun
 from src import promote, store
 from src.tracking.store import open_store
 from src.training.run_folder import RunFolders
-from src.verification.run_digest import outcome
+from src.verification.run_digest import run_digest
 from tests.conftest import clean_environment
 from tests.flows.processes import TINY
 from tests.forked import Forked
@@ -112,7 +112,7 @@ class Stress:
         if not _is_finished(killed):
             self._end("train", resuming)
         self._end("train", [*options, *_named(whole)])
-        self._compare(kills, outcome(killed), outcome(whole))
+        self._compare(kills, run_digest(killed), run_digest(whole))
         self.tally.in_promotion += self._kill("promote", ["--force"], 2)
         self._end("promote", ["--force"])
         self._check_champion()

@@ -11,7 +11,7 @@ import pytest
 from src import promote
 from src.tracking.store import open_store
 from src.training.run_folder import RunFolders
-from src.verification.run_digest import outcome
+from src.verification.run_digest import run_digest
 from tests.flows.processes import TINY
 from tests.forked import Forked
 from tests.images import write_npz
@@ -40,7 +40,7 @@ def test_killed_at_each_write(folder: Path, store: str, monkeypatch: pytest.Monk
     assert Forked("train", folder, options).wait(120) == 0
     assert Forked("train", folder, [*TINY, "--set", f"experiment.name={whole.name}"]).wait(120) == 0
     open_store()
-    assert outcome(killed) == outcome(whole)
+    assert run_digest(killed) == run_digest(whole)
     found = mlflow.MlflowClient().search_logged_models(["0"])
     assert sorted(logged.name for logged in found) == ["model", "model"]
     assert promote.main([]) == 0  # which loads the model, and compares it with what the run has claimed

@@ -18,6 +18,11 @@ from tests.training.test_trainer import Memory, make_config, make_trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
+SYNCED = {"training.sync_batchnorm": True}
+SAME_AS_OTHERS = EQUAL | {
+    "batch norm": {"model.name": "resnet18"} | SYNCED,
+    "everything, batch norm": EQUAL["everything"] | {"model.name": "resnet18"} | SYNCED,
+}
 PRECISE = {"training.precision": "float32", "training.learning_rate": 1e-5}
 
 
@@ -32,6 +37,7 @@ def run(folder: Path, tasks: dict[str, dict[str, Any]], *flags: str, resume: boo
 def test_an_interrupted_training_goes_on_to_the_same_bits(folder: Path, flags: list[str]) -> None:
     base = {"model.name": "resnet18", "training.checkpoint_every_minutes": 1e-9, "training.precision": "auto"}
     tasks = {name: base | changes for name, changes in EXACT.items()}
+    tasks |= {f"{name}, synchronized": tasks[name] | SYNCED for name in EXACT}
     tasks["float16"] = base | {"training.precision": "float16"}
     found = run(folder, tasks, *flags, resume=True)
     for name in tasks:
@@ -42,7 +48,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(folder: Path, flags: l
 
 @pytest.mark.parametrize("other", [{"training.device": "cpu"}, "--forced"], ids=["cpu", "replicated"])
 def test_a_gpu_gives_what_others_give(folder: Path, other: dict[str, str] | str) -> None:
-    tasks = {name: changes | PRECISE for name, changes in EQUAL.items()}
+    tasks = {name: changes | PRECISE for name, changes in SAME_AS_OTHERS.items()}
     here = run(folder, tasks)
     if isinstance(other, str):
         there = run(folder, tasks, other)
@@ -80,7 +86,7 @@ def weights_after(folder: Path, name: str, **changes: Any) -> str:
     with determinism(enabled=True):
         trainer = gpu_trainer(folder, name, **changes)
         trainer.fit()
-    return digest(dict(trainer.network.model.state_dict()) | {"seen": torch.tensor(trainer.state.best_epoch)})
+    return digest(dict(trainer.context.model.state_dict()) | {"seen": torch.tensor(trainer.state.best_epoch)})
 
 
 @pytest.fixture(params=[1, 3])
@@ -103,7 +109,7 @@ def test_no_step_waits_for_the_device(folder: Path, name: str, cache: str) -> No
     assert ("train" in trainer.loader.resident) == (cache == "auto")
     trainer.state.loss_sum = torch.zeros((), device="cuda")
     order = trainer.pipeline.order(1)
-    trainer._thaw(1)
+    trainer._unfreeze(1)
     for number, batch in enumerate(trainer.pipeline.load(1, order)):
         if number == 1:  # the first step allocates what the others use again
             torch.cuda.set_sync_debug_mode("error")
@@ -176,7 +182,7 @@ def test_a_model_that_waits_for_the_device_trains_without_graphs(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = gpu_trainer(folder, "a", model__name="mobilenet_v2", data__device_cache="off")
-    model: Any = trainer.network.model
+    model: Any = trainer.context.model
     model.classifier[0] = Waiting()  # in place of its dropout
     assert trainer.fit().epoch == 2
     assert "training without CUDA graphs: called a synchronizing" in capsys.readouterr().err

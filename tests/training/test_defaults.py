@@ -121,7 +121,7 @@ def test_a_run_trains_by_the_numbers_that_it_records(npz: Path, folder: Path) ->
     dataset = load_dataset(config.data, folder / "cache")
     setup = set_up(config, dataset)
     assert of(setup.config) == (1e-3, 1e-4, 30)
-    rates = {group["initial_lr"] for group in setup.optimization.optimizer.param_groups}
+    rates = {group["initial_lr"] for group in setup.train_step.optimizer.param_groups}
     assert rates == {1e-3, 1e-4}
     assert resolve_defaults(setup.config) == setup.config  # so that it is the same training again
 

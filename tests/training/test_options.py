@@ -15,11 +15,11 @@ from src.data.dataset import Dataset, load_dataset
 from src.errors import ConfigError
 from src.models.stem import head_path
 from src.training.checkpoint import load_checkpoint
-from src.training.optim import WeightAverage
+from src.training.optim import ModelEma
 from src.training.recorder import COLUMNS
 from src.training.scoring import score_split
 from src.training.setup import set_up
-from src.training.step import pass_cuts
+from src.training.step import micro_batch_bounds
 from src.training.trainer import Trainer
 from src.utils.config import Config
 from tests.images import make_images, write_npz
@@ -70,9 +70,9 @@ def are_equal(one: State, two: State) -> bool:
 def test_a_frozen_backbone_stays_and_moves_afterwards(optimizer: str, dataset: Dataset, folder: Path) -> None:
     config = make_config(training__freeze_backbone_epochs=1, training__optimizer=optimizer)
     trainer = make_trainer(config, dataset, folder, Memory())
-    start, head = copied(trainer.network.model), head_path(trainer.network.model)
-    held = sum(len(group["params"]) for group in trainer.optimization.optimizer.param_groups)
-    assert held == len(list(trainer.network.model.parameters()))
+    start, head = copied(trainer.context.model), head_path(trainer.context.model)
+    held = sum(len(group["params"]) for group in trainer.train_step.optimizer.param_groups)
+    assert held == len(list(trainer.context.model.parameters()))
     frozen = trained(dataset, folder / "frozen", **options(config, training__epochs=1))["model_state_dict"]
     moved = {key for key, value in start.items() if not torch.equal(value, frozen[key])}
     assert moved == {f"{head}.weight", f"{head}.bias"}  # no running statistics, no decay
@@ -91,7 +91,7 @@ def test_freezing_random_weights_is_pointed_out(dataset: Dataset, folder: Path) 
     config = make_config(training__freeze_backbone_epochs=1)
     setup = set_up(config, dataset)
     assert [note for note in setup.notes if "freezes random weights" in note]
-    torch.save(setup.network.model.state_dict(), folder / "w.pth")
+    torch.save(setup.context.model.state_dict(), folder / "w.pth")
     assert set_up(config.updated({"model.weights": str(folder / "w.pth")}), dataset).notes == ()
 
 
@@ -106,14 +106,14 @@ def test_the_schedule_scales_both_rates_and_the_heads_is_logged(dataset: Dataset
     trainer = make_trainer(config, dataset, folder, memory)
     trainer.fit()
     assert [metrics["learning_rate"] for _, metrics in memory.metrics] == pytest.approx([1e-3, 1e-4])
-    head = set(trainer.network.model.get_submodule("fc").parameters())
-    for group in trainer.optimization.optimizer.param_groups:
+    head = set(trainer.context.model.get_submodule("fc").parameters())
+    for group in trainer.train_step.optimizer.param_groups:
         assert group["lr"] == pytest.approx(1e-4 if head & set(group["params"]) else 1e-5)
 
 
 def test_a_slower_backbone_moves_less(dataset: Dataset, folder: Path) -> None:
     changes = SGD | {"training__epochs": 1}
-    start = set_up(make_config(**changes), dataset).network.model.state_dict()
+    start = set_up(make_config(**changes), dataset).context.model.state_dict()
     usual = trained(dataset, folder / "a", **changes)["model_state_dict"]
     slower = trained(dataset, folder / "b", **changes, training__backbone_learning_rate=1e-6)
     usual_way, slow_way = (
@@ -126,7 +126,7 @@ def test_a_slower_backbone_moves_less(dataset: Dataset, folder: Path) -> None:
 def test_class_weights_and_smoothing_reach_the_loss(folder: Path) -> None:
     dataset = unbalanced(folder)
     config = make_config(training__class_weights="balanced", training__label_smoothing=0.1)
-    loss = set_up(config, dataset).optimization.loss
+    loss = set_up(config, dataset).train_step.loss
     assert loss.label_smoothing == 0.1
     assert loss.class_weights is not None
     torch.testing.assert_close(loss.class_weights, torch.tensor([35 / 52, 35 / 18]))
@@ -140,10 +140,10 @@ def test_balanced_weights_make_up_for_a_rare_class(folder: Path) -> None:
     for kind in ("none", "balanced"):
         config = make_config(**changes, training__class_weights=kind)
         trainer = make_trainer(config, dataset, folder / kind, Memory())
-        nn.init.zeros_(trainer.network.model.get_parameter("fc.weight"))
-        nn.init.zeros_(trainer.network.model.get_parameter("fc.bias"))
+        nn.init.zeros_(trainer.context.model.get_parameter("fc.weight"))
+        nn.init.zeros_(trainer.context.model.get_parameter("fc.bias"))
         trainer.fit()
-        bias[kind] = trainer.network.model.get_parameter("fc.bias").tolist()
+        bias[kind] = trainer.context.model.get_parameter("fc.bias").tolist()
     step = 0.01 * (26 / 35 - 1 / 2)
     assert bias["none"] == pytest.approx([step, -step], rel=1e-4)
     assert bias["balanced"] == pytest.approx([0, 0], abs=1e-8)
@@ -154,10 +154,10 @@ def norms_before_steps(trainer: Trainer) -> list[float]:
     norms: list[float] = []
 
     def look(*_: object) -> None:
-        gradients = [p.grad for p in trainer.network.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in trainer.context.model.parameters() if p.grad is not None]
         norms.append(float(nn.utils.get_total_norm(gradients)))
 
-    trainer.optimization.optimizer.register_step_pre_hook(look)
+    trainer.train_step.optimizer.register_step_pre_hook(look)
     return norms
 
 
@@ -169,7 +169,7 @@ def test_no_step_sees_a_longer_gradient(scaled: bool, dataset: Dataset, folder: 
     limit = sorted(free_norms)[len(free_norms) // 2]
     trainer = make_trainer(make_config(training__clip_grad_norm=limit), dataset, folder / "clip", Memory())
     if scaled:  # as float16 has it: the length that counts is that of the gradient before scaling
-        trainer.optimization = replace(trainer.optimization, scaler=torch.amp.GradScaler("cpu"))
+        trainer.train_step = replace(trainer.train_step, scaler=torch.amp.GradScaler("cpu"))
     norms = norms_before_steps(trainer)
     trainer.fit()
     assert len(norms) == len(free_norms) == 8
@@ -183,17 +183,17 @@ def test_a_vision_transformer_learns_at_a_size_of_its_patches(folder: Path) -> N
     config = make_config(**SGD, model__name="vit_b_16", data__root_dir=str(path), data__image_size=32)
     dataset = load_dataset(config.data, folder / "c")
     setup = set_up(config, dataset)
-    images = setup.network.spec.normalize(dataset.batch("train", np.arange(8)) / 255)
+    images = setup.context.spec.normalize(dataset.batch("train", np.arange(8)) / 255)
     targets = torch.from_numpy(dataset.splits["train"].labels[:8])
-    losses = [float(setup.optimization.step(setup.network, images, targets)) for _ in range(4)]
+    losses = [float(setup.train_step.step(setup.context, images, targets)) for _ in range(4)]
     assert losses[-1] < 0.8 * losses[0]
 
 
 def states_after_steps(trainer: Trainer) -> list[State]:
     """Fills with the trained weights after each optimizer step."""
     states: list[State] = []
-    trainer.optimization.optimizer.register_step_post_hook(
-        lambda *_: states.append(copied(trainer.network.model))
+    trainer.train_step.optimizer.register_step_post_hook(
+        lambda *_: states.append(copied(trainer.context.model))
     )
     return states
 
@@ -211,8 +211,8 @@ def test_the_average_is_validated_kept_and_served(dataset: Dataset, folder: Path
             average = 0.7 * average + 0.3 * later[key] if value.is_floating_point() else later[key]
         torch.testing.assert_close(value, average, rtol=1e-4, atol=1e-6)
     best = load_checkpoint(folder / "checkpoints/best_model.pth")
-    assert are_equal(copied(trainer.network.model), best["model_state_dict"])
-    val = score_split(trainer.network, trainer.loader, "val", 0.5, 8).scores.named("val")
+    assert are_equal(copied(trainer.context.model), best["model_state_dict"])
+    val = score_split(trainer.context, trainer.loader, "val", 0.5, 8).scores.named("val")
     row = state.history[state.best_epoch - 1]
     assert val == {name: row[name] for name in val}
 
@@ -229,7 +229,7 @@ def test_whole_numbers_are_not_averaged() -> None:
     """Swin finds its position biases by such a buffer; 0.9 n + 0.1 n of the same n is cut to n - 1."""
     model = nn.BatchNorm2d(1)
     model.register_buffer("index", torch.arange(169))
-    average = WeightAverage(model, 0.9)
+    average = ModelEma(model, 0.9)
     for _ in range(20):
         average.update_parameters(model)
     assert torch.equal(average.module.get_buffer("index"), torch.arange(169))
@@ -291,12 +291,12 @@ def scores(history: list[dict[str, float]]) -> list[list[float]]:
     [(2, [2]), (32, [32]), (33, [33]), (34, [32, 2]), (63, [32, 31]), (64, [32, 32]), (65, [32, 33])],
 )
 def test_no_pass_has_a_single_image(count: int, passes: list[int]) -> None:
-    parts = torch.arange(count).tensor_split(pass_cuts(count, 32))
+    parts = torch.arange(count).tensor_split(micro_batch_bounds(count, 32))
     assert [len(part) for part in parts] == passes
 
 
 def without_dropout(trainer: Trainer) -> Trainer:
-    for module in trainer.network.model.modules():
+    for module in trainer.context.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return trainer
@@ -325,7 +325,7 @@ def test_two_passes_of_ten_are_one_of_twenty(changes: dict[str, Any], folder: Pa
         trainer = make_trainer(make_config(**changes | sizes), dataset, folder / str(size), Memory())
         steps.append(states_after_steps(without_dropout(trainer)))
         histories.append(trainer.fit().history)
-        schedules.append(trainer.optimization.schedule.state_dict())
+        schedules.append(trainer.train_step.schedule.state_dict())
     assert [len(states) for states in steps] == [4, 4]
     for one, two in zip(*steps, strict=True):
         for key, value in one.items():

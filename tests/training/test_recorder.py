@@ -67,7 +67,7 @@ def test_training_goes_on_while_an_epoch_is_kept_and_the_order_holds(dataset: Da
         if len(seen) == 6:  # four steps are an epoch
             tracker.has_gone_on.set()
 
-    trainer.optimization.optimizer.register_step_pre_hook(look)
+    trainer.train_step.optimizer.register_step_pre_hook(look)
     trainer.fit()
     assert [step for step, _ in tracker.metrics] == [1, 2, 3]
     assert load_checkpoint(folder / "checkpoints/latest.pth")["epoch"] == 3

@@ -11,6 +11,7 @@ import pytest
 from src.data.dataset import Dataset
 from src.errors import DataError
 from src.training.checkpoint import CheckpointStore, load_checkpoint
+from src.training.recorder import TIMING_METRICS
 from src.training.trainer import Trainer
 from src.utils.config import Config
 from src.utils.runtime import Stopped, stop_signals, uninterrupted
@@ -39,7 +40,7 @@ def stop_at(trainer: Trainer, step: int, number: signal.Signals) -> None:
         if next(steps) == step:
             os.kill(os.getpid(), number)
 
-    trainer.optimization.optimizer.register_step_pre_hook(hook)
+    trainer.train_step.optimizer.register_step_pre_hook(hook)
 
 
 def train_until(config: Config, dataset: Dataset, folder: Path, step: int, number: signal.Signals) -> None:
@@ -89,7 +90,7 @@ def test_batches_that_were_seen_are_not_seen_again(folder: Path) -> None:
     rest = make_trainer(config, dataset, folder, Memory())
     rest.restore(checkpoint)
     steps: list[int] = []
-    rest.optimization.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    rest.train_step.optimizer.register_step_post_hook(lambda *_: steps.append(1))
     rest.fit()
     assert len(steps) == 3 * 5 - 3
 
@@ -108,7 +109,7 @@ def test_an_epoch_that_takes_long_is_saved_within(folder: Path) -> None:
             found = load_checkpoint(latest)
             seen.append((found["epoch"], found["steps"]))
 
-    trainer.optimization.optimizer.register_step_pre_hook(look)
+    trainer.train_step.optimizer.register_step_pre_hook(look)
     trainer.fit()
     assert seen[:5] == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]
 
@@ -125,7 +126,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder: Path) -> None:
         load_checkpoint(store.latest)
     checkpoint, warning = store.load_latest()
     assert checkpoint["epoch"] == 1
-    assert "going on from latest.prev.pth, epoch 1" in str(warning)
+    assert "continuing from latest.prev.pth, epoch 1" in str(warning)
     rest = make_trainer(config, dataset, folder, Memory())
     rest.restore(checkpoint)
     assert scores(rest.fit().history) == scores(expected.history)
@@ -159,9 +160,8 @@ def test_every_metric_once_also_where_the_process_died_before_it_was_logged(fold
     rest.restore(checkpoint)
     rest.fit()
     assert memory.there.keys() == whole.there.keys()
-    clock = {"epoch_seconds", "images_per_second"}
-    assert {k: v for k, v in memory.there.items() if k[0] not in clock} == {
-        k: v for k, v in whole.there.items() if k[0] not in clock
+    assert {k: v for k, v in memory.there.items() if k[0] not in TIMING_METRICS} == {
+        k: v for k, v in whole.there.items() if k[0] not in TIMING_METRICS
     }
 
 

@@ -29,15 +29,15 @@ def dataset(folder: Path) -> Dataset:
 def test_the_settings_win_and_are_recorded(dataset: Dataset, folder: Path, kind: str) -> None:
     config = make_config(model__mean=[0.25], model__std=[0.5])
     if kind != "none":
-        own = set_up(make_config(), dataset).network
+        own = set_up(make_config(), dataset).context
         content = {"model_state_dict": own.model.state_dict(), "input": own.spec.to_dict()}
         torch.save(content, folder / "w.pth")
         config = config.updated({"model.weights": str(folder / "w.pth")})
         assert (
-            set_up(config.updated({"model.mean": None, "model.std": None}), dataset).network.spec == own.spec
+            set_up(config.updated({"model.mean": None, "model.std": None}), dataset).context.spec == own.spec
         )
     setup = set_up(config, dataset)
-    spec = setup.network.spec
+    spec = setup.context.spec
     assert spec == InputSpec(1, 16, (0.25,), (0.5,))
     assert spec.normalize(torch.full((1, 1, 2, 2), 0.75)).unique().tolist() == [1.0]
     assert (setup.config.model.mean, setup.config.model.std) == ((0.25,), (0.5,))
@@ -60,7 +60,7 @@ def test_without_them_the_training_split_decides_as_before(dataset: Dataset) -> 
     del values["model"]["mean"], values["model"]["std"]  # as an earlier version stored it
     stored = Config.from_dict(values)
     assert (stored.model.mean, stored.model.std) == (None, None)
-    spec = set_up(stored, dataset).network.spec
+    spec = set_up(stored, dataset).context.spec
     assert (spec.mean, spec.std) == dataset.channel_statistics
 
 

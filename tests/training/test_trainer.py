@@ -15,10 +15,11 @@ from src.data.dataset import Dataset, load_dataset
 from src.errors import ConfigError, DataError, TrainingError
 from src.training.checkpoint import CheckpointStore, TrainerState, load_checkpoint
 from src.training.optim import rate_factor
-from src.training.recorder import COLUMNS, Keeper, Tracker
+from src.training.recorder import COLUMNS, EPOCH_METRICS, Recorder, Tracker
 from src.training.setup import set_up
 from src.training.trainer import Trainer
 from src.utils.config import Config, TrainingConfig
+from src.utils.processes import Processes
 from src.utils.runtime import determinism
 from tests.images import write_npz
 
@@ -30,18 +31,12 @@ class Memory:
         self.metrics: list[tuple[int, dict[str, float]]] = []
         self.files: list[tuple[str | None, str]] = []
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        raise AssertionError(params)
-
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.metrics.append((step, dict(metrics)))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         assert path.exists()
         self.files.append((folder, path.name))
-
-    def finish(self, status: str, message: str | None = None) -> None:
-        raise AssertionError(status, message)
 
 
 def make_config(**changes: Any) -> Config:
@@ -68,13 +63,13 @@ def make_trainer(config: Config, dataset: Dataset, folder: Path, tracker: Tracke
     return Trainer(
         setup.config,
         dataset,
-        setup.network,
-        setup.optimization,
-        keeper=Keeper(
+        setup.context,
+        setup.train_step,
+        recorder=Recorder(
             CheckpointStore(folder / "checkpoints"),
             folder / "training_history.csv",
             tracker,
-            beside=config.training.save_in_background,
+            in_background=config.training.save_in_background,
         ),
         extra={"run_id": "r"},
     )
@@ -90,6 +85,7 @@ def test_one_call_per_epoch_and_the_improvements(dataset: Dataset, folder: Path)
         assert {name: float(row[name]) for name in COLUMNS[1:]} == {
             name: metrics[name] for name in COLUMNS[1:]
         }
+        assert metrics.keys() - {"best_val_auc"} == {metric.name for metric in EPOCH_METRICS}
         assert metrics["images_per_second"] > 0
         best_so_far = max(m["val_auc"] for s, m in memory.metrics if s <= step)
         earlier = [m["val_auc"] for s, m in memory.metrics if s < step]
@@ -126,7 +122,7 @@ def test_the_model_ends_with_the_best_weights(dataset: Dataset, folder: Path) ->
     state = trainer.fit()
     best = load_checkpoint(folder / "checkpoints/best_model.pth")
     assert best["epoch"] == state.best_epoch
-    now = trainer.network.model.state_dict()
+    now = trainer.context.model.state_dict()
     assert all(torch.equal(now[key], value) for key, value in best["model_state_dict"].items())
 
 
@@ -155,7 +151,7 @@ class Putting(nn.Module):
 
 def test_an_operation_that_is_not_deterministic_is_named(dataset: Dataset, folder: Path) -> None:
     trainer = make_trainer(make_config(), dataset, folder / "a", Memory())
-    model: Any = trainer.network.model
+    model: Any = trainer.context.model
     model.fc = nn.Sequential(Putting(), model.fc)
     with (
         determinism(enabled=True),
@@ -228,9 +224,9 @@ def test_one_epoch_is_not_all_warmup() -> None:
 def test_every_optimizer_trains(optimizer: str, dataset: Dataset, folder: Path) -> None:
     config = make_config(training__optimizer=optimizer, training__epochs=1, training__learning_rate=1e-2)
     trainer = make_trainer(config, dataset, folder, Memory())
-    before = trainer.network.model.state_dict()["conv1.0.weight"].clone()
+    before = trainer.context.model.state_dict()["conv1.0.weight"].clone()
     trainer.fit()
-    assert not torch.equal(before, trainer.network.model.state_dict()["conv1.0.weight"])
+    assert not torch.equal(before, trainer.context.model.state_dict()["conv1.0.weight"])
 
 
 def test_a_batch_larger_than_the_split_is_one_batch_said_once(dataset: Dataset) -> None:
@@ -272,7 +268,7 @@ def test_bfloat16_is_not_used_where_torch_computes_it_wrong(
 def test_bfloat16_is_not_used_where_it_is_slower(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     setup = set_up(make_config(model__name="mobilenet_v3_small", training__precision="auto"), dataset)
-    assert (setup.config.training.precision, setup.network.autocast) == ("float32", None)
+    assert (setup.config.training.precision, setup.context.autocast) == ("float32", None)
     assert not [note for note in setup.notes if "bfloat16" in note]
 
 
@@ -292,3 +288,14 @@ def test_batches_prepared_together_are_those_prepared_alone(
         torch.testing.assert_close(batch.images, want.images, rtol=0, atol=1e-6)
         assert torch.equal(batch.targets, want.targets)
         assert batch.share.length == want.share.length
+
+
+def test_synchronized_batch_norm_is_refused_on_a_cpu(dataset: Dataset) -> None:
+    config = make_config(training__sync_batchnorm=True)
+    set_up(config, dataset)  # a single process has nothing to synchronize
+    with pytest.raises(
+        ConfigError, match=r"training\.sync_batchnorm: .* on GPUs only, and the device is cpu"
+    ):
+        set_up(config, dataset, processes=Processes(0, 2, 0, 2))
+    without = make_config(training__sync_batchnorm=True, model__name="squeezenet1_1", data__image_size=32)
+    set_up(without, dataset, processes=Processes(0, 2, 0, 2))

@@ -13,7 +13,7 @@ from torch import nn
 
 from src.data.dataset import Dataset, load_dataset
 from src.training.checkpoint import TrainerState
-from src.training.recorder import NoKeeper
+from src.training.recorder import TIMING_METRICS, StateRecorder
 from src.training.setup import set_up
 from src.training.trainer import Trainer
 from src.utils import launch
@@ -24,46 +24,46 @@ from src.utils.runtime import determinism
 from src.verification.run_digest import digest
 
 
-class Recorder(NoKeeper):
+class ByteRecorder(StateRecorder):
     """Keeps every checkpoint, as bytes."""
 
     def __init__(self) -> None:
         self.kept: list[bytes] = []
 
-    def keep_epoch(self, checkpoint: Mapping[str, Any], **_: bool) -> None:
-        self.keep_steps(checkpoint)
+    def save_epoch(self, checkpoint: Mapping[str, Any], metrics: Mapping[str, float], **_: bool) -> None:
+        assert metrics == checkpoint["history"][-1]
+        self.save_mid_epoch(checkpoint)
 
-    def keep_steps(self, checkpoint: Mapping[str, Any]) -> None:
+    def save_mid_epoch(self, checkpoint: Mapping[str, Any]) -> None:
         stream = io.BytesIO()
         torch.save(dict(checkpoint), stream)
         self.kept.append(stream.getvalue())
 
 
-def make_trainer(config: Config, dataset: Dataset, group: Together, recorder: Recorder) -> Trainer:
+def make_trainer(config: Config, dataset: Dataset, group: Together, recorder: ByteRecorder) -> Trainer:
     setup = set_up(config, dataset, processes=group.processes)
-    for module in setup.network.model.modules():
+    for module in setup.context.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # each process draws its own, so that no two numbers of them agree
-    return Trainer(setup.config, dataset, setup.network, setup.optimization, keeper=recorder, extra={})
+    return Trainer(setup.config, dataset, setup.context, setup.train_step, recorder=recorder, extra={})
 
 
 def summary(state: TrainerState, trainer: Trainer) -> dict[str, Any]:
-    clock = {"epoch_seconds", "images_per_second"}
     return {
-        "history": [{k: v for k, v in row.items() if k not in clock} for row in state.history],
-        "weights": digest(dict(trainer.network.model.state_dict())),
-        "optimizer": digest(trainer.optimization.optimizer.state_dict()),
+        "history": [{k: v for k, v in row.items() if k not in TIMING_METRICS} for row in state.history],
+        "weights": digest(dict(trainer.context.model.state_dict())),
+        "optimizer": digest(trainer.train_step.optimizer.state_dict()),
     }
 
 
 def train(config: Config, dataset: Dataset, group: Together, resume: bool) -> dict[str, Any]:
-    recorder = Recorder()
+    recorder = ByteRecorder()
     trainer = make_trainer(config, dataset, group, recorder)
     found: dict[str, Any] = {"whole": summary(trainer.fit(), trainer), "resumed": []}
     places = (2, 6, 8) if resume else ()  # within the first epoch, after it, within the second
     for place in places:
         kept = torch.load(io.BytesIO(recorder.kept[place]), weights_only=True)
-        again = make_trainer(config, dataset, group, Recorder())
+        again = make_trainer(config, dataset, group, ByteRecorder())
         again.restore(group.processes.told(kept))
         at = f"epoch {kept['epoch']}, step {kept['steps']}"
         found["resumed"].append([at, summary(again.fit(), again)])
