@@ -201,7 +201,7 @@ def test_patients_are_those_of_the_files(folder: Path) -> None:
 def test_a_patient_that_is_everybody_is_nobody(folder: Path) -> None:
     dataset = load(ct_folder(folder / "d", same_patient=True))
     assert set(dataset.splits["train"].patients) == {None}
-    assert any("all files name the same PatientID" in note for note in dataset.warnings)
+    assert any("all files have the same PatientID" in note for note in dataset.warnings)
 
 
 def rewrite(path: Path, **tags: object) -> None:

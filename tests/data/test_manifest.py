@@ -302,7 +302,7 @@ def test_a_damaged_partner_leaves_the_pair_out(root: Path) -> None:
             r"A00.png \(A\) and files/P00.png \(P\) belong together and differ in label",
         ),
         (1, change("split", "val"), "differ in split"),
-        (0, change("image_id", "1"), "are of the same patient and image id"),
+        (0, change("image_id", "1"), "have the same patient and image id"),
     ],
 )
 def test_partners_must_agree(root: Path, index: int, changes: dict[str, str], message: str) -> None:
