@@ -23,8 +23,6 @@ from tests.data.test_dicom import ct_folder
 from tests.flows.processes import client_of
 from tests.images import make_images, write_npz
 
-# Add the commit before a change to what is stored or to how images are read.
-COMMITS = ["513fa2014c917f71371dca2372b77fb755f12d81", "8745eb4b47867b505a98522896453a51762f1876"]
 MODEL = "shufflenet_v2_x0_5"
 COMMON = ["--model", MODEL, "--epochs", "4", "--set", "training.batch_size=8", "--set", "model.weights=none"]
 DEEP = ["--set", "data.image_size=16", "--set"]
@@ -33,9 +31,15 @@ DATA = {
     "P": ("manifest", [*DEEP, "data.window=[0,4095]"]),
     "V": ("dicom", [*DEEP, "data.window=[-160,240]"]),
 }
-# The defaults of that time, which ``--resume auto`` needs to find a run of it.
+# The defaults of a time, which ``--resume auto`` needs to find a run of it.
 THEN = ["data.fit=legacy", "data.stratify=patients", "data.augment.horizontal_flip=true"]
 THEN += ["training.learning_rate=0.001", "training.backbone_learning_rate=null"]
+# Add the commit before a change to what is stored or to how images are read, with its defaults.
+COMMITS: dict[str, list[str]] = {
+    "513fa2014c917f71371dca2372b77fb755f12d81": THEN,
+    "8745eb4b47867b505a98522896453a51762f1876": THEN,
+    "0f698f6a72e240813ab069647c346527bd478550": [],
+}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
@@ -59,13 +63,16 @@ def write_manifest(root: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=COMMITS)
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def commit(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def store(commit: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the code of a commit has trained, promoted and predicted."""
-    archive = subprocess.run(
-        ["git", "-C", str(ROOT), "archive", request.param], capture_output=True, check=False
-    )
+    archive = subprocess.run(["git", "-C", str(ROOT), "archive", commit], capture_output=True, check=False)
     if archive.returncode != 0:
-        pytest.skip(f"no commit {request.param} here, as in a shallow clone: {archive.stderr.decode()}")
+        pytest.skip(f"no commit {commit} here, as in a shallow clone: {archive.stderr.decode()}")
     code, folder = tmp_path_factory.mktemp("code"), tmp_path_factory.mktemp("store")
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as content:
         content.extractall(code, filter="data")
@@ -159,14 +166,14 @@ def test_the_same_is_predicted(earlier: Path, modality: str) -> None:
 
 
 @pytest.mark.parametrize("modality", DATA)
-def test_an_interrupted_run_ends_as_it_would_have(earlier: Path, modality: str) -> None:
+def test_an_interrupted_run_ends_as_it_would_have(earlier: Path, commit: str, modality: str) -> None:
     finished, interrupted = runs(earlier, modality)[:2]
     assert interrupted.info.status == "KILLED"
     name = interrupted.data.params["experiment.name"]
     assert torch.load(earlier / f"outputs/{name}/checkpoints/latest.pth")["epoch"] < 4
     resume = ["--resume", interrupted.info.run_id]
     if modality != "A":
-        then = [word for setting in THEN for word in ("--set", setting)]
+        then = [word for setting in COMMITS[commit] for word in ("--set", setting)]
         resume = [*arguments(modality), *then, "--resume", "auto"]
     assert train.main(resume) == 0
     assert_same(earlier, finished, mlflow.get_run(interrupted.info.run_id))
