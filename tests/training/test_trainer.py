@@ -14,6 +14,7 @@ from torch import nn
 from src.data.dataset import Dataset, load_dataset
 from src.errors import ConfigError, DataError, TrainingError
 from src.training.checkpoint import CheckpointStore, TrainerState, load_checkpoint
+from src.training.ddp import sync_batch_norm
 from src.training.optim import rate_factor
 from src.training.recorder import COLUMNS, EPOCH_METRICS, Recorder, Tracker
 from src.training.setup import set_up
@@ -297,5 +298,4 @@ def test_synchronized_batch_norm_is_refused_on_a_cpu(dataset: Dataset) -> None:
         ConfigError, match=r"training\.sync_batchnorm: .* on GPUs only, and the device is cpu"
     ):
         set_up(config, dataset, processes=Processes(0, 2, 0, 2))
-    without = make_config(training__sync_batchnorm=True, model__name="squeezenet1_1", data__image_size=32)
-    set_up(without, dataset, processes=Processes(0, 2, 0, 2))
+    sync_batch_norm(nn.Sequential(nn.Linear(1, 1)), torch.device("cpu"))  # has none
