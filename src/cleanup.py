@@ -74,8 +74,8 @@ def _show(found: "Survey") -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from .utils.console import is_interactive
     from .utils.leftovers import shown
-    from .utils.progress import is_interactive
 
     table = Table("remove", "of", "size", "why")
     for removal in found.removals:

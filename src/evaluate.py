@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .utils.cli import CommandParser, run_command, warn, whole_number
 
 if TYPE_CHECKING:
-    from .inference.cases import Cases
+    from .inference.evaluator import Cases
     from .inference.trained import TrainedModel
 
 
@@ -40,10 +40,9 @@ def _parser() -> CommandParser:
 def _evaluate(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     from .inference import evaluation
-    from .inference.cases import load_cases
-    from .inference.command import refuse_bad, trained_model
+    from .inference.evaluator import judge, load_cases
     from .inference.explain import check_explainable
-    from .inference.judging import judge
+    from .inference.predict import refuse_bad, trained_model
     from .inference.reference import read_reference
     from .tracking import project_run_errors
     from .tracking.project_run import check_project_run

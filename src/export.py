@@ -23,8 +23,8 @@ def _parser() -> CommandParser:
 
 def _export(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
-    from .inference.command import trained_model
     from .inference.onnx_file import export_onnx
+    from .inference.predict import trained_model
     from .inference.reference import read_reference
     from .tracking import project_run_errors
     from .utils.io import checked_output

@@ -32,8 +32,7 @@ def _parser() -> CommandParser:
 
 def _extract(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
-    from .inference.command import read_inputs, refuse_bad, trained_model
-    from .inference.predictions import features, write_features
+    from .inference.predict import features, read_inputs, refuse_bad, trained_model, write_features
     from .inference.reference import read_reference
     from .tracking import project_run_errors
     from .utils.io import checked_output

@@ -27,8 +27,7 @@ def _parser() -> CommandParser:
 def _predict(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     # Not before: torch and MLflow take seconds, and whoever asks for --help needs neither.
-    from .inference.command import read_inputs, refuse_bad, trained_model
-    from .inference.predictions import predictions, write_table
+    from .inference.predict import predictions, read_inputs, refuse_bad, trained_model, write_table
     from .inference.reference import read_reference
     from .tracking import project_run_errors
     from .utils.io import checked_output

@@ -228,7 +228,7 @@ def _check_agreement() -> list[str]:
 def _print(table: "Table") -> None:
     from rich.console import Console
 
-    from .utils.progress import is_interactive
+    from .utils.console import is_interactive
 
     Console(width=None if is_interactive() else _WIDE, highlight=False).print(table)
 

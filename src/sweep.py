@@ -6,8 +6,15 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .utils.cli import CommandParser, duration, run_command, whole_number
-from .utils.options import add_setting_options, changes_of, config_of
+from .utils.cli import (
+    CommandParser,
+    add_setting_options,
+    changes_of,
+    config_of,
+    duration,
+    run_command,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from .search.searching import Plan

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MlprojectError, UserError
-from .utils.cli import CommandParser, add_flag, run_command, warn
-from .utils.options import add_setting_options, changes_of, config_of
+from .utils.cli import CommandParser, add_flag, add_setting_options, changes_of, config_of, run_command, warn
 from .utils.runtime import collection_paused
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..utils.cli import warn
 from ..utils.config import DataConfig
+from ..utils.console import bar, track
 from ..utils.io import file_lock, sha256, sha256_of_lines
-from ..utils.progress import bar, track
 from .array_cache import GIGABYTE, ArrayCache, ArrayWriter
 from .decode import Task, Workers, decode_again, decode_all, read_headers
 from .file_index import FileIndex

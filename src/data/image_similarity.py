@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..utils.progress import bar
+from ..utils.console import bar
 from .image_array import ImageArray
 from .join import Records
 

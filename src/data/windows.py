@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..utils.console import track
 from ..utils.io import atomic_write_text, sha256_of_lines
-from ..utils.progress import track
 from .decode import Workers
 from .file_table import FileTable, SharedInfo, gray_level_key
 from .pixels import OWN_LEVELS, DecodedImage, Range, applied_window

@@ -20,7 +20,7 @@ from ..training.run_folder import RunFolders
 from ..utils.cli import warn
 from ..utils.config import Config
 from ..utils.config_fields import is_run_name
-from ..utils.dotted import merge_dotted
+from ..utils.overrides import merge_dotted
 
 MAY_CHANGE = frozenset(
     {

@@ -16,9 +16,9 @@ from ..tracking.registry import set_tags
 from ..tracking.run import TrackedRun
 from ..tracking.store import ui_instructions
 from ..utils.cli import warn
-from ..utils.progress import is_interactive
+from ..utils.console import is_interactive
+from .evaluator import Judgement, write_judgement
 from .explain import Layer, draw_explanation
-from .judging import Judgement, write_judgement
 from .trained import TrainedModel
 
 ROLE = "evaluation"

@@ -16,7 +16,7 @@ from ..evaluation.plots import new_figure, readable
 from ..models.forward import eval_mode
 from ..models.input_spec import unit_range
 from ..utils.runtime import to_device
-from .judging import Judgement
+from .evaluator import Judgement
 from .trained import TrainedModel
 
 if TYPE_CHECKING:

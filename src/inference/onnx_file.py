@@ -8,8 +8,8 @@ import torch
 
 from ..errors import ClaimError
 from ..models.input_spec import ServingModel
+from ..utils.console import silenced
 from ..utils.io import atomic_write_bytes
-from ..utils.silence import silenced
 from .trained import TrainedModel
 
 _INPUT, _OUTPUT = "pixels", "probabilities"

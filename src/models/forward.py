@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..utils.background import VALUES_PER_THREAD, at_most_threads
 from ..utils.processes import ALONE, Processes
 from ..utils.runtime import to_device
-from ..utils.threads import VALUES_PER_THREAD, at_most_threads
 from .input_spec import InputSpec, unit_range
 from .stem import head_path
 

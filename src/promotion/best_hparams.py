@@ -12,7 +12,7 @@ from ..tracking import names
 from ..tracking.stored_run import StoredRun
 from ..utils.config import Config
 from ..utils.io import sha256
-from ..utils.yaml_files import parse_yaml, read_text
+from ..utils.overrides import parse_yaml, read_text
 from .history import Event, Group
 
 _MAX_LENGTH = 50_000  # a replaced file is stored in the history and in a tag, which MLflow limits to 100,000

@@ -187,7 +187,7 @@ def _predict(run: StoredRun, model: "nn.Module", folder: Path) -> Predictions:
 
     from ..data.dataset import load_dataset
     from ..data.loading import load_batches, sequential_batches
-    from ..utils.progress import track
+    from ..utils.console import track
 
     config = read_config(run, folder)
     # Use an existing cache, but create none.

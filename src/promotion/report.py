@@ -15,7 +15,7 @@ from ..tracking.names import MODALITY, MODEL, PREVIOUS, PROMOTION, ROLLED_BACK_T
 from ..tracking.registry import Version, champions
 from ..tracking.stored_run import read_run
 from ..utils.config import Config
-from ..utils.progress import is_interactive
+from ..utils.console import is_interactive
 from .evidence import Contender, Correction, correction_of, read_config
 from .history import FOLDER, Group, read_history
 from .select import Request, adjust_p

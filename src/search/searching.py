@@ -22,8 +22,8 @@ from ..tracking.run import TrackedRun, tracked_run
 from ..tracking.store import mlflow_client, ui_instructions
 from ..utils.config import Config
 from ..utils.io import atomic_write_text, file_lock
+from ..utils.overrides import read_text
 from ..utils.runtime import derive_seed
-from ..utils.yaml_files import read_text
 from .ranking import (
     Ranked,
     Repeats,

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..errors import ConfigError
 from ..utils.config import Config
-from ..utils.yaml_files import read_yaml
+from ..utils.overrides import read_yaml
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

@@ -17,8 +17,8 @@ from filelock import FileLock
 from ..errors import ConfigError, UserError
 from ..tracking.heartbeat import Heartbeat
 from ..tracking.store import reason
-from ..utils.config_history import EARLIER
-from ..utils.dotted import flatten
+from ..utils.config import EARLIER
+from ..utils.overrides import flatten
 from .space import Space
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from ..errors import ClaimError
+from ..utils.console import silenced
 from ..utils.io import TEMP_PREFIX, atomic_write_text
-from ..utils.silence import silenced
 from .archive import checked_copy
 from .artifact_paths import model_folder
 from .names import DELIVERY, LOGGED_MODEL

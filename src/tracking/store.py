@@ -17,10 +17,10 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
 from ..errors import MlprojectError, StoreError, TrackingError
+from ..utils.console import quiet_loggers
 from ..utils.io import TEMP_PREFIX, file_lock
 from ..utils.masking import masked_text, masked_uri
 from ..utils.runtime import Stopped
-from ..utils.silence import quiet_loggers
 from .sqlite_locks import wait_for_locks
 
 MAX_TAG = 5000

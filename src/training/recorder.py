@@ -12,9 +12,8 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
-from ..utils.background import Background
+from ..utils.background import Background, at_most_threads
 from ..utils.io import atomic_write_text
-from ..utils.threads import at_most_threads
 from .checkpoint import CheckpointStore, TrainerState
 
 EpochMetrics = Mapping[str, float]

@@ -14,7 +14,7 @@ from ..data.loading import BatchLoader
 from ..errors import TrainingError
 from ..models.forward import ModelContext, train_mode
 from ..utils.config import Config
-from ..utils.progress import bar
+from ..utils.console import bar
 from ..utils.runtime import Stopped, uninterrupted
 from .checkpoint import TrainerState, load_checkpoint
 from .compile import compiled

@@ -1,17 +1,79 @@
-"""What every command does around its work: signals, messages, exit statuses."""
+"""Command lines: parsers, options for settings, streams that never fail, exit statuses."""
 
 import argparse
+import errno
+import io
 import math
 import os
 import re
+import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ..errors import ConfigError, MlprojectError
-from .output import never_raise
 from .runtime import Stopped, stop_signals
+
+if TYPE_CHECKING:
+    from .config import Config
+
+
+_GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe has ended; the terminal was closed
+
+
+class _Stream(io.FileIO):
+    """A standard stream; what can no longer be written is dropped, and the first loss is reported."""
+
+    def write(self, data: Any) -> int:  # noqa: ANN401 -- whatever has a buffer of bytes
+        """Write bytes, or drop them.
+
+        Returns:
+            The number of bytes that were taken, which is never 0.
+        """
+        try:
+            while (count := super().write(data)) is None:  # another program made the stream non-blocking
+                select.select([], [self], [])
+        except OSError as error:
+            _silence(self.fileno())
+            if error.errno not in _GONE and self.fileno() == 1:
+                print(f"warning: the output cannot be written ({error.strerror})", file=sys.stderr)
+            return len(data)
+        return count
+
+
+def _silence(descriptor: int) -> None:
+    """Lead a descriptor to nowhere, for libraries that write to it by its number as well."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def never_raise() -> None:
+    """Make ``sys.stdout`` and ``sys.stderr`` streams that never raise, unless they were replaced before.
+
+    A character that the stream's encoding lacks is written as an escape sequence. A stream that is closed
+    leads to nowhere: the next file to be opened would take its number, and get what libraries write.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _stream(1, sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _stream(2, sys.stderr)
+
+
+def _stream(descriptor: int, old: TextIO | None) -> TextIO:
+    if old is not None:
+        old.flush()
+    buffered = io.BufferedWriter(_Stream(descriptor, "wb", closefd=False))
+    encoding = None if old is None else old.encoding
+    # Line by line in a pipe and a file as well: a job's log shows what the job does now.
+    return io.TextIOWrapper(buffered, encoding, errors="backslashreplace", line_buffering=True)
+
 
 _DISK = "check the disk's free space and permissions"
 
@@ -156,3 +218,48 @@ def warn(message: str) -> None:
     """Shows a warning on stderr."""
     if not _Voice.name:
         print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def add_setting_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--config`` and what is said over it, but for ``--model`` and ``--modality``."""
+    parser.add_argument("--config", metavar="FILE", help="YAML; config/default_config.yaml shows all")
+    parser.add_argument("--data", metavar="PATH", help="demo, a folder, a manifest.csv, or a MedMNIST .npz")
+    parser.add_argument("--epochs", metavar="N", help="passes over the training split")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="any setting by its dotted key"
+    )
+    parser.add_argument("--overrides", metavar="LIST", default="", help="the same, comma-separated")
+
+
+def changes_of(args: argparse.Namespace, model: str | None, modality: str | None) -> dict[str, Any]:
+    """Return the settings that the options change, by dotted key.
+
+    Raises:
+        ConfigError: An option is malformed.
+    """
+    from .overrides import parse_overrides, parse_yaml, split_overrides
+
+    changes: dict[str, Any] = {}
+    if model:
+        changes["model.name"] = model
+    if modality:
+        changes["data.modalities"] = modality.split("+")
+    if args.data:
+        changes["data.root_dir"] = args.data
+    if args.epochs:
+        changes["training.epochs"] = parse_yaml(args.epochs, "--epochs")
+    return changes | parse_overrides([*split_overrides(args.overrides), *args.set])
+
+
+def config_of(args: argparse.Namespace, changes: Mapping[str, Any]) -> "Config":
+    """Return the settings: ``changes`` over the file of ``--config`` over the defaults.
+
+    Raises:
+        ConfigError: A setting is wrong, or the file is.
+    """
+    from .config import Config
+    from .overrides import merge_dotted
+
+    if args.config is None:
+        return Config.from_dict(merge_dotted({}, changes), "settings")
+    return Config.from_file(args.config, changes)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from src.data.dataset import load_dataset
-from src.data.inputs import load_inputs
 from src.data.npz import open_arrays
 from src.data.pillow_images import read_image
 from src.data.pixels import BadImage
+from src.data.sources import load_inputs
 from src.errors import ConfigError, DataError
 from src.evaluation.predictions import read_predictions
 from src.training.checkpoint import load_checkpoint

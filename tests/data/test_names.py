@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from src.data.dataset import Dataset, load_dataset
-from src.data.inputs import load_inputs
+from src.data.sources import load_inputs
 from src.errors import DataError
 from src.utils.config import DataConfig
 from tests.images import make_images, write_folder, write_npz

@@ -12,7 +12,7 @@ from PIL import Image
 
 from src.training.checkpoint import load_checkpoint
 from src.utils.io import TEMP_PREFIX
-from src.utils.yaml_files import parse_yaml
+from src.utils.overrides import parse_yaml
 
 
 def unreadable(folder: Path, since: float = 0) -> Iterator[str]:

@@ -12,9 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from src.errors import ConfigError
 from src.training.optim import resolve_defaults
-from src.utils.config import Config
-from src.utils.config_history import modernized
-from src.utils.dotted import merge_dotted, parse_overrides, split_overrides
+from src.utils.config import Config, modernized
+from src.utils.overrides import merge_dotted, parse_overrides, split_overrides
 from tests.conftest import ROOT
 
 

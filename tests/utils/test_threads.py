@@ -9,7 +9,7 @@ from torch import nn
 from src.models.forward import predict_logits
 from src.models.input_spec import InputSpec
 from src.training.recorder import Snapshot
-from src.utils.threads import VALUES_PER_THREAD, at_most_threads
+from src.utils.background import VALUES_PER_THREAD, at_most_threads
 
 
 @pytest.fixture

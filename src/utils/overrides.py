@@ -1,12 +1,15 @@
-"""YAML as the project reads it: safe, bounded, ``1e-4`` is a number, a repeated key is an error."""
+"""Settings from outside: bounded YAML, dotted keys, and readable errors of pydantic."""
 
+import difflib
 import io
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from ..errors import ConfigError
 from .io import open_regular
@@ -146,3 +149,125 @@ def _first_line(error: Exception) -> str:
 def _place(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     return f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """One value per dotted key, such as ``training.learning_rate``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def merge_dotted(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` (nested) with the dotted keys of ``changes`` laid over them.
+
+    Raises:
+        ConfigError: A key leads below something that is no section.
+    """
+    merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    for dotted, value in changes.items():
+        head, _, rest = dotted.partition(".")
+        below = merged.get(head)
+        if rest and not (below is None or isinstance(below, Mapping)):
+            raise ConfigError(f"{head}: settings such as {dotted} belong below it (got {below!r})")
+        merged[head] = (
+            merge_dotted(below if isinstance(below, Mapping) else {}, {rest: value}) if rest else value
+        )
+    return merged
+
+
+def parse_overrides(items: list[str]) -> dict[str, Any]:
+    """Reads ``dotted.key=value`` items; values are YAML, so ``1e-4``, ``null`` and ``[A, P]`` work.
+
+    Raises:
+        ConfigError: An item has no ``=``, or its value is no YAML.
+    """
+    changes: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {item}: write it as dotted.key=value, such as training.epochs=5")
+        changes[key.strip()] = parse_yaml(text, source=f"--set {item}")
+    return changes
+
+
+def split_overrides(text: str) -> list[str]:
+    """Splits a comma-separated list of overrides; commas inside a value such as ``[A, P]`` stay."""
+    return [item for item in re.split(r",(?=\s*[a-z_]+(?:\.[a-z_]+)+=)", text) if item.strip()]
+
+
+_LONG = 200
+
+
+def explain(config: type[BaseModel], problem: dict[str, Any]) -> str:
+    """Says what is wrong with a setting, by its dotted key.
+
+    Args:
+        config: The config that was to be made.
+        problem: One of the ``errors()`` of pydantic's ``ValidationError``.
+    """
+    path = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        return _unknown_key(config, path)
+    # Pydantic names the branch of a union in the path (``image_size.int``): only keys are ours.
+    known = [part for part in path if part.isdigit() or re.fullmatch(r"[a-z_]+", part)]
+    while known and known[-1] in {"int", "float", "str", "literal", "constrained"}:
+        known.pop()
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{'.'.join(known) or 'config'}: {message} (got {_shown(problem['input'])})"
+
+
+def relevant(problems: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out what only confuses, unless nothing else is left.
+
+    A tuple with a bad item is also reported as too short, and a number out of range also as not being the
+    word (``auto``) that may stand in its place.
+    """
+    places = Counter(problem["loc"][:-1] for problem in problems)
+
+    def confuses(problem: Mapping[str, Any]) -> bool:
+        *place, branch = problem["loc"] or ("",)
+        is_word = str(branch).startswith("literal[") and places[tuple(place)] > 1
+        return problem["type"] == "too_short" or (is_word and not isinstance(problem["input"], str))
+
+    return [dict(p) for p in problems if not confuses(p)] or [dict(p) for p in problems]
+
+
+def check_text(settings: Mapping[str, Any], source: str) -> None:
+    """Refuse a path or another text that is not UTF-8, which no store and no YAML can hold.
+
+    Args:
+        settings: Values by their dotted keys.
+        source: Where they came from.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for key, value in settings.items():
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            shown = value.encode("utf-8", "backslashreplace").decode()
+            raise ConfigError(
+                f"{source}: {key}: {shown} is not text in UTF-8; rename the file or folder, or give a "
+                "link to it that has a plain name (ln -s)"
+            )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONG else f"{text[:_LONG]}..."
+
+
+def _unknown_key(config: type[BaseModel], path: list[str]) -> str:
+    section = config
+    for part in path[:-1]:
+        annotation = section.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
+    prefix = "".join(f"{part}." for part in path[:-1])
+    near = difflib.get_close_matches(path[-1], section.model_fields, n=1, cutoff=0.5)
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
+    return f"{'.'.join(path)[:_LONG]}: unknown key; {hint}"

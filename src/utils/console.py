@@ -1,6 +1,10 @@
-"""Progress bars on a terminal, silence elsewhere."""
+"""Terminal: progress bars, and libraries that print less."""
 
+import contextlib
+import io
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -43,3 +47,24 @@ def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]
         for item in items:
             yield item
             advance("")
+
+
+@contextlib.contextmanager
+def quiet_loggers(*names: str) -> Iterator[None]:
+    """Within the block these loggers tell of errors only."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def silenced(*names: str) -> Iterator[None]:
+    """The same, without warnings and without what is printed to stdout."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_loggers(*names):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,6 +1,9 @@
-"""What a trained model says of images: probabilities, decisions, features; as tables."""
+"""Probabilities, decisions and features of images by a trained model, as tables."""
 
-from collections.abc import Iterator
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,18 +12,68 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..data.inputs import Inputs
 from ..data.loading import load_batches, sequential_batches
 from ..data.samples import UNKNOWN
+from ..data.sources import Inputs, load_inputs
+from ..errors import ConfigError, MlprojectError
 from ..evaluation.metrics import decide, softmax
 from ..models.forward import extract_features, predict_logits
+from ..tracking.project_run import mark_project_run
+from ..utils.cli import warn
+from ..utils.console import track
 from ..utils.io import atomic_file, atomic_write_text
-from ..utils.progress import track
+from ..utils.runtime import determinism
 from ..utils.tables import escape_formula
-from .trained import TrainedModel
+from .reference import Reference
+from .trained import TrainedModel, describe, load_trained
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+
+@contextmanager
+def trained_model(reference: Reference, device: str, role: str) -> Iterator[tuple[TrainedModel, Path]]:
+    """A model, told to the person at hand, and a folder for files that are needed for a moment.
+
+    Args:
+        reference: Which one.
+        device: Where it is to compute.
+        role: What the run is that ``mlflow run`` has made for this process, where it has.
+    """
+    mark_project_run(role)
+    with tempfile.TemporaryDirectory(prefix="mlproject-") as folder:
+        trained = load_trained(reference, Path(folder), device)
+        print(describe(trained))
+        with determinism(trained.config.training.deterministic):
+            yield trained, Path(folder)
+
+
+def read_inputs(args: argparse.Namespace, trained: TrainedModel) -> Inputs:
+    """The images that ``--input`` names.
+
+    Raises:
+        ConfigError: It names none.
+        DataError: There is nothing usable.
+    """
+    if not args.input:
+        raise ConfigError("--input: an image, a folder, a manifest.csv or an .npz belongs here")
+    config = trained.config
+    inputs = load_inputs(args.input, config.data, trained.classes, config.cache_dir)
+    for note in (*inputs.notes, *trained.notes(inputs.corrected)):
+        warn(note)
+    return inputs
+
+
+def refuse_bad(bad: Sequence[str], output: Path) -> None:
+    """Names what could not be read, after everything else was written.
+
+    Raises:
+        MlprojectError: There is anything.
+    """
+    for message in bad:
+        warn(message)
+    if bad:
+        raise MlprojectError(f"images that cannot be read: {len(bad)}, named above and left out of {output}")
 
 
 def predictions(trained: TrainedModel, inputs: Inputs) -> "DataFrame":
