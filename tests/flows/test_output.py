@@ -105,7 +105,7 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(folder: Path) -> None:
 
 @pytest.mark.parametrize("unbuffered", [[], ["-u"]])
 def test_a_line_in_a_pipe_is_there_at_once(folder: Path, unbuffered: list[str]) -> None:
-    code = "import time; from src.utils.output import never_raise; never_raise(); print(1); time.sleep(99)"
+    code = "import time; from src.utils.cli import never_raise; never_raise(); print(1); time.sleep(99)"
     with subprocess.Popen(
         [sys.executable, *unbuffered, "-c", code],
         env=clean_environment(folder / "torch"),
