@@ -16,7 +16,7 @@ _WIDE = 160
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _cleanup(argv))
 
 

@@ -21,7 +21,7 @@ class MlprojectError(Exception):
 
 
 class UserError(MlprojectError):
-    """Something that the user can mend before training starts (exit status 2)."""
+    """An input that the user can correct before training starts (exit status 2)."""
 
     exit_code = 2
 

@@ -10,7 +10,7 @@ _ARRAY = ".npy"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _extract(argv))
 
 

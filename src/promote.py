@@ -26,7 +26,7 @@ def _level(text: str) -> float | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _promote(argv))
 
 

@@ -9,7 +9,7 @@ from .utils.cli import CommandParser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _report(argv))
 
 

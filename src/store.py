@@ -20,7 +20,7 @@ _WIDE = 160  # a pipe has no width, and a wrapped path is no path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _store(argv))
 
 
@@ -107,7 +107,7 @@ def _doctor(args: argparse.Namespace) -> None:
 
 
 def _show_machine(output: Path) -> None:
-    """What can be said without the store."""
+    """Print disk space, versions and devices, which need no open store."""
     from importlib.metadata import version
 
     from .tracking.store import local_path, resolve_uri, shown_uri

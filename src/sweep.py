@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _sweep(argv))
 
 
@@ -88,7 +88,7 @@ def _sweep(argv: Sequence[str] | None) -> None:
 
 
 def _plans(args: argparse.Namespace) -> "list[Plan]":
-    """A search for each model and modality, in the order they are named."""
+    """Return one search for each model and modality, in the given order."""
     from pathlib import Path
 
     from .search.searching import Plan

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _train(argv))
 
 
@@ -104,7 +104,7 @@ def _tell_others(group: "Together", config: "Config", interrupted: "ResumableRun
 
 
 def _follow(argv: Sequence[str] | None, group: "Together") -> None:
-    """Trains along with the first process, by the settings that it tells."""
+    """Train as one of the other ranks, with the settings that rank 0 sends."""
     with collection_paused():
         args = _parser().parse_args(argv)
         from .experiment.session import train_along
@@ -121,7 +121,7 @@ def _follow(argv: Sequence[str] | None, group: "Together") -> None:
 
 
 def _named_run(args: argparse.Namespace, held: ExitStack) -> "ResumableRun | None":
-    """The run that ``--resume`` names by its id."""
+    """Return the run that ``--resume RUN_ID`` names."""
     from .experiment.resume import resume_by_id
     from .tracking.store import open_store
     from .utils.config import Config
@@ -136,7 +136,7 @@ def _named_run(args: argparse.Namespace, held: ExitStack) -> "ResumableRun | Non
 def _fitting_run(
     args: argparse.Namespace, config: "Config", tags: Mapping[str, str], held: ExitStack
 ) -> "ResumableRun | None":
-    """The run that ``--resume auto`` finds; a new one is started where there is none."""
+    """Return the run that ``--resume auto`` finds; if there is none, a new run starts."""
     from .experiment.resume import resume_auto
 
     if args.resume != "auto":
@@ -178,7 +178,7 @@ def _load(config: "Config", *, rehash: bool) -> "Dataset":
 
 
 def _show(config: "Config", dataset: "Dataset") -> None:
-    """The answer to --dry-run."""
+    """Print settings, split and store for ``--dry-run``."""
     from .tracking.store import shown_uri
 
     print(config.to_yaml())
@@ -221,7 +221,7 @@ def _set_up(config: "Config", dataset: "Dataset", spec: "InputSpec | None", grou
 
 
 def _claim_named(config: "Config", held: ExitStack) -> "RunFolders | None":
-    """The folders of a run that the user has named; other names hold the run's id, so they come later."""
+    """Claim the folders of a run with a chosen name; default names contain the run id, known later."""
     from .training.run_folder import RunFolders
 
     if not config.experiment.name:
@@ -232,7 +232,7 @@ def _claim_named(config: "Config", held: ExitStack) -> "RunFolders | None":
 
 
 def _promote(config: "Config", *, only_warn: bool) -> None:
-    """After the end of the run, which is FINISHED whatever comes of this."""
+    """Promote after the run has ended: it stays FINISHED if promotion fails."""
     from .promotion.report import promote_and_report
     from .promotion.select import Request
 

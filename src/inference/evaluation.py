@@ -27,7 +27,7 @@ _TITLES = {"auc": "AUC", "acc": "accuracy", "sensitivity": "sensitivity", "speci
 
 
 def tags_of(trained: TrainedModel, judgement: Judgement) -> dict[str, str]:
-    """What says of the evaluation's run whose it is, on which images."""
+    """Return the tags that name the evaluated model and its images."""
     cases, version = judgement.cases, trained.version
     about = {
         "name": trained.name,
@@ -46,7 +46,7 @@ def tags_of(trained: TrainedModel, judgement: Judgement) -> dict[str, str]:
 def record_evaluation(
     run: TrackedRun, trained: TrainedModel, judgement: Judgement, layer: Layer | None, count: int
 ) -> Path:
-    """Keeps scores, predictions and plots; returns the folder where they lie beside the store.
+    """Record scores, predictions and plots in the run; return the folder that holds them as well.
 
     Args:
         run: The run of the evaluation.
@@ -83,7 +83,7 @@ def tell_version(trained: TrainedModel, judgement: Judgement, run_id: str) -> No
 
 
 def show(judgement: Judgement, trained: TrainedModel) -> None:
-    """Prints the scores, and what is to be known of them."""
+    """Print the scores, with the notes that limit them."""
     units = [("images", len(judgement.cases.labels), judgement.by_image)]
     patients = judgement.patients
     if patients is not None and patients.left_out:
@@ -109,7 +109,7 @@ def show_looks(split: str, fingerprint: str) -> None:
 
 
 def show_place(run: TrackedRun, folder: Path) -> None:
-    """Prints where everything is."""
+    """Print the run id, the folder, and how to open the run in the MLflow UI."""
     print(f"run          {run.run_id}")
     print(f"files        {folder}")
     print(f"look at it   {ui_instructions(run.info.experiment_id)}")

@@ -58,7 +58,7 @@ class Cases:
 
 
 def load_cases(trained: TrainedModel, root: str, split: str) -> Cases:
-    """Finds the images to judge a model on.
+    """Find the labeled images to evaluate a model on.
 
     Args:
         trained: The model; its run's settings say how images are found, split and decoded.
@@ -166,7 +166,7 @@ class Judgement:
 
 
 def judge(trained: TrainedModel, cases: Cases) -> Judgement:
-    """Runs the model over the images, in float32, and scores it at its recorded threshold."""
+    """Score a model on the images, in float32, at its recorded threshold."""
     batches = sequential_batches(np.arange(len(cases.labels)), trained.config.training.batch_size)
     network = trained.network
     images = track(load_batches(cases.images, batches, network.device), cases.split, len(batches))
@@ -181,7 +181,7 @@ def judge(trained: TrainedModel, cases: Cases) -> Judgement:
 
 
 def write_judgement(judgement: Judgement, trained: TrainedModel, folder: Path) -> tuple[Path, list[Path]]:
-    """Writes ``predictions/{split}.csv`` and ``plots/*.png``; returns the table and the pictures."""
+    """Write ``predictions/{split}.csv`` and ``plots/*.png``; return their paths."""
     cases = judgement.cases
     table = folder / "predictions" / f"{cases.split}.csv"
     write_predictions(

@@ -39,7 +39,7 @@ class Layer:
 
 
 def check_explainable(trained: TrainedModel) -> Layer:
-    """The last layer whose map is at least 4 x 4, else the last of at least 2 x 2.
+    """Return the last layer whose map is at least 4 x 4, else the last of at least 2 x 2.
 
     Raises:
         ModelError: The model has no such layer, or Grad-CAM does not suit it.

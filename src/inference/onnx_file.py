@@ -19,7 +19,7 @@ _CHECKED = (1, 5)  # batches of other sizes than the one that it was exported wi
 
 
 def export_onnx(trained: TrainedModel, path: Path, work: Path) -> float:
-    """Writes what is served (preprocessing, network, softmax) and runs it with onnxruntime.
+    """Export the served model (preprocessing, network, softmax) and check it with onnxruntime.
 
     The file's metadata hold the classes, the threshold and what the model is called, as JSON.
 

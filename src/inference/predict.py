@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def trained_model(reference: Reference, device: str, role: str) -> Iterator[tuple[TrainedModel, Path]]:
-    """A model, told to the person at hand, and a folder for files that are needed for a moment.
+    """Load a model, print a line about it, and provide a temporary folder.
 
     Args:
         reference: Which one.
@@ -49,7 +49,7 @@ def trained_model(reference: Reference, device: str, role: str) -> Iterator[tupl
 
 
 def read_inputs(args: argparse.Namespace, trained: TrainedModel) -> Inputs:
-    """The images that ``--input`` names.
+    """Return the images that ``--input`` names.
 
     Raises:
         ConfigError: It names none.
@@ -95,7 +95,7 @@ def predictions(trained: TrainedModel, inputs: Inputs) -> "DataFrame":
 def features(
     trained: TrainedModel, inputs: Inputs, layer: str | None
 ) -> tuple["DataFrame", NDArray[np.float32]]:
-    """The features (N, D) of each image, and a table that says whose they are.
+    """Return a table that identifies each image, and the features (N, D) in the same order.
 
     Raises:
         ModelError: There is no such layer.
@@ -142,7 +142,7 @@ def write_table(table: "DataFrame", path: Path) -> None:
 
 
 def write_features(table: "DataFrame", found: NDArray[np.float32], path: Path) -> None:
-    """Writes features as columns ``f0, f1, ...`` of the table, or an ``.npy`` with the table beside it."""
+    """Write features as columns ``f0, f1, ...`` of the table, or as ``.npy`` with the table as ``.csv``."""
     import pandas
 
     if path.suffix.lower() != ".npy":

@@ -20,7 +20,7 @@ class Reference:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that `read_reference` reads."""
+    """Add the options that `read_reference` reads."""
     parser.add_argument("--model", metavar="NAME", help="of the registered model, with --modality")
     parser.add_argument("--modality", metavar="TAG", help="of the registered model, with --model")
     parser.add_argument(

@@ -69,7 +69,7 @@ class TrainedModel:
 
 
 def load_trained(reference: Reference, folder: Path, device: str = "auto") -> TrainedModel:
-    """Finds a model and puts it together; nothing that came with it is executed.
+    """Load a trained model; no code stored with it is executed.
 
     Args:
         reference: Which one.
@@ -164,7 +164,7 @@ def _of_checkpoint(path: Path, device: torch.device) -> TrainedModel:
 
 
 def _recorded_threshold(checkpoint: Mapping[str, Any]) -> float:
-    """That of the epoch that the weights are from; before the first epoch there is only a rule."""
+    """Return the threshold of the epoch of the weights; before the first epoch only the policy exists."""
     rule = checkpoint["config"]["evaluation"]["threshold"]
     if not isinstance(rule, str):
         return float(rule)
@@ -180,7 +180,7 @@ def _rebuild(
     weights: Mapping[str, Tensor],
     device: torch.device,
 ) -> ModelContext:
-    """The network as training built it, with these weights.
+    """Build the network as training did, and load the weights.
 
     Raises:
         ClaimError: The weights are not of such a network.

@@ -29,12 +29,12 @@ class Background:
             self._current = self._pool.submit(work)
 
     def check(self) -> None:
-        """Raises what went wrong, without waiting."""
+        """Raise the error of a finished task, without waiting."""
         if self._current is not None and self._current.done():
             self.wait()
 
     def wait(self) -> None:
-        """Waits for what is under way, and raises what went wrong."""
+        """Wait for the running task, and raise its error."""
         if self._current is not None:
             # Forgotten only when it is done: a signal may end the waiting before.
             try:

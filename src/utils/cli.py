@@ -88,7 +88,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Raises what `run_command` turns into a message and exit status 2."""
+        """Raise an error that `run_command` turns into a message and exit status 2."""
         raise ConfigError(f"{message}; {self.prog} --help lists the options")
 
     def parse_known_args(  # type: ignore[override]
@@ -107,7 +107,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def add_flag(parser: argparse.ArgumentParser, name: str, help_text: str) -> None:
-    """Adds an option that is given bare, or with ``true`` or ``false`` as ``mlflow run`` passes it."""
+    """Add an option without a value, or with ``true`` or ``false`` as ``mlflow run`` passes it."""
     parser.add_argument(
         name, metavar="BOOL", nargs="?", const=True, default=False, type=_flag, help=help_text
     )
@@ -155,10 +155,10 @@ def duration(text: str) -> float:
 
 
 def run_command(work: Callable[[], None]) -> int:
-    """Runs a command's work and returns its exit status.
+    """Run a command's work and return its exit status.
 
-    0; 2 for what the user can mend; 1 where the work failed; 128 plus the number of the signal that ended it.
-    A message goes to stderr; only an error that nobody foresaw shows its traceback.
+    0: success; 1: the work failed; 2: the user can correct the input; 128 plus the number of a signal.
+    Errors are printed on stderr as one message; only unexpected ones show a traceback.
     """
     never_raise()
     with stop_signals():
@@ -195,19 +195,19 @@ def _fail(message: str, exit_code: int) -> int:
 
 
 class _Voice:
-    """Who speaks, where several processes would say the same; the one without a name speaks for all."""
+    """Name of a silenced rank, as a prefix of its error; empty for the rank that prints."""
 
     name = ""
 
 
 def fall_silent(name: str) -> None:
-    """From here on this process prints nothing but its error, under its name."""
+    """Silence this rank; its error is printed with the rank's name."""
     _Voice.name = name
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def span(seconds: float) -> str:
-    """A time in words, such as ``12 min``."""
+    """Return a duration as text, such as ``12 min``."""
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -215,13 +215,13 @@ def span(seconds: float) -> str:
 
 
 def warn(message: str) -> None:
-    """Shows a warning on stderr."""
+    """Print a warning on stderr."""
     if not _Voice.name:
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def add_setting_options(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--config`` and what is said over it, but for ``--model`` and ``--modality``."""
+    """Add ``--config`` and the options that override it, except ``--model`` and ``--modality``."""
     parser.add_argument("--config", metavar="FILE", help="YAML; config/default_config.yaml shows all")
     parser.add_argument("--data", metavar="PATH", help="demo, a folder, a manifest.csv, or a MedMNIST .npz")
     parser.add_argument("--epochs", metavar="N", help="passes over the training split")

@@ -207,7 +207,7 @@ class Config(Section):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> Self:
-        """Checks ``values`` and makes a config of them; what is missing takes its default.
+        """Validate ``values`` and return a config; missing settings take their defaults.
 
         Args:
             values: Nested mapping, section by section.
@@ -259,7 +259,7 @@ class Config(Section):
         return values
 
     def to_yaml(self, *, without: Sequence[str] = ()) -> str:
-        """The config as YAML text that `from_file` reads back to an equal config, less some dotted keys."""
+        """Return YAML text that `from_file` reads back to an equal config, without some dotted keys."""
         values = self.to_dict()
         for name in without:
             section, _, key = name.partition(".")
@@ -271,7 +271,7 @@ class Config(Section):
         return flatten(self.to_dict())
 
     def updated(self, changes: Mapping[str, Any], source: str = "config") -> Self:
-        """A copy with the dotted keys in ``changes`` replaced, checked anew."""
+        """Return a validated copy with the dotted keys of ``changes`` replaced."""
         return self.from_dict(merge_dotted(self.to_dict(), changes), source)
 
     @property

@@ -22,7 +22,7 @@ def is_interactive() -> bool:
 
 @contextmanager
 def bar(description: str, total: int, *, done: int = 0) -> Iterator[Callable[[str], None]]:
-    """Shows a progress bar within the block, ``done`` of it from before; silent where nobody watches.
+    """Show a progress bar within the block, starting at ``done``; silent without a terminal.
 
     Yields:
         A function to call after each of ``total`` steps with the text to show behind the bar.
@@ -42,7 +42,7 @@ def bar(description: str, total: int, *, done: int = 0) -> Iterator[Callable[[st
 
 
 def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Yields ``items`` and shows how many of ``total`` have passed."""
+    """Yield ``items`` and show how many of ``total`` have passed."""
     with bar(description, total) as advance:
         for item in items:
             yield item
@@ -51,7 +51,7 @@ def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]
 
 @contextlib.contextmanager
 def quiet_loggers(*names: str) -> Iterator[None]:
-    """Within the block these loggers tell of errors only."""
+    """Let these loggers report errors only within the block."""
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -64,7 +64,7 @@ def quiet_loggers(*names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def silenced(*names: str) -> Iterator[None]:
-    """The same, without warnings and without what is printed to stdout."""
+    """Suppress warnings and stdout as well within the block."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_loggers(*names):
         warnings.simplefilter("ignore")
         yield

@@ -79,7 +79,7 @@ def _fsync_name(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file that takes the place of ``path`` once the block ends without an error.
+    """Open a temporary file that replaces ``path`` when the block ends without an error.
 
     The temporary lies in the same folder, so that the last step is a rename and never a copy.
 
@@ -115,18 +115,18 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Writes ``data`` to ``path``, whole or not at all."""
+    """Write ``data`` to ``path`` atomically."""
     with atomic_file(path) as file:
         file.write(data)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Writes ``text`` (UTF-8) to ``path``, whole or not at all."""
+    """Write ``text`` (UTF-8) to ``path`` atomically."""
     atomic_write_bytes(path, text.encode())
 
 
 def write_at(file: int, data: bytes, offset: int) -> None:
-    """Writes all of ``data`` at a place of an open file that several processes fill."""
+    """Write all of ``data`` at an offset of an open file that several processes fill."""
     view = memoryview(data)
     while view:
         done = os.pwrite(file, view, offset)
@@ -134,7 +134,7 @@ def write_at(file: int, data: bytes, offset: int) -> None:
 
 
 def atomic_link(source: Path, target: Path) -> None:
-    """Makes ``target`` the same bytes as ``source``, as a hard link where the file system allows it.
+    """Make ``target`` a hard link to ``source``, or a copy if the file system has no links.
 
     An existing ``target`` is replaced in one step. ``source`` must be a file that is only ever
     replaced, never written in place.
@@ -156,7 +156,7 @@ def atomic_link(source: Path, target: Path) -> None:
 
 
 def remove_temps(folder: Path) -> None:
-    """Removes what a dead process has left half-written anywhere below a folder that nobody writes to."""
+    """Remove temporary files that dead processes left below a folder that nobody writes to."""
     for left in folder.rglob(f"{TEMP_PREFIX}*"):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
@@ -166,7 +166,7 @@ def remove_temps(folder: Path) -> None:
 
 @contextmanager
 def file_lock(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Holds the lock file ``path`` (made where missing) against other processes and threads.
+    """Hold the lock file ``path`` (created if missing) against other processes and threads.
 
     Args:
         path: The file.
@@ -193,7 +193,7 @@ def is_locked(path: Path) -> bool:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes a folder where it is missing, and tries to write into it.
+    """Create a folder if it is missing, and check that it is writable.
 
     Raises:
         OSError: It cannot be written, or has no room for a small file.
@@ -204,7 +204,7 @@ def check_writable(folder: Path) -> None:
 
 
 def checked_output(path: Path, endings: tuple[str, ...]) -> Path:
-    """The path of a file to write, refused before anything is computed for it.
+    """Return the path of an output file, checked before anything is computed for it.
 
     Raises:
         ConfigError: It ends otherwise, or there is no folder for it.
@@ -217,7 +217,7 @@ def checked_output(path: Path, endings: tuple[str, ...]) -> Path:
 
 
 def sha256(data: bytes) -> str:
-    """The SHA-256 of ``data`` in hexadecimal."""
+    """Return the SHA-256 of ``data`` in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 

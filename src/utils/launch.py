@@ -35,7 +35,7 @@ class Together:
     """The connection of one process to the others, for as long as it works with them."""
 
     def __init__(self, processes: Processes = ALONE, store: "Store | None" = None) -> None:
-        """Wraps a group that has been joined.
+        """Wrap an initialized process group.
 
         Args:
             processes: Who there is.
@@ -48,7 +48,7 @@ class Together:
 
     @contextmanager
     def in_step(self) -> Iterator[None]:
-        """A block in which all wait for each other, and end together.
+        """Synchronize all ranks at the start and the end of the block.
 
         Signals wait for `Processes.check_stop`, so that all stop at one step. A launcher also signals the
         others of a process that has died; this way it is known which of the two it was.
@@ -64,7 +64,7 @@ class Together:
 
     @contextmanager
     def named_loss(self, what_next: str = "") -> Iterator[None]:
-        """A block in which others are waited for.
+        """Mark a block in which this rank waits for others.
 
         Args:
             what_next: What to add to the message.
@@ -112,7 +112,7 @@ class Together:
         return None
 
     def _why(self) -> str | None:
-        """What another process has said before it ended, None where none has."""
+        """Return the last message of another rank that ended, None if there is none."""
         store = self._store
         with suppress(RuntimeError):  # the launcher that keeps the store may be gone
             for rank in self._others:
@@ -131,7 +131,7 @@ class Together:
 
 @contextmanager
 def together() -> Iterator[Together]:
-    """Joins the processes that ``torchrun`` has started together; alone where it has not.
+    """Join the process group that ``torchrun`` started; without it, return a group of one.
 
     All but the first are silent from here on, but for errors.
 

@@ -34,7 +34,7 @@ class Temp:
     is_leftover: bool
 
     def remove(self) -> None:
-        """Deletes it; gone is gone, whoever did it, and a link in its path by now leads elsewhere."""
+        """Delete it unless it is gone, or its path has become a link."""
         folder = self.path.parent
         if folder.resolve() != Path.cwd().resolve() / folder:
             return

@@ -88,7 +88,7 @@ def _check(limit: Limit, amount: int) -> None:
 
 
 def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 -- any YAML value
-    """The value of a YAML text.
+    """Return the value of a YAML text.
 
     Raises:
         ConfigError: The text is no YAML, asks for a Python object, or exceeds a limit.
@@ -109,7 +109,7 @@ def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 -- any YAML value
 
 
 def read_text(path: Path) -> str:
-    """The text of a config file.
+    """Return the text of a config file.
 
     Raises:
         ConfigError: The file is missing, unreadable, not a regular file or too large.
@@ -127,7 +127,7 @@ def read_text(path: Path) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
+    """Return the mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
         ConfigError: The file is missing, unreadable, too large, no YAML, or no mapping.
@@ -181,7 +181,7 @@ def merge_dotted(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
 
 
 def parse_overrides(items: list[str]) -> dict[str, Any]:
-    """Reads ``dotted.key=value`` items; values are YAML, so ``1e-4``, ``null`` and ``[A, P]`` work.
+    """Read ``dotted.key=value`` items; values are YAML, so ``1e-4``, ``null`` and ``[A, P]`` work.
 
     Raises:
         ConfigError: An item has no ``=``, or its value is no YAML.
@@ -196,7 +196,7 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
 
 
 def split_overrides(text: str) -> list[str]:
-    """Splits a comma-separated list of overrides; commas inside a value such as ``[A, P]`` stay."""
+    """Split a comma-separated list of overrides; commas inside a value such as ``[A, P]`` stay."""
     return [item for item in re.split(r",(?=\s*[a-z_]+(?:\.[a-z_]+)+=)", text) if item.strip()]
 
 

@@ -1,4 +1,4 @@
-"""One training in several processes: which of them this is, and what they tell each other.
+"""One training in several processes: rank, world size, and collective operations.
 
 They are started by ``torchrun``; its environment says who is who. The first (rank 0) keeps the record
 of the run, the others compute along and write nothing.
@@ -51,7 +51,7 @@ class Processes:
         return range(start, end)
 
     def sum(self, values: "Tensor") -> "Tensor":
-        """The sum over all processes, in place; the same bits on each."""
+        """Sum a tensor over all ranks, in place; every rank gets the same bits."""
         if self.are_several:
             import torch.distributed as dist
 
@@ -59,7 +59,7 @@ class Processes:
         return values
 
     def joined(self, rows: "Tensor", length: int) -> "Tensor":
-        """The rows of all shares of ``length``, in order.
+        """Return the rows of all shards of ``length`` rows, in order.
 
         Args:
             rows: Those of this process's `share`, ``(N, ...)``.
@@ -79,7 +79,7 @@ class Processes:
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def copy_from_first(self, tensors: "Iterable[Tensor]") -> None:
-        """Overwrites tensors by those of the first process."""
+        """Overwrite tensors with those of rank 0."""
         if self.are_several:
             import torch.distributed as dist
 
@@ -87,7 +87,7 @@ class Processes:
                 dist.broadcast(tensor.detach(), 0)
 
     def told(self, value: Any = None) -> Any:  # noqa: ANN401
-        """What the first process says: plain values and tensors, on the CPU; others' ``value`` is ignored."""
+        """Return the ``value`` of rank 0: plain values and CPU tensors; that of other ranks is ignored."""
         if not self.are_several:
             return value
         import torch
@@ -127,7 +127,7 @@ class Processes:
             raise ConfigError("; ".join(complaints) + ": all must see the same data and settings")
 
     def _texts(self, text: str) -> list[str]:
-        """A short text of every process."""
+        """Return a short text of every rank."""
         import torch
 
         encoded = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
@@ -135,7 +135,7 @@ class Processes:
         return [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in rows]
 
     def check_stop(self) -> None:
-        """Stops all processes at the same step where a signal has come to any of them.
+        """Stop all ranks at the same step if any of them has received a signal.
 
         Raises:
             Stopped: One did.

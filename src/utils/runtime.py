@@ -41,7 +41,7 @@ class _Stop:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """A signal within the block raises `Stopped` at its end: what belongs together stays together."""
+    """Delay a signal's `Stopped` to the end of the block, so that related writes stay together."""
     _Stop.depth += 1
     try:
         yield
@@ -52,7 +52,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 def pending_stop() -> int:
-    """The signal that waits for the end of an `uninterrupted` block; 0 for none."""
+    """Return the signal that waits for the end of an `uninterrupted` block; 0 for none."""
     return _Stop.pending or 0
 
 
@@ -68,7 +68,7 @@ def raise_pending() -> None:
 
 
 def answer_stop(number: int) -> Stopped:
-    """What to raise for a signal that came here or to a process that works along; further ones are late."""
+    """Return the error to raise for a signal to this or another rank; further signals are ignored."""
     _Stop.pending = None
     ignore_stops()
     return Stopped(number)
@@ -138,7 +138,7 @@ def usable_cores() -> int:
 
 
 def fit_threads(sharing: int = 1) -> None:
-    """Gives torch no more threads than there are usable cores; it sees the host's, not a container's.
+    """Limit torch's threads to the usable cores: torch counts those of the host, not of the container.
 
     What the user says by ``OMP_NUM_THREADS`` stays. Processes that train together share the cores;
     ``torchrun`` would give each a single one, which it says in the same variable.
@@ -173,7 +173,7 @@ def keep_freed_memory() -> None:
 
 
 def derive_seed(*parts: int) -> int:
-    """A 63-bit seed from whole numbers such as ``(seed, epoch, rank)``.
+    """Return a 63-bit seed derived from whole numbers such as ``(seed, epoch, rank)``.
 
     Deriving every stream from its place in the run, instead of drawing from one long stream, lets a
     resumed run continue exactly without a snapshot of any generator.
@@ -200,7 +200,7 @@ def seed_everything(*parts: int) -> None:
 
 
 def pick_device(name: str, place: int | None = None) -> "torch.device":
-    """The device called ``name``; ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+    """Return the device called ``name``; ``auto`` prefers CUDA, then Apple's MPS, then the CPU.
 
     Args:
         name: As in ``training.device``.
@@ -229,14 +229,14 @@ def pick_device(name: str, place: int | None = None) -> "torch.device":
 
 
 def to_device(values: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """Copies a batch to the device; to a GPU without waiting for what it is busy with."""
+    """Copy a batch to the device; to a GPU asynchronously."""
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()  # from any other memory the copy would wait
     return values.to(device, non_blocking=True)
 
 
 def pick_autocast(precision: Precision, device: "torch.device") -> "torch.dtype | None":
-    """The dtype of mixed precision on ``device``, or None for plain float32.
+    """Return the dtype of mixed precision on ``device``, or None for plain float32.
 
     ``auto`` takes bfloat16 where the hardware has it. A CPU without AVX512-bf16 or AMX runs
     bfloat16 more than ten times slower than float32, so there it stays with float32.
@@ -258,7 +258,7 @@ def pick_autocast(precision: Precision, device: "torch.device") -> "torch.dtype 
 
 
 def device_name(device: "torch.device") -> str:
-    """The card's name, or the kind of any other device."""
+    """Return the GPU's name, or the type of any other device."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -288,7 +288,7 @@ def determinism(enabled: bool) -> Iterator[None]:
 
 
 def environment(device: "torch.device | None" = None) -> dict[str, Any]:
-    """What a result depends on beside config and data: versions, the number of threads, the device."""
+    """Return what a result depends on besides config and data: versions, number of threads, device."""
     import platform
 
     import torch

@@ -29,5 +29,5 @@ torchvision = _import()
 
 
 def submodule(name: str) -> ModuleType:
-    """Imports a part that torchvision leaves alone until it is asked for, such as ``transforms.v2``."""
+    """Import a submodule that torchvision loads lazily, such as ``transforms.v2``."""
     return importlib.import_module(f"torchvision.{name}")
