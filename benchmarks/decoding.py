@@ -62,7 +62,7 @@ def write_images(root: Path, kind: str, side: int, count: int) -> None:
 
 
 def write_dicom(path: Path, values: "np.typing.NDArray[np.int16]", number: int) -> None:
-    """A CT slice in HU, uncompressed."""
+    """Return a CT slice in HU, uncompressed."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 

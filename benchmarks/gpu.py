@@ -64,7 +64,7 @@ class Case:
         return BATCH * STEPS[self.size]
 
     def config(self, **changes: Any) -> Config:  # noqa: ANN401 -- settings of any type
-        """The project's settings."""
+        """Return the project's settings."""
         values = {"model.name": self.model, "model.weights": "none", "training.batch_size": BATCH}
         changed = {key.replace("__", "."): value for key, value in changes.items()}
         return Config().updated(values | {"training.epochs": 1000, "training.device": "cuda"} | changed)
@@ -133,7 +133,7 @@ def bare(setup: Setup, steps: int, network: ModelContext | None = None) -> Calla
 
 
 def fast_network(setup: Setup) -> ModelContext:
-    """The network by the project's own ``training.compile``."""
+    """Return the network by the project's own ``training.compile``."""
     return compiled(setup.context, setup.config.training)
 
 
@@ -171,7 +171,7 @@ def ours(trainer: Trainer) -> Callable[[], None]:
 
 
 def make_trainer(case: Case, dataset: Dataset, folder: Path, **changes: Any) -> Trainer:  # noqa: ANN401
-    """A trainer that writes its checkpoints to a folder."""
+    """Return a trainer that writes its checkpoints to a folder."""
     setup = set_up(case.config(**changes), dataset)
     folder.mkdir(parents=True)
     recorder = Recorder(
@@ -254,7 +254,7 @@ def rate_of(images: int, work: Callable[[], None]) -> Rate:
 
 
 def idle_share(work: Callable[[], None]) -> float:
-    """The share of a piece of work in which no kernel runs, by torch's profiler."""
+    """Return the share of a piece of work in which no kernel runs, by torch's profiler."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -314,7 +314,7 @@ def whole_epochs(case: Case, dataset: Dataset, folder: Path, turns: int) -> dict
 
 
 def rows_of(case: Case, found: dict[str, Any]) -> list[list[str]]:
-    """The rows of the table for one case."""
+    """Return the rows of the table for one case."""
     rows = []
     for way, rates in found["rates"].items():
         shares = [rate / limit for rate, limit in zip(rates, found["rates"]["bare"], strict=True)]

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def python(folder: Path, *arguments: str) -> str:
-    """Runs Python with the project at hand in a folder; returns what it printed.
+    """Run Python with this project in a folder; return what it printed.
 
     Raises:
         SystemExit: It failed; with what it said.
@@ -44,13 +44,13 @@ def environment() -> dict[str, str]:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """The median, and from where to where."""
+    """Return the median, and from where to where."""
     shown = (statistics.median(values), min(values), max(values))
     return "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*shown, d=digits)
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table."""
+    """Print a table."""
     table = Table(*columns)
     for row in rows:
         table.add_row(*row)
@@ -58,6 +58,6 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def keep(path: Path | None, measured: Mapping[str, Any]) -> None:
-    """Writes all that was measured as JSON, where that is wanted."""
+    """Write all that was measured as JSON, where that is wanted."""
     if path is not None:
         atomic_write_text(path, json.dumps(measured, indent=1))

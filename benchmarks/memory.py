@@ -44,7 +44,7 @@ def write_images(root: Path, gigabytes: float) -> int:
 
 @contextmanager
 def limited(gigabytes: float | None) -> Iterator[list[str]]:
-    """What a command begins with so that it runs within a limit of memory."""
+    """Return what a command begins with so that it runs within a limit of memory."""
     if gigabytes is None:
         yield []
         return

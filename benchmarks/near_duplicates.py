@@ -45,7 +45,7 @@ print(json.dumps({"seconds": time.perf_counter() - started, "cpu": time.process_
 
 
 def measure(folder: Path, count: int, side: int) -> dict[str, float]:
-    """What a process reports that compares so many images."""
+    """Return what a process reports that compares so many images."""
     path = folder / f"{count}.npy"
     random = np.random.default_rng(0)
     images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 1, side, side), version=(1, 0))

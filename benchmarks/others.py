@@ -21,7 +21,7 @@ CLASSES = ("0", "1")
 
 
 def write_files(work: Work) -> Path:
-    """The images as PNG files ``SPLIT/CLASS/NUMBER.png``, once."""
+    """Write the images as PNG files ``SPLIT/CLASS/NUMBER.png``, once."""
     root = work.npz.with_suffix("")
     if root.exists():
         return root
@@ -54,7 +54,7 @@ def loaders(work: Work) -> tuple[Any, Any]:
 
 
 def network(work: Work) -> nn.Module:
-    """The same architecture, for one channel and two classes; small images keep their size in the stem."""
+    """Return the same architecture for one channel and two classes; small images use the small stem."""
     from src.models.build import build_model
 
     built = build_model(
@@ -64,7 +64,7 @@ def network(work: Work) -> nn.Module:
 
 
 def reference(work: Work) -> None:
-    """The recipe of torchvision's references/classification/train.py: AMP, a line per step, checkpoints."""
+    """Train as torchvision's references/classification/train.py: AMP, a line per step, checkpoints."""
     train, val = loaders(work)
     model = network(work)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -127,7 +127,7 @@ def lightning(work: Work) -> None:
 
 
 def reference(work: Work) -> None:
-    """The recipe of torchvision's references, on image files."""
+    """Train as torchvision's references do, on image files."""
     from benchmarks.others import reference
 
     reference(work)
@@ -156,7 +156,7 @@ class Turns:
     trained: float = 0.0
 
     def __call__(self, *_: object) -> None:
-        """Called after each optimizer step."""
+        """Run after each optimizer step."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         wall, cpu = time.perf_counter(), cpu_seconds()

@@ -48,7 +48,7 @@ METRICS = [
 
 
 def bulk(count: int, npz: Path) -> None:
-    """Fills the tables behind MLflow's back, a thousand runs at a time."""
+    """Fill the tables behind MLflow's back, a thousand runs at a time."""
     random = np.random.default_rng(0)
     dataset = data_of(str(npz))
     shared = {"data.fingerprint": dataset.fingerprint, "split.fingerprint": dataset.split_fingerprint}
@@ -111,13 +111,13 @@ def read_all() -> Iterator[object]:
 
 
 def a_run() -> None:
-    """A run from start to end, with nothing in it."""
+    """Start and end an empty run."""
     with tracked_run({}):
         pass
 
 
 def epochs(count: int) -> None:
-    """A run that logs so many epochs."""
+    """Start and end a run that logs so many epochs."""
     with tracked_run({}) as run:
         for step in range(1, count + 1):
             run.log_metrics(dict.fromkeys(METRICS, 0.5), step)
@@ -130,7 +130,7 @@ def new_groups(npz: Path) -> None:
 
 
 def measure(count: int) -> dict[str, float]:
-    """Fills a store in the working folder and returns seconds by what they are of."""
+    """Fill a store in the working folder and return seconds by what they are of."""
     npz = write_npz(Path("small.npz").absolute(), val=60)
     open_store()
     bulk(count, npz)

@@ -62,7 +62,7 @@ class Loop:
         return time.perf_counter() - started
 
     def state(self) -> dict[str, object]:
-        """What a checkpoint holds, but for small things."""
+        """Return what a checkpoint holds, but for small things."""
         return {
             "model_state_dict": self.model.state_dict(),
             "optimizer_state_dict": self.optimizer.state_dict(),

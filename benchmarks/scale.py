@@ -87,7 +87,7 @@ def write_files(root: Path, count: int) -> None:
 
 
 def measure(folder: Path, count: int) -> dict[str, dict[str, float]]:
-    """What a start reports, without and with a pattern for the patients."""
+    """Return what a start reports, without and with a pattern for the patients."""
     place = folder / str(count)
     write_files(place / "images", count)
     # Each in a process of its own: what one has taken must not count as another's peak.

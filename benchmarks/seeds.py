@@ -15,7 +15,7 @@ from src.evaluation.predictions import read_predictions
 
 
 def main(paths: list[str]) -> None:
-    """Prints one line per file, then the mean with Student's interval over the runs."""
+    """Print one line per file, then the mean with Student's interval over the runs."""
     values = []
     for path in paths:
         table = read_predictions(Path(path))

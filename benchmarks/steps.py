@@ -28,7 +28,7 @@ from tests.images import write_npz
 
 
 def parts(setup: Setup, dataset: Dataset) -> dict[str, Callable[[int], None]]:
-    """What is timed, by its name; each takes the number of a batch."""
+    """Return what is timed, by its name; each takes the number of a batch."""
     network, config, labels = setup.context, setup.config, dataset.splits["train"].labels
     batches = training_batches(len(labels), config.training.images_per_step, seed=0, epoch=1)
 
@@ -53,7 +53,7 @@ def parts(setup: Setup, dataset: Dataset) -> dict[str, Callable[[int], None]]:
 
 
 def void(_: object) -> None:
-    """Waits for the device."""
+    """Wait for the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -106,7 +106,7 @@ class Peer:
 
 @contextmanager
 def started(args: argparse.Namespace) -> Iterator[dict[str, Peer]]:
-    """The peers, each in a folder of its own, after the first step."""
+    """Return the peers, each in a folder of its own, after the first step."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="throughput-")))
         npz = folder / "images.npz"
@@ -119,12 +119,12 @@ def started(args: argparse.Namespace) -> Iterator[dict[str, Peer]]:
 
 
 def ratios(rounds: list[Round], peer: str, of: Callable[[Epoch], float]) -> list[float]:
-    """What the peer has of something, as a share of the bare loop's in the same round."""
+    """Return what the peer has of something, as a share of the bare loop's in the same round."""
     return [of(found[peer]) / of(found[LIMIT]) for found in rounds if LIMIT in found]
 
 
 def report(rounds: list[Round]) -> None:
-    """Prints medians, spread, and ratios to the bare loop."""
+    """Print medians, spread, and ratios to the bare loop."""
     rows = []
     for peer in rounds[0]:
         found = [epochs[peer] for epochs in rounds]

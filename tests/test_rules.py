@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,34 @@ def test_the_same_pins_everywhere() -> None:
     conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
     assert conda[-1]["pip"] == pins
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text()
+
+
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML", "sqlalchemy": "SQLAlchemy"}
+DISTRIBUTIONS |= {"jinja2": "Jinja2"}
+
+
+def test_every_package_that_is_imported_is_pinned() -> None:
+    pins = {line.partition("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
+    names = {
+        name.partition(".")[0]
+        for path in SOURCES
+        for name in imports(path.read_text(), ".".join(path.relative_to(ROOT).parts[:-1]))
+    }
+    others = names - sys.stdlib_module_names - {"src"}
+    assert {"torch", "mlflow", "scipy"} < others
+    assert {DISTRIBUTIONS.get(name, name) for name in others} <= pins
+
+
+# Words of an earlier private vocabulary, and phrases that have to be read twice.
+WORDS = (
+    r"(?i)\b(mend(s|ed|ing)?|anew|enthrone\w*|at hand|stands there|(has|have) (a|no) say|beside the loop)\b"
+)
+TEXTS = [*SOURCES, *sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_plain_words(path: Path) -> None:
+    assert [found[0] for found in re.finditer(WORDS, path.read_text())] == []
 
 
 COMMANDS = sorted(path.stem for path in (ROOT / "src").glob("*.py") if "def main(" in path.read_text())

@@ -28,7 +28,7 @@ def _threshold(value: float | str) -> float | str:
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
-        raise ValueError("each modality stands there once")
+        raise ValueError("duplicate modality")
     return names
 
 

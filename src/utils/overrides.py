@@ -69,7 +69,7 @@ class _Loader(yaml.SafeLoader):
         repeated = sorted(key for key, count in keys.items() if count > 1)
         if repeated:
             raise yaml.constructor.ConstructorError(
-                problem=f"the key {repeated[0]!r} stands there twice", problem_mark=node.start_mark
+                problem=f"duplicate key {repeated[0]!r}", problem_mark=node.start_mark
             )
         return node
 

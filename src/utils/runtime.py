@@ -158,7 +158,7 @@ def fit_threads(sharing: int = 1) -> None:
 def keep_freed_memory() -> None:
     """Lets the C library keep memory that is freed, to be used again; Linux with glibc only.
 
-    It gives large blocks back to the kernel, which clears each page anew: on a CPU, where every step
+    It gives large blocks back to the kernel, which clears each page again: on a CPU, where every step
     frees and allocates the same activations, a fifth of the time. The process's memory stays at its peak.
 
     Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.

@@ -203,7 +203,7 @@ CASES: dict[str, tuple[Prepare, list[str]]] = {
         lambda f: [*tiny(f), "--modality", "A+P"],
         ["d.npz: an .npz holds one modality; choose one of A, P"],
     ),
-    "a modality twice": (lambda _: ["--modality", "A+A"], ["data.modalities", "stands there once"]),
+    "a modality twice": (lambda _: ["--modality", "A+A"], ["data.modalities", "duplicate modality"]),
     "a window the wrong way round": (
         lambda _: ["--set", "data.window=[240, -160]"],
         ["data.window: low must be below high"],

@@ -332,9 +332,9 @@ def test_data_that_is_not_at_hand_is_told(
     data.unlink()
     assert main([]) == 0
     captured = capsys.readouterr()
-    assert "verified by stored predictions; the data is not at hand" in captured.out
+    assert "verified by stored predictions; the data is not available" in captured.out
     assert "small.npz: no such folder or file" in captured.err
-    assert history()[0].verified == "stored predictions; the data is not at hand"
+    assert history()[0].verified == "stored predictions; the data is not available"
 
 
 def test_no_name_of_an_image_is_recorded(folder: Path) -> None:

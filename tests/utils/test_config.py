@@ -147,7 +147,7 @@ def test_refused_with_path_and_file(values: dict[str, Any], message: str) -> Non
 
 def test_a_key_that_stands_twice_is_refused(folder: Path) -> None:
     (folder / "c.yaml").write_text("training:\n  epochs: 3\n  epochs: 4\n")
-    with pytest.raises(ConfigError, match=r"'epochs' stands there twice \(line 2"):
+    with pytest.raises(ConfigError, match=r"duplicate key 'epochs' \(line 2"):
         Config.from_file(folder / "c.yaml")
 
 
