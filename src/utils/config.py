@@ -135,7 +135,7 @@ class TrainingConfig(Section):
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label spread over all classes")
     sync_batchnorm: bool = Field(
-        False, description="batch norm over the images of all processes; without, over each one's own"
+        False, description="batch norm over the images of all processes (GPUs only), not of each alone"
     )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: images of rarer classes count for more in the loss"
