@@ -144,7 +144,7 @@ def verify(run: StoredRun, folder: Path) -> str:
         # Only a warning: it may name images, while the verdict is stored in the registry.
         warn(f"run {run.run_id}: its validation data is not available: {error}")
         if stored is None:
-            raise ClaimError(f"run {run.run_id}: neither its data nor its predictions are available") from None
+            raise ClaimError(f"run {run.run_id}: its data and its predictions are not available") from None
         return "stored predictions; the data is not available"
     # Equal probabilities are a stronger check than an equal AUC, which near ties can change.
     if stored is None or _distance(stored, given) > _SAME_PROBABILITY:
