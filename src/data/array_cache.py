@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..utils.cli import warn
-from ..utils.io import TEMP_PREFIX, atomic_write_text, file_lock
+from ..utils.io import TEMP_PREFIX, atomic_write_text, file_lock, is_temp
 from .image_array import CHECKSUM, ImageArray, ImageOffsets
 
 GIGABYTE = 1_000_000_000
@@ -71,7 +71,7 @@ class ArrayCache:
     def contents(self, image_shape: tuple[int, ...]) -> Iterator[tuple[str, list[str | None]]]:
         """Yield the name and the pixel keys of each array with images of this shape."""
         for path in sorted(self.folder.glob(f"*{_ROWS}")):
-            if not _is_temp(path) and (rows := _read_rows(path, image_shape)):
+            if not is_temp(path) and (rows := _read_rows(path, image_shape)):
                 yield path.stem, rows
 
     @contextmanager
@@ -110,7 +110,7 @@ class ArrayCache:
         if size > self.limit:  # check first, so that nothing is removed in vain
             raise self._no_room(size, 0)
         # Unfinished arrays of killed processes are removed first.
-        for path in sorted(sizes, key=lambda path: (not _is_temp(path), _last_use(path))):
+        for path in sorted(sizes, key=lambda path: (not is_temp(path), _last_use(path))):
             if sum(sizes.values()) + size > self.limit and _remove_unused(path):
                 del sizes[path]
         taken = sum(sizes.values())
@@ -213,7 +213,7 @@ def find_unused(folder: Path, seconds: float) -> list[UnusedArray]:
     arrays = [
         UnusedArray(path, _size(path), now - _last_use(path))
         for path in folder.glob("*.npy")
-        if not _is_temp(path) and not _is_used(path)
+        if not is_temp(path) and not _is_used(path)
     ]
     return sorted((array for array in arrays if array.age > seconds), key=lambda array: -array.age)
 
@@ -246,10 +246,6 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
     assert file.tell() == _HEADER
-
-
-def _is_temp(path: Path) -> bool:
-    return path.name.startswith(TEMP_PREFIX)
 
 
 def _last_use(path: Path) -> float:

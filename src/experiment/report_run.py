@@ -83,13 +83,18 @@ class RunReport:
     dataset: Dataset
     context: ModelContext
 
-    def start(self) -> None:
-        """Record everything that is known before the first epoch; a resumed run does so again."""
+    def start(self, *, has_checkpoint: bool) -> None:
+        """Record everything that is known before the first epoch; a resumed run does so again.
+
+        Args:
+            has_checkpoint: Whether the run was interrupted after its first checkpoint, and so after all of
+                this was recorded.
+        """
         run, folders, chosen = self.run, self.folders, self.config.experiment.name
         folders.sign(run.run_id)
         atomic_write_text(folders.config, self.config.to_yaml())
         run.keep_in(folders.results)
-        if not run.is_resumed:
+        if not has_checkpoint:
             # The name in MLflow describes the training unless the user has chosen one.
             described = f"{self.config.model.name}_{self.config.modality}_{folders.name.removeprefix('exp_')}"
             run.rename(chosen or described)

@@ -144,26 +144,38 @@ def resume_auto(config: Config, tags: Mapping[str, str], held: ExitStack) -> Res
         UserError: There are several, or another process is training the one.
         TrackingError: The store cannot be read, or a server does not accept pending deliveries.
     """
-    found = find_unfinished(tags)
+    found = [(run, folders) for run in find_unfinished(tags) if (folders := _folders(run, config))]
     if len(found) > 1:
-        listed = ", ".join(f"{known.run_id} ({known.status}, {known.folder_name})" for known in found)
+        listed = ", ".join(f"{run.run_id} ({run.status}, {folders.name})" for run, folders in found)
         raise UserError(f"--resume auto: {len(found)} unfinished runs fit: {listed}; name one of them")
     if not found:
         return None
-    known, folders, checkpoint = _take(found[0], RunFolders(config.output_dir, found[0].folder_name), held)
+    known, folders, checkpoint = _take(*found[0], held)
     return _unfinished(ResumableRun(known.run_id, config, folders, checkpoint, known.tags), known.status)
+
+
+def _folders(run: StoredRun, config: Config) -> RunFolders | None:
+    """Return the folders of an unfinished run; None if it was killed before it got any.
+
+    The store has their name only after the run's params were logged; until then the signature in the
+    folders shows whose they are.
+    """
+    if run.is_training:
+        return RunFolders(config.output_dir, run.folder_name)
+    named = RunFolders(config.output_dir, config.experiment.name or "")
+    return named if config.experiment.name and named.signatures() == {run.run_id} else None
 
 
 def _take(
     known: StoredRun, folders: RunFolders, held: ExitStack
 ) -> tuple[StoredRun, RunFolders, dict[str, Any] | None]:
     """Lock a run, send pending deliveries to the store, and open the checkpoint."""
-    if not is_run_name(known.folder_name):
+    if not is_run_name(folders.name):
         raise UserError(
             f"--resume {known.run_id}: the store says that its experiment.name is "
-            f"{known.folder_name[:80]!r}, which is not a valid folder name; nothing was opened there"
+            f"{folders.name[:80]!r}, which is not a valid folder name; nothing was opened there"
         )
-    if not folders.config.exists():
+    if known.is_training and not folders.config.exists():
         raise UserError(
             f"--resume {known.run_id}: {folders.logs} is not here; the run's files were in "
             f"{known.output_dir}: start from the same folder, or name another with "
@@ -178,7 +190,8 @@ def _take(
     if Journal.exists(folders.results):
         sync(folders.results)
     # The process that had the lock may have finished the run since.
-    return read_resumable(known.run_id), folders, _open_checkpoint(known, folders)
+    now = read_resumable(known.run_id, must_have_params=known.is_training)
+    return now, folders, _open_checkpoint(known, folders)
 
 
 def _open_checkpoint(known: StoredRun, folders: RunFolders) -> dict[str, Any] | None:

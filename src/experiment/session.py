@@ -53,8 +53,9 @@ def train(
             name = f"exp_{datetime.now():%Y%m%d_%H%M%S}_{run.run_id[:8]}"
             folders = RunFolders(config.output_dir, name)
             held.enter_context(folders.claimed())
+        checkpoint = None if resumed is None else resumed.checkpoint
         report = RunReport(run, folders, config, dataset, context)
-        report.start()
+        report.start(has_checkpoint=checkpoint is not None)
         recorder = Recorder(
             CheckpointStore(folders.checkpoints),
             folders.history,
@@ -70,7 +71,6 @@ def train(
             "decoding": FORMAT,
             "smallest_pass": setup.train_step.min_micro_batch,
         }
-        checkpoint = None if resumed is None else resumed.checkpoint
         together = together or Together()
         state, results = _train(
             setup, dataset, together, recorder=recorder, extra=extra, checkpoint=checkpoint

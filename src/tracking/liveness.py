@@ -115,8 +115,13 @@ def mark_killed(run_id: str, pending: Iterable[PendingDelivery]) -> bool:
     return True
 
 
-def read_resumable(run_id: str) -> StoredRun:
+def read_resumable(run_id: str, *, must_have_params: bool = True) -> StoredRun:
     """Read a training run that is to be resumed.
+
+    Args:
+        run_id: The run's id.
+        must_have_params: Whether to refuse a run that has no params; such a run is not of this project, or
+            was killed right after it was created.
 
     Raises:
         UserError: There is no such run, it was deleted, or it is not a training run.
@@ -135,7 +140,7 @@ def read_resumable(run_id: str) -> StoredRun:
     if run.info.lifecycle_stage != "active":
         raise UserError(f"--resume {run_id}: it {how_to_restore(run_id, experiment)}")
     found = StoredRun.from_mlflow(run, experiment)
-    if not found.is_training:
+    if must_have_params and not found.is_training:
         raise UserError(
             f"--resume {run_id}: it is not a training run of this project, or ended before it began; "
             "start a new one"
@@ -145,12 +150,15 @@ def read_resumable(run_id: str) -> StoredRun:
 
 
 def find_unfinished(tags: Mapping[str, str]) -> list[StoredRun]:
-    """Return the unfinished runs with the same model, modality, data and settings, newest first."""
+    """Return the unfinished runs with the same model, modality, data and settings, newest first.
+
+    A run that was killed right after it was created has these tags, and no params yet.
+    """
     same = " AND ".join(f"tags.`{name}` = '{tags[name]}'" for name in _SAME if name in tags)
     with store_errors("the runs cannot be read"):
         found = sorted(search_runs(same), key=lambda run: -run.start_time)
     unfinished = (names.RUNNING, names.KILLED, names.FAILED)
-    return [run for run in found if run.status in unfinished and run.is_training]
+    return [run for run in found if run.status in unfinished]
 
 
 def check_not_running(run: StoredRun) -> None:

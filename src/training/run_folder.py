@@ -9,7 +9,7 @@ from filelock import Timeout
 
 from ..errors import UserError
 from ..utils.contained import contained, is_regular_file
-from ..utils.io import file_lock, remove_temps
+from ..utils.io import file_lock, is_temp, remove_temps
 from ..utils.signature import sign, signature
 from .checkpoint import run_of_checkpoint
 
@@ -70,7 +70,8 @@ class RunFolders:
     def claimed(self) -> Iterator[None]:
         """Create and lock the folders of a new run; of two runs that start at once, one gets them.
 
-        Empty folders are free: a process may have been killed before it wrote anything.
+        Folders without files are free, and so are those with only the temporary file of a process that was
+        killed while it wrote its first one.
 
         Raises:
             UserError: They belong to another run.
@@ -78,11 +79,12 @@ class RunFolders:
         with self.held():
             for folder in (self.logs, self.results):
                 folder.mkdir(parents=True, exist_ok=True)
-                if any(path.name != _LOCK for path in folder.iterdir()):
+                if any(path.name != _LOCK and not is_temp(path) for path in folder.iterdir()):
                     raise UserError(
                         f"experiment.name: {folder} belongs to another run; choose another name, "
                         "or move it away"
                     )
+            self.remove_temps()
             yield
 
     @contextmanager

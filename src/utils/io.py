@@ -155,6 +155,11 @@ def atomic_link(source: Path, target: Path) -> None:
     _fsync_name(target)
 
 
+def is_temp(path: Path) -> bool:
+    """Return whether a path is a temporary file or folder of an atomic write, by its name."""
+    return path.name.startswith(TEMP_PREFIX)
+
+
 def remove_temps(folder: Path) -> None:
     """Remove temporary files that dead processes left below a folder that nobody writes to."""
     for left in folder.rglob(f"{TEMP_PREFIX}*"):

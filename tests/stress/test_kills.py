@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pkgutil
 import signal
 from pathlib import Path
 
@@ -17,7 +18,20 @@ from tests.forked import Forked
 from tests.images import write_npz
 from tests.stress.kills import main
 
-WRITES = ["create_run", "create_logged_model", "log_model_artifacts", "finalize_logged_model", "log_outputs"]
+WRITES = [
+    ("mlflow:MlflowClient", "create_run", 1),
+    ("src.training.run_folder", "sign", 1),
+    ("src.training.run_folder", "sign", 2),
+    ("src.experiment.report_run", "atomic_write_text", 1),
+    ("mlflow:MlflowClient", "log_batch", 1),
+    ("mlflow:MlflowClient", "log_batch", 2),
+    ("mlflow:MlflowClient", "log_inputs", 1),
+    ("mlflow:MlflowClient", "create_logged_model", 1),
+    ("mlflow:MlflowClient", "log_model_artifacts", 1),
+    ("mlflow:MlflowClient", "finalize_logged_model", 1),
+    ("mlflow:MlflowClient", "log_outputs", 1),
+]
+"""Functions that a training calls, by module or class, and after which call it is killed."""
 
 
 @pytest.mark.parametrize("store", ["sqlite", pytest.param("file", marks=pytest.mark.slow)])
@@ -33,25 +47,36 @@ def test_killed_at_each_write(folder: Path, store: str, monkeypatch: pytest.Monk
     write_npz(folder / "small.npz")
     killed, whole = (RunFolders(Path("outputs"), name) for name in ("killed", "whole"))
     options = [*TINY, "--resume", "auto", "--set", f"experiment.name={killed.name}"]
-    for name in WRITES:
-        process = Forked("train", folder, options, functools.partial(_deadly, name))
+    for owner, name, calls in WRITES:
+        process = Forked("train", folder, options, functools.partial(_deadly, owner, name, calls))
         process.wait(120)
         assert process.is_killed, process.log.read_text()
     assert Forked("train", folder, options).wait(120) == 0
     assert Forked("train", folder, [*TINY, "--set", f"experiment.name={whole.name}"]).wait(120) == 0
     open_store()
     assert run_digest(killed) == run_digest(whole)
+    runs = mlflow.MlflowClient().search_runs(["0"])
+    resumed, uninterrupted = (
+        next(run for run in runs if run.info.run_name == folders.name) for folders in (killed, whole)
+    )
+    assert len(runs) == 3  # with the one that was killed before it got folders
+    assert resumed.inputs and uninterrupted.inputs
+    assert resumed.inputs.to_dictionary() == uninterrupted.inputs.to_dictionary()
+    named = {"experiment.name": whole.name}
+    assert resumed.data.params | named == uninterrupted.data.params
     found = mlflow.MlflowClient().search_logged_models(["0"])
     assert sorted(logged.name for logged in found) == ["model", "model"]
     assert promote.main([]) == 0  # which loads the model, and compares it with what the run has claimed
 
 
-def _deadly(name: str) -> None:
-    """The process kills itself right after MLflow's client has done this."""
-    write = getattr(mlflow.MlflowClient, name)
+def _deadly(owner: str, name: str, calls: int) -> None:
+    """Make the process kill itself right after this call of a function."""
+    holder = pkgutil.resolve_name(owner)
+    write, earlier = getattr(holder, name), iter(range(1, calls))
 
     def write_and_die(*args: object, **kwargs: object) -> None:
         write(*args, **kwargs)
-        os.kill(os.getpid(), signal.SIGKILL)
+        if next(earlier, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(mlflow.MlflowClient, name, write_and_die)
+    setattr(holder, name, write_and_die)
