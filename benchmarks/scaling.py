@@ -30,7 +30,7 @@ from src.models.input_spec import unit_range
 from src.training.recorder import StateRecorder
 from src.training.setup import Setup, set_up
 from src.training.trainer import Trainer
-from src.utils.launch import Together, together
+from src.utils.distributed import ProcessGroup, process_group
 from src.utils.runtime import determinism
 from tests.images import write_npz
 
@@ -41,19 +41,19 @@ _WORKER = "--worker"
 def worker(way: str, work: Work) -> None:
     """Trains, and prints the images per second of each epoch but the first."""
     config = work.config
-    with together() as group, determinism(config.training.deterministic):
+    with process_group() as group, determinism(config.training.deterministic):
         dataset = load_dataset(config.data, Path("cache"))
-        setup = set_up(config, dataset, processes=group.processes)
+        setup = set_up(config, dataset, group=group)
         rates = _bare(setup, dataset) if way == "bare" else _ours(setup, dataset, group)
-        if group.processes.is_first:
+        if group.is_main:
             print(json.dumps(rates[1:]))
 
 
-def _ours(setup: Setup, dataset: Dataset, group: Together) -> list[float]:
+def _ours(setup: Setup, dataset: Dataset, group: ProcessGroup) -> list[float]:
     trainer = Trainer(
         setup.config, dataset, setup.context, setup.train_step, recorder=StateRecorder(), extra={}
     )
-    with group.in_step():
+    with group.synchronized():
         return [row["images_per_second"] for row in trainer.fit().history]
 
 

@@ -10,7 +10,6 @@ from .utils.cli import (
     CommandParser,
     add_setting_options,
     changes_of,
-    config_of,
     duration,
     run_command,
     whole_number,
@@ -93,6 +92,7 @@ def _plans(args: argparse.Namespace) -> "list[Plan]":
 
     from .search.searching import Plan
     from .search.space import Space
+    from .utils.config import Config
 
     space = Space.from_file(Path(args.space))
     until = time.time() + args.timeout if args.timeout and args.until is None else args.until
@@ -100,7 +100,7 @@ def _plans(args: argparse.Namespace) -> "list[Plan]":
     for model in args.model.split(","):
         for modality in args.modality.split(","):
             changes = changes_of(args, model.strip(), modality.strip())
-            base = config_of(args, changes | {"experiment.name": None})  # each trial gets one
+            base = Config.from_file(args.config, changes | {"experiment.name": None})  # each trial gets one
             name = f"{args.name}_{base.model.name}_{'-'.join(base.data.modalities)}"
             plans.append(
                 Plan(

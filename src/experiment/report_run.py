@@ -52,7 +52,7 @@ def run_tags(config: Config, dataset: Dataset, context: ModelContext) -> dict[st
         names.DECODING: str(FORMAT),
         names.CONFIG_SHA256: config_hash(config),
         names.SEED: str(config.training.seed),
-        names.ENVIRONMENT + "processes": str(context.processes.count),
+        names.ENVIRONMENT + "processes": str(context.process_group.world_size),
         **{f"data.{what}": str(count) for what, count in dataset.counts.items()},
         **{names.ENVIRONMENT + what: str(value) for what, value in environment(context.device).items()},
     }
@@ -101,7 +101,7 @@ class RunReport:
             run.log_params(self.config.flat() | {"experiment.name": folders.name})
             run.log_dataset(self.dataset, self.config.modality)
         run.log_artifact(folders.config)
-        count, device = self.context.processes.count, self.context.device
+        count, device = self.context.process_group.world_size, self.context.device
         where = f"{device}" if count == 1 else f"{count} processes, this one on {device}"
         print(f"run {run.run_id} ({folders.name}) on {where}")
 

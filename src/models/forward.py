@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..utils.background import VALUES_PER_THREAD, at_most_threads
-from ..utils.processes import ALONE, Processes
+from ..utils.distributed import SINGLE_PROCESS, ProcessGroup
 from ..utils.runtime import to_device
 from .input_spec import InputSpec, unit_range
 from .stem import head_path
@@ -24,14 +24,14 @@ class ModelContext:
         spec: The input that the model expects.
         device: Device of the model.
         autocast: Dtype of mixed precision in training, None for float32.
-        processes: The ranks that train together.
+        process_group: The ranks that train together.
     """
 
     model: nn.Module
     spec: InputSpec
     device: torch.device
     autocast: torch.dtype | None
-    processes: Processes = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
 
 
 def predict_logits(

@@ -61,7 +61,7 @@ def compiled(context: ModelContext, settings: TrainingConfig) -> ModelContext:
         return context
     reason = _obstacle(context, settings)
     if reason is None:
-        size = len(context.processes.share(settings.batch_size))
+        size = len(context.process_group.shard(settings.batch_size))
         graphed, reason = _capture(context, size)
         if graphed is not None:
             return replace(context, model=GraphedModel(context.model, graphed, size))
@@ -79,7 +79,7 @@ def _refusal(reason: str | None) -> ConfigError:
 def _obstacle(context: ModelContext, settings: TrainingConfig) -> str | None:
     if context.device.type != "cuda":
         return f"the device is {context.device.type}"
-    if context.processes.are_several:
+    if context.process_group.is_distributed:
         return "several processes train"  # not tested on several GPUs
     if settings.gradient_accumulation_steps > 1:  # a graph always writes gradients to the same memory
         return "training.gradient_accumulation_steps is more than 1"

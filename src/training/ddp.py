@@ -18,7 +18,7 @@ def wrap_ddp(context: ModelContext) -> ModelContext:
     The set of trainable parameters must not change afterwards. Parameters and buffers become those of the
     main rank. A context with a single process is returned unchanged.
     """
-    if not context.processes.are_several:
+    if not context.process_group.is_distributed:
         return context
     wrapped = replace(
         context,

@@ -69,7 +69,7 @@ class BatchPipeline:
         self._context = context
         self._min_micro_batch = train_step.min_micro_batch
         self._mixup = make_mixup(config.training.mixup_alpha, len(loader.dataset.classes))
-        self._share = cache(lambda length: train_step.share(length, context.processes))
+        self._share = cache(lambda length: train_step.share(length, context.process_group))
         self._group_size = _batches_at_once(config, context)
 
     def order(self, epoch: int) -> list[NDArray[np.int64]]:
@@ -103,8 +103,10 @@ class BatchPipeline:
                 seed = (self._settings.seed, epoch, number, _DROPOUT)
                 seed_everything(*seed)
                 batch = self._mixed(images, targets_of[number], shares[number])
-                if self._context.processes.are_several:  # mixup is the same for all ranks, dropout differs
-                    seed_everything(*seed, self._context.processes.rank)
+                if (
+                    self._context.process_group.is_distributed
+                ):  # mixup is the same for all ranks, dropout differs
+                    seed_everything(*seed, self._context.process_group.rank)
                 yield batch
 
     def _prepared(
@@ -143,7 +145,7 @@ class BatchPipeline:
 
     @property
     def _has_partners(self) -> bool:
-        return self._mixup is not None and self._context.processes.are_several
+        return self._mixup is not None and self._context.process_group.is_distributed
 
     def _draw(self, epoch: int, shares: list[Share], places: list[NDArray[np.int64]]) -> Tensor:
         """Return the augmentation parameters ``(N, 8)`` of the images that this rank loads in an epoch."""

@@ -18,7 +18,7 @@ from ..evaluation.predictions import write_predictions
 from ..evaluation.score_plots import save_plots
 from ..models.forward import ModelContext, predict_logits
 from ..utils.config import Config
-from ..utils.processes import Processes
+from ..utils.distributed import ProcessGroup
 from .checkpoint import TrainerState
 from .recorder import EPOCH_METRICS
 
@@ -47,22 +47,24 @@ def score_split(
         batch_size: Images per forward pass; the scores do not depend on it.
     """
     dataset, split = loader.dataset, loader.dataset.splits[name]
-    positions = np.arange(len(split))[context.processes.share(len(split))]
+    positions = np.arange(len(split))[context.process_group.shard(len(split))]
     with closing(loader.load(name, sequential_batches(positions, batch_size))) as images:
-        batches = _in_step(images, context.processes, len(split), batch_size)
+        batches = _stop_together(images, context.process_group, len(split), batch_size)
         if len(positions):
             # Always in float32: scores and threshold must hold for the served model.
             logits = predict_logits(context.model, context.spec, batches, device=context.device)
         else:  # more ranks than images: this one only takes part in the checks for a stop
             logits = torch.zeros(len(list(batches)), len(dataset.classes))
-    logits = context.processes.joined(logits, len(split))
+    logits = context.process_group.all_gather(logits, len(split))
     return SplitScores(split, softmax(logits), evaluate(split.labels, logits, threshold))
 
 
-def _in_step(images: Iterator[Tensor], processes: Processes, count: int, batch_size: int) -> Iterator[Tensor]:
+def _stop_together(
+    images: Iterator[Tensor], group: ProcessGroup, count: int, batch_size: int
+) -> Iterator[Tensor]:
     """Yield the batches of this rank; check for a stop equally often on every rank."""
-    for _ in range(-(-count // processes.count) // batch_size + 1):
-        processes.check_stop()
+    for _ in range(-(-count // group.world_size) // batch_size + 1):
+        group.check_stop()
         yield from islice(images, 1)
 
 

@@ -13,7 +13,7 @@ from ..models.forward import ModelContext
 from ..models.input_spec import InputSpec
 from ..models.precision import has_unreached_weights, is_depthwise_bound
 from ..utils.config import Config
-from ..utils.processes import ALONE, Processes
+from ..utils.distributed import SINGLE_PROCESS, ProcessGroup
 from ..utils.runtime import fit_threads, keep_freed_memory, pick_autocast, pick_device, seed_everything
 from .compile import check_compile
 from .ddp import has_batch_norm, sync_batch_norm
@@ -42,7 +42,7 @@ class Setup:
 
 
 def set_up(
-    config: Config, dataset: Dataset, spec: InputSpec | None = None, processes: Processes = ALONE
+    config: Config, dataset: Dataset, spec: InputSpec | None = None, group: ProcessGroup = SINGLE_PROCESS
 ) -> Setup:
     """Build the model, the optimizer, the schedule and the loss.
 
@@ -50,7 +50,7 @@ def set_up(
         config: The settings.
         dataset: The data.
         spec: The model's input if the weights will be loaded from a checkpoint; None for a new training.
-        processes: The ranks of a distributed training.
+        group: The ranks of a distributed training.
 
     Raises:
         ModelError: The model cannot be built or its weights cannot be loaded.
@@ -59,8 +59,8 @@ def set_up(
     """
     config = resolve_defaults(config)
     _check_settings(config, dataset)
-    device = pick_device(config.training.device, processes.local_rank if processes.are_several else None)
-    fit_threads(sharing=processes.local_count)
+    device = pick_device(config.training.device, group.local_rank if group.is_distributed else None)
+    fit_threads(sharing=group.local_world_size)
     keep_freed_memory()
     seed_everything(config.training.seed)
     built = build_model(
@@ -86,9 +86,9 @@ def set_up(
     )
     spec = spec or _input_spec(built, dataset, config)
     model = built.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if processes.are_several and config.training.sync_batchnorm:
+    if group.is_distributed and config.training.sync_batchnorm:
         model = sync_batch_norm(model, device)
-    context = ModelContext(model, spec, device, autocast, processes)
+    context = ModelContext(model, spec, device, autocast, group)
     check_compile(context, resolved.training)
     return Setup(
         resolved,
@@ -176,7 +176,7 @@ def _train_step(context: ModelContext, config: Config, dataset: Dataset) -> Trai
 
 def _min_micro_batch(context: ModelContext, config: Config) -> int:
     """Return the smallest micro-batch that batch norm can handle, over all ranks: two images per norm."""
-    settings, count = config.training, context.processes.count
+    settings, count = config.training, context.process_group.world_size
     if count == 1 or settings.sync_batchnorm or not has_batch_norm(context.model):
         return 2
     if settings.batch_size < 2 * count:

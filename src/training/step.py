@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..models.forward import ModelContext
 from ..utils.config import TrainingConfig
-from ..utils.processes import ALONE, Processes
+from ..utils.distributed import SINGLE_PROCESS, ProcessGroup
 from .ddp import no_sync
 
 
@@ -112,12 +112,12 @@ class TrainStep:
         peak = self.optimizer.param_groups[0]["initial_lr"]
         return float(peak * self.schedule.lr_lambdas[0](self.schedule.last_epoch - steps_ago))
 
-    def share(self, length: int, processes: Processes) -> Share:
+    def share(self, length: int, group: ProcessGroup) -> Share:
         """Return the part of a batch that this rank processes: a part of every micro-batch."""
         bounds = micro_batch_bounds(length, self.micro_batch_size, self.min_micro_batch)
         starts, ends = [0, *bounds], [*bounds, length]
         parts = [
-            start + np.array(processes.share(end - start), np.int64)
+            start + np.array(group.shard(end - start), np.int64)
             for start, end in zip(starts, ends, strict=True)
         ]
         return Share(length, np.concatenate(parts), tuple(len(part) for part in parts))
@@ -136,16 +136,16 @@ class TrainStep:
         Returns:
             The summed loss of the whole batch, on the device.
         """
-        share = share or self.share(len(images), ALONE)
+        share = share or self.share(len(images), SINGLE_PROCESS)
         self.optimizer.zero_grad(set_to_none=True)
         weight = self.loss.total_weight(targets)
-        weight = share.length if isinstance(weight, int) else context.processes.sum(weight)
+        weight = share.length if isinstance(weight, int) else context.process_group.all_reduce(weight)
         micro_batches = list(zip(images.split(share.sizes), targets.split(share.sizes), strict=True))
         with no_sync(context.model):
             losses = [self._backward(context, *part, weight) for part in micro_batches[:-1]]
         losses.append(self._backward(context, *micro_batches[-1], weight))
         self._update(context.model)
-        return context.processes.sum(reduce(torch.add, losses))
+        return context.process_group.all_reduce(reduce(torch.add, losses))
 
     def _backward(
         self, context: ModelContext, images: Tensor, targets: Tensor, total_weight: Tensor | int
@@ -154,8 +154,10 @@ class TrainStep:
         with torch.autocast(images.device.type, context.autocast, context.autocast is not None):
             loss = self.loss(context.model(images).float(), targets)
         mean = loss / total_weight
-        if context.processes.are_several:  # DDP averages the gradients over the ranks; their sum is needed
-            mean = mean * context.processes.count
+        if (
+            context.process_group.is_distributed
+        ):  # DDP averages the gradients over the ranks; their sum is needed
+            mean = mean * context.process_group.world_size
         self.scaler.scale(mean).backward()
         return loss.detach()
 

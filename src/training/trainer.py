@@ -167,7 +167,7 @@ class Trainer:
 
     def _check(self) -> None:
         """Stop on a signal or an error of the background writer; save a checkpoint if one is due."""
-        self.context.processes.check_stop()
+        self.context.process_group.check_stop()
         self.recorder.check()
         if time.monotonic() - self._saved_at > 60 * self.config.training.checkpoint_every_minutes:
             self._save_mid_epoch()
@@ -208,7 +208,9 @@ class Trainer:
 
     def _validate(self, epoch: int, train_loss: float) -> dict[str, float]:
         context = self._eval_context()
-        context.processes.copy_from_first(context.model.buffers())  # batch-norm statistics differ by rank
+        context.process_group.broadcast_tensors(
+            context.model.buffers()
+        )  # batch-norm statistics differ by rank
         threshold, batch_size = self.config.evaluation.threshold, self.config.training.batch_size
         scores = score_split(context, self.loader, "val", threshold, batch_size).scores
         metrics = {"epoch": epoch, "train_loss": train_loss, **scores.named("val")}
@@ -259,4 +261,4 @@ class Trainer:
         model, best = self.context.model, self.recorder.best
         if best is not None:
             model.load_state_dict(load_checkpoint(best)["model_state_dict"])
-        self.context.processes.copy_from_first(model.state_dict().values())
+        self.context.process_group.broadcast_tensors(model.state_dict().values())

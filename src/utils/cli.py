@@ -8,16 +8,12 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from ..errors import ConfigError, MlprojectError
 from .runtime import Stopped, stop_signals
-
-if TYPE_CHECKING:
-    from .config import Config
-
 
 _GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe has ended; the terminal was closed
 
@@ -200,7 +196,7 @@ class _Voice:
     name = ""
 
 
-def fall_silent(name: str) -> None:
+def silence_rank(name: str) -> None:
     """Silence this rank; its error is printed with the rank's name."""
     _Voice.name = name
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
@@ -249,17 +245,3 @@ def changes_of(args: argparse.Namespace, model: str | None, modality: str | None
     if args.epochs:
         changes["training.epochs"] = parse_yaml(args.epochs, "--epochs")
     return changes | parse_overrides([*split_overrides(args.overrides), *args.set])
-
-
-def config_of(args: argparse.Namespace, changes: Mapping[str, Any]) -> "Config":
-    """Return the settings: ``changes`` over the file of ``--config`` over the defaults.
-
-    Raises:
-        ConfigError: A setting is wrong, or the file is.
-    """
-    from .config import Config
-    from .overrides import merge_dotted
-
-    if args.config is None:
-        return Config.from_dict(merge_dotted({}, changes), "settings")
-    return Config.from_file(args.config, changes)

@@ -230,18 +230,18 @@ class Config(Section):
             raise ConfigError(f"{source}: {error}") from None
 
     @classmethod
-    def from_file(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
+    def from_file(cls, path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Self:
         """Read a YAML config, or a ``config/best_hparams`` record, which is one too.
 
         Args:
-            path: The file.
+            path: The file; None for the defaults.
             overrides: Values by dotted key that replace those of the file.
 
         Raises:
             ConfigError: The file is missing or not valid YAML, or a setting is wrong.
         """
-        values = modernized(read_yaml(Path(path)), str(path))
-        return cls.from_dict(merge_dotted(values, overrides or {}), str(path))
+        values = {} if path is None else modernized(read_yaml(Path(path)), str(path))
+        return cls.from_dict(merge_dotted(values, overrides or {}), "settings" if path is None else str(path))
 
     @staticmethod
     def settings_in(path: str | Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def test_a_lost_process_fails_the_run_and_a_signal_ends_it_saved(folder: Path) -
     assert launcher.returncode == 1
     run = only_run(folder)
     assert run.info.status == "FAILED"
-    message = f"process 1 of 2 (pid {lost.pid} on {socket.gethostname()}) died without a word"
+    message = f"process 1 of 2 (pid {lost.pid} on {socket.gethostname()}) exited without an error message"
     assert run.data.tags["error"].startswith(message)
     assert f"error: {message}" in errors
     done = len(epochs(folder, "long"))

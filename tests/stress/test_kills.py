@@ -60,7 +60,8 @@ def test_killed_at_each_write(folder: Path, store: str, monkeypatch: pytest.Monk
         next(run for run in runs if run.info.run_name == folders.name) for folders in (killed, whole)
     )
     assert len(runs) == 3  # with the one that was killed before it got folders
-    assert resumed.inputs and uninterrupted.inputs
+    assert resumed.inputs
+    assert uninterrupted.inputs
     assert resumed.inputs.to_dictionary() == uninterrupted.inputs.to_dictionary()
     named = {"experiment.name": whole.name}
     assert resumed.data.params | named == uninterrupted.data.params

@@ -16,10 +16,8 @@ from src.training.checkpoint import TrainerState
 from src.training.recorder import TIMING_METRICS, StateRecorder
 from src.training.setup import set_up
 from src.training.trainer import Trainer
-from src.utils import launch
 from src.utils.config import Config
-from src.utils.launch import Together, together
-from src.utils.processes import Processes
+from src.utils.distributed import ProcessGroup, connect, process_group
 from src.utils.runtime import determinism
 from src.verification.run_digest import digest
 
@@ -40,8 +38,8 @@ class ByteRecorder(StateRecorder):
         self.kept.append(stream.getvalue())
 
 
-def make_trainer(config: Config, dataset: Dataset, group: Together, recorder: ByteRecorder) -> Trainer:
-    setup = set_up(config, dataset, processes=group.processes)
+def make_trainer(config: Config, dataset: Dataset, group: ProcessGroup, recorder: ByteRecorder) -> Trainer:
+    setup = set_up(config, dataset, group=group)
     for module in setup.context.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # each process draws its own, so that no two numbers of them agree
@@ -56,7 +54,7 @@ def summary(state: TrainerState, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def train(config: Config, dataset: Dataset, group: Together, resume: bool) -> dict[str, Any]:
+def train(config: Config, dataset: Dataset, group: ProcessGroup, resume: bool) -> dict[str, Any]:
     recorder = ByteRecorder()
     trainer = make_trainer(config, dataset, group, recorder)
     found: dict[str, Any] = {"whole": summary(trainer.fit(), trainer), "resumed": []}
@@ -64,37 +62,36 @@ def train(config: Config, dataset: Dataset, group: Together, resume: bool) -> di
     for place in places:
         kept = torch.load(io.BytesIO(recorder.kept[place]), weights_only=True)
         again = make_trainer(config, dataset, group, ByteRecorder())
-        again.restore(group.processes.told(kept))
+        again.restore(group.broadcast_object(kept))
         at = f"epoch {kept['epoch']}, step {kept['steps']}"
         found["resumed"].append([at, summary(again.fit(), again)])
     return found
 
 
-class Forced(Processes):
+class Forced(ProcessGroup):
     """A single process that does all that several do."""
 
-    are_several = True
+    is_distributed = True
 
 
 @contextmanager
-def forced() -> Iterator[Together]:
+def forced() -> Iterator[ProcessGroup]:
     """For a machine with one GPU, on which no two processes can talk over NCCL."""
-    store = launch._connect()
-    yield Together(Forced(), store)
+    yield Forced(messages=connect(0))
     torch.distributed.destroy_process_group()
 
 
 def main() -> None:
     tasks = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
-    joined = forced() if "--forced" in sys.argv else together()
-    with joined as group, determinism(enabled=True), group.in_step():
+    joined = forced() if "--forced" in sys.argv else process_group()
+    with joined as group, determinism(enabled=True), group.synchronized():
         found = {}
         for name, task in tasks.items():
             config = Config().updated(task["settings"])
             dataset = load_dataset(config.data, Path("cache"))
             found[name] = train(config, dataset, group, task["resume"])
-        Path(f"found_{group.processes.count}_{group.processes.rank}.json").write_text(json.dumps(found))
+        Path(f"found_{group.world_size}_{group.rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from src.training.recorder import COLUMNS, EPOCH_METRICS, Recorder, Tracker
 from src.training.setup import set_up
 from src.training.trainer import Trainer
 from src.utils.config import Config, TrainingConfig
-from src.utils.processes import Processes
+from src.utils.distributed import ProcessGroup
 from src.utils.runtime import determinism
 from tests.images import write_npz
 
@@ -297,5 +297,5 @@ def test_synchronized_batch_norm_is_refused_on_a_cpu(dataset: Dataset) -> None:
     with pytest.raises(
         ConfigError, match=r"training\.sync_batchnorm: .* on GPUs only, and the device is cpu"
     ):
-        set_up(config, dataset, processes=Processes(0, 2, 0, 2))
+        set_up(config, dataset, group=ProcessGroup(0, 2, 0, 2))
     sync_batch_norm(nn.Sequential(nn.Linear(1, 1)), torch.device("cpu"))  # has none

@@ -1,0 +1,177 @@
+"""From the settings to a training that is ready: the data, the model, the run to resume, and the folders."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..data.dataset import Dataset, load_dataset
+from ..errors import UserError
+from ..models.input_spec import InputSpec
+from ..tracking.project_run import check_project_run, mark_project_run
+from ..tracking.store import open_store, shown_uri
+from ..training.run_folder import RunFolders
+from ..training.setup import Setup, set_up
+from ..utils.cli import warn
+from ..utils.config import Config
+from ..utils.distributed import ProcessGroup
+from ..utils.io import check_writable, sha256
+from .report_run import run_tags
+from .resume import ResumableRun, resume_auto, resume_by_id
+from .session import Training
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What a user asks for.
+
+    Attributes:
+        config_file: A settings file; None for the defaults.
+        changes: Settings that override it, by dotted key.
+        resume: Id of a run to resume; ``auto`` for the unfinished run with the same settings and data, if
+            there is one; None for a new run.
+        parent: Id of the run to nest the new run under.
+        rehash: Whether to read every image again instead of trusting the cache.
+        dry_run: Whether to print settings, split and store only.
+    """
+
+    config_file: str | None
+    changes: Mapping[str, Any]
+    resume: str | None = None
+    parent: str | None = None
+    rehash: bool = False
+    dry_run: bool = False
+
+
+def prepare(request: TrainRequest, group: ProcessGroup, locks: ExitStack) -> Training | None:
+    """Return the training, None after a dry run.
+
+    Args:
+        request: What to train.
+        group: The ranks; all but the main rank get their settings from it.
+        locks: Holds the lock of the run's folders.
+
+    Raises:
+        MlprojectError: The settings, the data or the run to resume are refused.
+    """
+    if not group.is_main:
+        return _prepare_worker(request, group)
+    if not request.dry_run:
+        check_project_run()
+    resumed = _named_run(request, locks)
+    config = resumed.config if resumed else Config.from_file(request.config_file, request.changes)
+    _check_writable(config.output_dir)
+    spec = resumed.spec if resumed else None
+    group.broadcast_object({"config": config.to_dict(), "input": None if spec is None else spec.to_dict()})
+    dataset = _load(config, rehash=request.rehash)
+    if resumed:
+        resumed.check_data(dataset)
+    setup = _set_up(config, dataset, spec, group)
+    if request.dry_run:
+        _show(setup.config, dataset)
+        return None
+    open_store()
+    tags = run_tags(setup.config, dataset, setup.context)
+    resumed = resumed or _fitting_run(request, setup.config, tags, locks)
+    if resumed:
+        resumed.check_batches(setup.train_step.min_micro_batch)
+        mark_project_run("resume")  # `mlflow run` has created a run of its own
+        _warn_inexact(resumed, tags)
+    folders = resumed.folders if resumed else _claim_named(config, locks)
+    return Training(setup, dataset, tags, folders, resumed, request.parent)
+
+
+def _prepare_worker(request: TrainRequest, group: ProcessGroup) -> Training | None:
+    received = group.broadcast_object()
+    config = Config.from_dict(received["config"], "the main rank")
+    dataset = _load(config, rehash=False)
+    spec = None if received["input"] is None else InputSpec.from_dict(received["input"])
+    setup = _set_up(config, dataset, spec, group)
+    return None if request.dry_run else Training(setup, dataset)
+
+
+def _named_run(request: TrainRequest, locks: ExitStack) -> ResumableRun | None:
+    """Return the run that ``--resume RUN_ID`` names."""
+    if request.resume in (None, "auto"):
+        return None
+    open_store(must_exist=True)
+    settings = Config.settings_in(request.config_file) if request.config_file else {}
+    return resume_by_id(request.resume, settings | dict(request.changes), locks)
+
+
+def _fitting_run(
+    request: TrainRequest, config: Config, tags: Mapping[str, str], locks: ExitStack
+) -> ResumableRun | None:
+    """Return the run that ``--resume auto`` finds; if there is none, a new run starts."""
+    if request.resume != "auto":
+        return None
+    found = resume_auto(config, tags, locks)
+    print(f"resuming {found.run_id}" if found else "no unfinished run fits: a new one is started")
+    return found
+
+
+def _warn_inexact(resumed: ResumableRun, tags: Mapping[str, str]) -> None:
+    if changed := list(resumed.inexact(tags)):
+        warn(
+            f"{'; '.join(changed)}: the run continues, and its numbers may differ in the last digits from "
+            "those of a run that was not interrupted"
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse an output folder that cannot be written before anything is computed for it."""
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise UserError(f"experiment.output_dir: {folder} cannot be written: {error.strerror}") from None
+
+
+def _load(config: Config, *, rehash: bool) -> Dataset:
+    dataset = load_dataset(config.data, config.cache_dir, rehash=rehash)
+    for message in dataset.warnings:
+        warn(message)
+    return dataset
+
+
+def _set_up(config: Config, dataset: Dataset, spec: InputSpec | None, group: ProcessGroup) -> Setup:
+    setup = set_up(config, dataset, spec, group)
+    for note in setup.notes:
+        warn(note)
+    group.check_same(
+        {
+            "the data's fingerprint": dataset.fingerprint[:12],
+            "the split's fingerprint": dataset.split_fingerprint[:12],
+            "the network's input": sha256(str(setup.context.spec.to_dict()).encode())[:12],
+            "model.weights": setup.config.model.weights,
+            "model.stem": setup.config.model.stem,
+            "training.precision": setup.config.training.precision,
+        }
+    )
+    return setup
+
+
+def _claim_named(config: Config, locks: ExitStack) -> RunFolders | None:
+    """Claim the folders of a run with a chosen name; default names contain the run id, known later."""
+    if not config.experiment.name:
+        return None
+    folders = RunFolders(config.output_dir, config.experiment.name)
+    locks.enter_context(folders.claimed())
+    return folders
+
+
+def _show(config: Config, dataset: Dataset) -> None:
+    """Print settings, split and store."""
+    print(config.to_yaml())
+    table = Table("split", "class", "images", "patients")
+    for split, name, images, patients in dataset.table():
+        table.add_row(split, name, str(images), "unknown" if patients is None else str(patients))
+    Console().print(table)
+    if dataset.aspects:
+        print("width / height:", ", ".join(f"{name} {aspect}" for name, aspect in dataset.aspects.items()))
+    if len(dataset.classes) == 2:
+        print(f"sensitivity is about the class {dataset.classes[1]} (data.positive_class)")
+    print(f"store: {shown_uri()}")
