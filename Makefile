@@ -1,5 +1,6 @@
 # make run    train on the demo in an environment of its own
-# make test   the whole suite, lint and types
+# make test   lint, types, and the tests of minutes
+# make test-slow, make test-exhaustive   the other tests
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -9,7 +10,7 @@ export PATH := $(BIN):$(PATH)
 export GIT_PYTHON_REFRESH := quiet
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: run test lint test-slow clean
+.PHONY: run test lint test-slow test-exhaustive clean
 
 run: $(VENV)/.installed
 	mlflow run . --env-manager local -P model=resnet18 -P modality=A
@@ -24,7 +25,10 @@ lint: $(VENV)/.installed-dev
 	mypy
 
 test-slow: $(VENV)/.installed-dev
-	python -m pytest -m slow
+	python -m pytest -m "slow and not exhaustive"
+
+test-exhaustive: $(VENV)/.installed-dev
+	python -m pytest -m exhaustive
 
 # One pip call installs torch with what needs it, so that pip takes a single build of it.
 $(VENV)/.installed: requirements.txt

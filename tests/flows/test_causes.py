@@ -23,6 +23,8 @@ from tests.flows.scene import Case, Row, Scene, measure, mount, scene_in
 from tests.flows.test_resume import assert_same
 from tests.images import write_npz
 
+pytestmark = pytest.mark.slow
+
 TMPFS = ["-t", "tmpfs", "-o", "size=64m", "tmpfs"]
 FAULT = """import torch.optim.optimizer as optimizer
 
@@ -303,7 +305,7 @@ def run_whole(folder: Path, scene: Scene) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES]
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.exhaustive) for name in CASES]
 )
 def test_cause(name: str, folder: Path, whole: Callable[[Scene], Path]) -> None:
     work = folder / "work"

@@ -25,6 +25,8 @@ from tests.hostile_stores import (
 )
 from tests.stores import place_store
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = [
     "{outside}",
     "file://{outside}",

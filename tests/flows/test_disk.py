@@ -10,6 +10,8 @@ from src import train
 from tests.conftest import FROM_SCRATCH
 from tests.stores import place_store
 
+pytestmark = pytest.mark.slow
+
 TRAIN = ["--data", "small.npz", "--model", "shufflenet_v2_x0_5", "--set", "training.batch_size=16"]
 TRAIN += FROM_SCRATCH
 LARGE = 10_000  # bytes; what is smaller is text, or MLflow's own book-keeping
@@ -22,7 +24,7 @@ def large_files(folder: Path) -> dict[tuple[int, int], Path]:
     return {(state.st_dev, state.st_ino): path for state, path in states if state.st_size > LARGE}
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("file", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("file", marks=pytest.mark.exhaustive)])
 def test_thirty_epochs_take_no_more_than_three(
     folder: Path, npz: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

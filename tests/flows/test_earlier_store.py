@@ -40,7 +40,7 @@ COMMITS: dict[str, list[str]] = {
     "8745eb4b47867b505a98522896453a51762f1876": THEN,
     "0f698f6a72e240813ab069647c346527bd478550": [],
 }
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1200)]
 
 
 def arguments(modality: str) -> list[str]:

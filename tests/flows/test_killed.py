@@ -18,6 +18,8 @@ from tests.flows.processes import TINY, only_run, start, wait_for_epoch
 from tests.images import write_npz
 from tests.servers import Server
 
+pytestmark = pytest.mark.slow
+
 LONG = [*TINY, "--set", "training.epochs=5000", "--set", "training.schedule=none"]
 
 
@@ -62,7 +64,7 @@ def start_both(folder: Path, uri: str) -> dict[str, Process]:
 
 @pytest.mark.parametrize(
     "uri",
-    ["sqlite", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("file", "server"))],
+    ["sqlite", *(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("file", "server"))],
     indirect=True,
 )
 def test_the_killed_one_is_marked_and_the_living_one_is_not(

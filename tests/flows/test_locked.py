@@ -20,6 +20,8 @@ from tests.flows.processes import TINY, only_run, start, wait_for_epoch
 from tests.images import write_npz
 from tests.stores import place_store
 
+pytestmark = pytest.mark.slow
+
 NAMED = [*TINY, "--set", "experiment.name=mine", "--epochs", "4"]
 TABLE = Path("outputs/logs/mine/training_history.csv")
 
@@ -39,7 +41,7 @@ def lock_after_an_epoch(seconds: float) -> None:
         time.sleep(seconds)
 
 
-@pytest.mark.parametrize("seconds", [5, pytest.param(90, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [5, pytest.param(90, marks=pytest.mark.exhaustive)])
 def test_a_lock_is_waited_for(
     folder: Path, npz: Path, seconds: float, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,8 @@ import pytest
 from tests.conftest import ROOT, Run
 from tests.flows.processes import TINY, client_of, only_run, runs, start, wait_for_epoch
 
+pytestmark = pytest.mark.slow
+
 
 def mlflow_run(
     run_python: Run, environment: dict[str, str] | None = None, /, **params: str
@@ -35,7 +37,7 @@ def test_ctrl_c_under_mlflow_run_is_told_by_the_run(folder: Path, npz: Path) -> 
     assert run.data.tags["error"] == "stopped by SIGINT"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_mlflow_run_resumes(folder: Path, npz: Path, run_python: Run) -> None:
     options = [*TINY, "--epochs", "3", "--set", "training.checkpoint_every_minutes=1e-9"]
     options += ["--data", str(npz), "--set", f"experiment.output_dir={folder}/outputs"]
@@ -64,7 +66,7 @@ def test_mlflow_run_with_a_mistake_ends_failed_and_says_why(folder: Path, npz: P
     assert "resnet19" in run.data.tags["error"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_mlflow_run_within_another_run_leaves_that_one_alone(
     folder: Path, npz: Path, run_python: Run
 ) -> None:

@@ -13,6 +13,8 @@ from tests.conftest import clean_environment
 from tests.flows.processes import STARTED, TINY, only_run
 from tests.images import write_folder
 
+pytestmark = pytest.mark.slow
+
 PYTHON = " ".join([sys.executable, "-m", "src.train", *TINY])
 
 
@@ -83,7 +85,7 @@ SLOW = {"|& true", "&> /dev/full"}  # each is a fresh start of Python
 
 @pytest.mark.usefixtures("npz", "sqlite")
 @pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=[pytest.mark.slow] if way in SLOW else []) for way in WAYS]
+    "way", [pytest.param(way, marks=[pytest.mark.exhaustive] if way in SLOW else []) for way in WAYS]
 )
 def test_a_training_whose_output_goes_nowhere_finishes(folder: Path, way: str) -> None:
     train, said = WAYS[way]

@@ -13,6 +13,8 @@ from tests.conftest import ROOT
 from tests.flows.processes import STORES, TINY
 from tests.images import write_folder
 
+pytestmark = pytest.mark.slow
+
 CANARY = "CANARY-19520304"
 
 

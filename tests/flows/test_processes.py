@@ -12,8 +12,10 @@ from tests.conftest import Run, clean_environment
 from tests.flows.processes import STORES, TINY, only_run, runs, start
 from tests.forked import ForkedProcess
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.usefixtures("npz")
 def test_two_at_once_in_a_fresh_folder(folder: Path, store: str) -> None:

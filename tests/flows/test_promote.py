@@ -13,6 +13,8 @@ from src.utils.config import Config
 from tests.conftest import FROM_SCRATCH, ROOT, Run
 from tests.images import write_npz
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--data", "small.npz", "--model", "shufflenet_v2_x0_5", "--epochs", "2"]
 TINY += ["--set", "training.batch_size=8", *FROM_SCRATCH]
 RECORD = Path("config/best_hparams/shufflenet_v2_x0_5_A.yaml")
@@ -58,7 +60,7 @@ def test_a_training_whose_promotion_fails_is_finished_and_says_so(
     assert run.info.status == "FINISHED"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_vision_transformer_goes_the_whole_way(
     folder: Path, npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,8 @@ from tests.conftest import Run
 from tests.flows.processes import STORES, TINY, client_of, only_run, start, wait_for_epoch
 from tests.images import write_npz
 
+pytestmark = pytest.mark.slow
+
 MANY = ["--set", "training.epochs=6", "--set", "training.checkpoint_every_minutes=1e-9"]
 PARTS = [*TINY, *MANY]
 
@@ -74,8 +76,8 @@ def interrupt(folder: Path, number: signal.Signals, **env: Any) -> None:
 @pytest.mark.parametrize(
     ("number", "status", "store"),
     [
-        pytest.param(signal.SIGKILL, "RUNNING", "file", marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, "KILLED", "file", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, "RUNNING", "file", marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGTERM, "KILLED", "file", marks=pytest.mark.exhaustive),
     ],
 )
 def test_an_interrupted_run_ends_like_one_that_was_not(

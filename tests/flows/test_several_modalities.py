@@ -15,6 +15,8 @@ from src.train import main
 from tests.conftest import FROM_SCRATCH
 from tests.promotion.conftest import champion_run
 
+pytestmark = pytest.mark.slow
+
 WINDOW = [-150.0, 250.0]
 
 

@@ -20,6 +20,8 @@ from src.utils.config import Config
 from tests.conftest import FROM_SCRATCH, Process
 from tests.flows.processes import client_of, runs, start
 
+pytestmark = pytest.mark.slow
+
 SEARCH = ["-m", "src.sweep", "--model", "shufflenet_v2_x0_5", "--data", "small.npz", "--space", "space.yaml"]
 SEARCH += ["--set", "training.batch_size=8", *FROM_SCRATCH]
 
@@ -113,7 +115,7 @@ def check_whole(folder: Path, count: int, epochs: int) -> None:
         assert [point.step for point in history] == list(range(1, epochs + 1))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("npz", "sqlite")
 def test_a_killed_workers_trial_goes_on_in_another(folder: Path) -> None:
     write_space(folder)
@@ -126,7 +128,7 @@ def test_a_killed_workers_trial_goes_on_in_another(folder: Path) -> None:
     check_whole(folder, 3, 25)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("npz", "sqlite")
 def test_a_training_that_is_killed_fails_its_trial_alone(folder: Path) -> None:
     write_space(folder)
@@ -143,7 +145,7 @@ def test_a_training_that_is_killed_fails_its_trial_alone(folder: Path) -> None:
     assert [row["state"] for row in table(folder)] == ["failed", "finished"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("npz", "sqlite")
 def test_commands_that_start_together_share_one_run(folder: Path) -> None:
     write_space(folder)
@@ -160,7 +162,7 @@ def test_commands_that_start_together_share_one_run(folder: Path) -> None:
     assert not any("failed" in error for _, error in outputs), outputs
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("npz", "sqlite")
 def test_a_search_that_was_killed_goes_on_by_the_same_command(folder: Path) -> None:
     write_space(folder)

@@ -19,6 +19,8 @@ from tests.conftest import Process
 from tests.flows.processes import STORES, TINY, runs, start
 from tests.images import write_npz
 
+pytestmark = pytest.mark.slow
+
 # More than this machine has cores, and so many that they meet at every lock.
 COUNT = int(os.environ.get("MLPROJECT_TEST_TOGETHER", "8"))
 EPOCHS = 6
@@ -67,7 +69,7 @@ def finish(process: Process) -> tuple[int, str, str]:
     return process.wait(), out, errors
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(120 * COUNT)
 def test_all_are_whole_and_the_best_is_promoted(
     folder: Path, store: str, outputs: list[tuple[int, str, str]], capsys: pytest.CaptureFixture[str]

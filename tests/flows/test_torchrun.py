@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import Process, Run
 from tests.flows.processes import TINY, only_run, runs, start, wait_for_epoch
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = ["-m", "torch.distributed.run"]
 ALONE = [*LAUNCH, "--standalone", "--nproc-per-node", "2"]
 TRAIN = ["-m", "src.train", *TINY, "--set", "training.schedule=none"]
@@ -53,7 +55,7 @@ def test_a_lost_process_fails_the_run_and_a_signal_ends_it_saved(folder: Path) -
     assert len(epochs(folder, "long")) >= done
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("npz")
 def test_two_launchers_are_two_nodes(folder: Path) -> None:
     with socket.socket() as free:

@@ -22,6 +22,8 @@ from src.train import main
 from src.training.checkpoint import CheckpointStore
 from tests.flows.processes import TINY, only_run
 
+pytestmark = pytest.mark.slow
+
 MARKER = Path("exploded")
 
 

@@ -14,6 +14,8 @@ from src.verification.run_digest import run_digest
 from tests.conftest import ROOT, Run
 from tests.flows.processes import TINY
 
+pytestmark = pytest.mark.slow
+
 # A resumed training that is not the same: each of its steps moves one weight by the smallest amount there is.
 UNEQUAL = """import sys
 import torch
@@ -30,7 +32,7 @@ if "--resume" in sys.argv:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("npz")
 def test_identical(folder: Path, run_python: Run) -> None:
     done = run_python("-m", "src.verify", "resume", "--kills", "1", "--moments", "1", *TINY, "--epochs", "6")
@@ -41,7 +43,7 @@ def test_identical(folder: Path, run_python: Run) -> None:
     assert sorted(path.name for path in folder.iterdir() if path.name != "torch") == ["small.npz"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("npz")
 def test_different(folder: Path, run_python: Run) -> None:
     (folder / "fault").mkdir()

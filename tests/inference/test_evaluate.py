@@ -19,6 +19,8 @@ from src.models.input_spec import unit_range
 from tests.images import write_folder
 from tests.inference.conftest import MODEL, NAMED, champion, name_by_patient
 
+pytestmark = pytest.mark.slow
+
 
 def last_evaluation() -> "mlflow.entities.Run":
     client = mlflow.MlflowClient()

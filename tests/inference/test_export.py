@@ -12,6 +12,8 @@ from src import export
 from src.evaluation.predictions import read_predictions
 from tests.inference.conftest import NAMED
 
+pytestmark = pytest.mark.slow
+
 
 def test_it_gives_the_stored_probabilities(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export.main([*NAMED, "--output", "m.onnx"]) == 0

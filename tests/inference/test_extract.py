@@ -20,6 +20,8 @@ from src.models.forward import extract_features
 from src.models.input_spec import InputSpec
 from tests.inference.conftest import MODEL, NAMED
 
+pytestmark = pytest.mark.slow
+
 
 def test_features_are_what_the_last_layer_takes(trained: Path, folder: Path) -> None:
     assert extract.main([*NAMED, "--input", str(trained / "d/A/test"), "--output", "f.parquet"]) == 0

@@ -14,6 +14,8 @@ from src.tracking.project_run import project_run
 from tests.conftest import ROOT
 from tests.inference.conftest import NAMED, TRAIN, champion
 
+pytestmark = pytest.mark.slow
+
 Main = Callable[[Sequence[str]], int]
 RECORDING: dict[str, tuple[Main, list[str]]] = {
     "train": (train.main, TRAIN),
@@ -94,7 +96,8 @@ def test_commands_that_record_refuse_it(
 
 
 @pytest.mark.parametrize(
-    "command", [pytest.param(name, marks=[pytest.mark.slow] if name == "export" else []) for name in OTHERS]
+    "command",
+    [pytest.param(name, marks=[pytest.mark.exhaustive] if name == "export" else []) for name in OTHERS],
 )
 def test_commands_that_record_nothing_ignore_it(
     command: str, trained: Path, run_ids: dict[str, str], monkeypatch: pytest.MonkeyPatch

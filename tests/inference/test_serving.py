@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from src.evaluation.predictions import read_predictions
 from tests.conftest import clean_environment
 from tests.inference.conftest import MODEL
+
+pytestmark = pytest.mark.slow
 
 
 def ask(port: int, pixels: list[Any]) -> list[list[float]]:

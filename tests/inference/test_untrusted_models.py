@@ -13,6 +13,8 @@ from tests import hostile
 from tests.hostile import CANARY
 from tests.inference.conftest import NAMED, champion
 
+pytestmark = pytest.mark.slow
+
 COMMANDS: dict[str, Callable[[], int]] = {
     "predict": lambda: predict.main([*NAMED, "--input", "d/A/test", "--output", "p.csv"]),
     "evaluate": lambda: evaluate.main([*NAMED]),

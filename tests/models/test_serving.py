@@ -74,7 +74,7 @@ def test_exported_architecture_gives_the_probabilities_of_the_forward_pass(
     [
         ("resnet18", 1, 28),
         *[
-            pytest.param(name, channels, size, marks=pytest.mark.slow)
+            pytest.param(name, channels, size, marks=pytest.mark.exhaustive)
             for name in ("resnet50", "swin_t", "convnext_tiny", "efficientnet_b0", "densenet121")
             for channels, size in ((1, 32), (3, 64))
         ],

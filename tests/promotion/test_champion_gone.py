@@ -14,7 +14,7 @@ import pytest
 from src import predict, promote, store
 from tests.promotion.runs import Made, make_run
 
-pytestmark = pytest.mark.usefixtures("sqlite")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("sqlite")]
 
 
 @pytest.fixture

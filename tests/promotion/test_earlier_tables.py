@@ -11,7 +11,7 @@ from src.reporting.page import gather
 from tests.promotion.conftest import aliases, champion_run, history
 from tests.promotion.runs import Made, make_run
 
-pytestmark = pytest.mark.usefixtures("sqlite")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("sqlite")]
 
 
 def as_before(made: Made) -> None:

@@ -11,6 +11,8 @@ from tests.promotion.conftest import aliases, champion_run, history, version_cou
 from tests.promotion.deadly import start
 from tests.promotion.runs import Made, make_run
 
+pytestmark = pytest.mark.slow
+
 RECORD = Path("config/best_hparams/resnet18_A.yaml")
 QUICK = {("mlflow.db", "second"), ("mlflow.db", "rollback"), ("mlruns", "forced")}
 TOLD = {"first": 1, "second": 2, "rollback": 3, "forced": 4}
@@ -52,7 +54,7 @@ def prepared(npz: Path, command: str) -> tuple[list[str], Made, int]:
 
 
 CASES = [
-    pytest.param(store, command, marks=[] if (store, command) in QUICK else [pytest.mark.slow])
+    pytest.param(store, command, marks=[] if (store, command) in QUICK else [pytest.mark.exhaustive])
     for store in ("mlflow.db", "mlruns")
     for command in TOLD
 ]

@@ -14,6 +14,8 @@ from tests.forked import Forked
 from tests.promotion.conftest import actions, aliases, champion_run, history, version_count
 from tests.promotion.runs import make_run
 
+pytestmark = pytest.mark.slow
+
 RECORD = Path("config/best_hparams/resnet18_A.yaml")
 BACK = ["--rollback", "--model", "resnet18", "--modality", "A"]
 
@@ -98,7 +100,7 @@ def test_looking_makes_nothing(folder: Path) -> None:
 
 @pytest.mark.usefixtures("any_store")
 @pytest.mark.parametrize(
-    "any_store", ["sqlite", "file", pytest.param("server", marks=pytest.mark.slow)], indirect=True
+    "any_store", ["sqlite", "file", pytest.param("server", marks=pytest.mark.exhaustive)], indirect=True
 )
 def test_eight_at_once(folder: Path, npz: Path) -> None:
     runs = {}

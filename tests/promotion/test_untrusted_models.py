@@ -13,7 +13,7 @@ from tests.hostile import CANARY
 from tests.promotion.conftest import actions, champion_run
 from tests.promotion.runs import make_run
 
-pytestmark = pytest.mark.usefixtures("sqlite")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("sqlite")]
 
 
 def tamper(npz: Path, kind: Callable[..., Any]) -> str:

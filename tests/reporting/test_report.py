@@ -10,6 +10,8 @@ import pytest
 from src import promote, report, train
 from tests.conftest import FROM_SCRATCH
 
+pytestmark = pytest.mark.slow
+
 MODEL = "shufflenet_v2_x0_5"
 TRAIN = ["--model", MODEL, "--data", "small.npz", "--epochs", "2", "--set", "training.batch_size=16"]
 TRAIN += FROM_SCRATCH

@@ -13,6 +13,8 @@ from src.training.run_folder import RunFolders
 from tests.conftest import FROM_SCRATCH, Run
 from tests.stores import place_store
 
+pytestmark = pytest.mark.slow
+
 MODEL = "shufflenet_v2_x0_5"
 TRAIN = ["--model", MODEL, "--data", "small.npz", "--epochs", "1", "--set", "training.batch_size=16"]
 TRAIN += FROM_SCRATCH
@@ -33,7 +35,7 @@ def used(folder: Path) -> int:
 
 
 both_stores = pytest.mark.parametrize(
-    "runs", ["sqlite", pytest.param("file", marks=pytest.mark.slow)], indirect=True
+    "runs", ["sqlite", pytest.param("file", marks=pytest.mark.exhaustive)], indirect=True
 )
 
 

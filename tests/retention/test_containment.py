@@ -24,6 +24,8 @@ from tests.hostile_stores import (
     snapshot,
 )
 
+pytestmark = pytest.mark.slow
+
 ALL = ["--keep-days", "0", "--keep-best", "0"]
 
 

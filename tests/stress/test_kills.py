@@ -18,6 +18,8 @@ from tests.forked import Forked
 from tests.images import write_npz
 from tests.stress.kills import main
 
+pytestmark = pytest.mark.slow
+
 WRITES = [
     ("mlflow:MlflowClient", "create_run", 1),
     ("src.training.run_folder", "sign", 1),
@@ -34,13 +36,13 @@ WRITES = [
 """Functions that a training calls, by module or class, and after which call it is killed."""
 
 
-@pytest.mark.parametrize("store", ["sqlite", pytest.param("file", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("store", ["sqlite", pytest.param("file", marks=pytest.mark.exhaustive)])
 def test_killed_at_random(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     status = main(["--kills", "2", "--store", store])
     assert (status, capsys.readouterr().err) == (0, "")
 
 
-@pytest.mark.parametrize("store", ["sqlite", pytest.param("file", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("store", ["sqlite", pytest.param("file", marks=pytest.mark.exhaustive)])
 def test_killed_at_each_write(folder: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     uris = {"sqlite": f"sqlite:///{folder}/mlflow.db", "file": f"{folder}/mlruns"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uris[store])

@@ -22,6 +22,8 @@ from src.tracking.run import tracked_run
 from src.tracking.store import open_store
 from src.utils.io import TEMP_PREFIX
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["sqlite", "file", "server"])
 def any_store(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:

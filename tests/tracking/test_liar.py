@@ -18,6 +18,8 @@ from tests.servers import Liar, Server
 from tests.tracking.test_outbox import metrics, new_run, points
 from tests.tracking.test_over_http import NAMED, check_epochs, only_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def liar(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Liar]:
@@ -153,7 +155,9 @@ def test_each_damaged_line_is_named_and_the_rest_delivered(
         capsys.readouterr()
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 7))])
+@pytest.mark.parametrize(
+    "seed", [1, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(2, 7))]
+)
 def test_a_training_before_a_liar(
     liar: Liar, server: Server, folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

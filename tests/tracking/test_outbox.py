@@ -24,6 +24,8 @@ from src.tracking.store import http_retries
 from src.utils.io import atomic_write_text
 from tests.servers import Server
 
+pytestmark = pytest.mark.slow
+
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds

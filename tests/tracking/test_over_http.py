@@ -21,7 +21,7 @@ from tests.conftest import Process
 from tests.flows.processes import TINY, start, wait_for_epoch
 from tests.servers import Server
 
-pytestmark = pytest.mark.usefixtures("npz")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("npz")]
 NAMED = [*TINY, "--set", "experiment.name=mine", "--set", "data.on_leak=allow"]
 
 
@@ -150,7 +150,7 @@ def test_killed_over_http_then_delivered(
     assert not Path("outputs/mine/undelivered").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_server_that_comes_back_while_training_goes_on(
     folder: Path, server: Server, no_process_is_left: list[Process]
 ) -> None:

@@ -12,12 +12,14 @@ from tests.conftest import FROM_SCRATCH
 from tests.images import write_npz
 from tests.stores import place_store
 
+pytestmark = pytest.mark.slow
+
 MODEL = "shufflenet_v2_x0_5"
 TRAIN = ["--model", MODEL, "--data", "small.npz", "--epochs", "1", "--set", "training.batch_size=16"]
 TRAIN += [*FROM_SCRATCH, "--promote"]
 
 
-@pytest.fixture(params=["sqlite", pytest.param("file", marks=pytest.mark.slow)])
+@pytest.fixture(params=["sqlite", pytest.param("file", marks=pytest.mark.exhaustive)])
 def moved(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a promoted run, moved; the process works in it."""
     old, new = folder / "old place", folder / "new" / "place"

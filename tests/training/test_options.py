@@ -25,6 +25,8 @@ from src.utils.config import Config
 from tests.images import make_images, write_npz
 from tests.training.test_trainer import Memory, make_config, make_trainer
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, Tensor]
 PLAIN = {f"data__augment__{name}": 0.0 for name in ("rotation", "translation", "scale", "brightness")}
 PLAIN |= {"data__augment__contrast": 0.0, "data__augment__horizontal_flip": False}

@@ -18,6 +18,8 @@ from src.utils.background import Background
 from tests.training.test_options import ALL, scores, unbalanced
 from tests.training.test_trainer import Memory, dataset, make_config, make_trainer
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["dataset"]
 
 

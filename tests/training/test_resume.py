@@ -18,6 +18,8 @@ from src.utils.runtime import Stopped, stop_signals, uninterrupted
 from tests.training.test_options import ALL, are_equal, scores, unbalanced
 from tests.training.test_trainer import Memory, make_config, make_trainer
 
+pytestmark = pytest.mark.slow
+
 
 class Once(Memory):
     """Like a store of a resumed run: what is there at a step stays."""

@@ -18,6 +18,8 @@ from src.utils.io import sha256
 from tests.images import write_npz
 from tests.training.test_trainer import make_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def dataset(folder: Path) -> Dataset:

@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import clean_environment
 from tests.images import write_npz
 
+pytestmark = pytest.mark.slow
+
 BASE = {
     "data.root_dir": "small.npz",
     "model.weights": "none",
@@ -88,7 +90,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run(tmp_path_factory.mktemp("alone"), 1, EQUAL, resume=False)[0]
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_as_many_processes_as_you_like_give_the_same(folder: Path, alone: dict[str, Any], count: int) -> None:
     found = run(folder, count, EQUAL, resume=False)
     assert all(other == found[0] for other in found[1:])  # to the last bit
