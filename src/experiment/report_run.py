@@ -91,7 +91,7 @@ class RunReport:
                 this was recorded.
         """
         run, folders, chosen = self.run, self.folders, self.config.experiment.name
-        folders.sign(run.run_id)
+        folders.write_run_id(run.run_id)
         atomic_write_text(folders.config, self.config.to_yaml())
         run.keep_in(folders.results)
         if not has_checkpoint:

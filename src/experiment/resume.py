@@ -157,13 +157,12 @@ def resume_auto(config: Config, tags: Mapping[str, str], held: ExitStack) -> Res
 def _folders(run: StoredRun, config: Config) -> RunFolders | None:
     """Return the folders of an unfinished run; None if it was killed before it got any.
 
-    The store has their name only after the run's params were logged; until then the signature in the
-    folders shows whose they are.
+    Until the run's params are logged, only the run id in the folders shows that they belong to it.
     """
     if run.is_training:
         return RunFolders(config.output_dir, run.folder_name)
     named = RunFolders(config.output_dir, config.experiment.name or "")
-    return named if config.experiment.name and named.signatures() == {run.run_id} else None
+    return named if config.experiment.name and named.run_ids() == {run.run_id} else None
 
 
 def _take(
@@ -181,7 +180,7 @@ def _take(
             f"{known.output_dir}: start from the same folder, or name another with "
             "--set experiment.output_dir=..."
         )
-    if others := folders.signatures() - {known.run_id}:
+    if others := folders.run_ids() - {known.run_id}:
         raise UserError(
             f"--resume {known.run_id}: {folders.results} belongs to run {', '.join(sorted(others))}"
         )

@@ -4,7 +4,7 @@ import errno
 import os
 import pickle
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,26 +52,13 @@ class TrainerState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the attributes as plain values."""
-        return {
-            "epoch": self.epoch,
-            "steps": self.steps,
-            "loss_sum": float(self.loss_sum),  # a float32, which a Python float holds exactly
-            "best_val_auc": self.best_val_auc,
-            "best_epoch": self.best_epoch,
-            "history": self.history,
-        }
+        return {**vars(self), "loss_sum": float(self.loss_sum)}  # a float32, which a float holds exactly
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict[str, Any]) -> "TrainerState":
         """Return the state in a checkpoint."""
-        return cls(
-            checkpoint["epoch"],
-            checkpoint["steps"],
-            torch.tensor(checkpoint["loss_sum"], dtype=torch.float32),
-            checkpoint["best_val_auc"],
-            checkpoint["best_epoch"],
-            checkpoint["history"],
-        )
+        values = {attribute.name: checkpoint[attribute.name] for attribute in fields(cls)}
+        return cls(**values | {"loss_sum": torch.tensor(values["loss_sum"], dtype=torch.float32)})
 
 
 @dataclass(frozen=True)
