@@ -1,4 +1,8 @@
-"""The area under the ROC curve (AUC): value, paired comparison and correction for selection."""
+"""The area under the ROC curve (AUC): value, paired comparison and correction for selection.
+
+In this package, ``labels`` are class indices (N,), ``probabilities`` are class probabilities (N, K), and
+``patients`` are the indices of the samples' patients, None if unknown.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDING_NOISE = 1e-28
-"""Largest variance that rounding leaves where the true one is 0; one pair in 10 billion leaves more."""
+"""Upper limit of the variance that rounding errors cause if the true one is 0."""
 DRAWS = 100
-"""Bootstrap draws of `corrected_auc`; 20 give the same on average and vary more."""
+"""Bootstrap draws of `corrected_auc`; fewer draws have the same mean and a larger variance."""
 _SEED = 0  # the same predictions always give the same correction
 
 Ints = NDArray[np.int64]
@@ -51,13 +55,8 @@ def is_better(candidate: float, incumbent: float | None) -> bool:
 def auc(labels: Ints, probabilities: Floats) -> float:
     """Return the area under the ROC curve, as scikit-learn computes it.
 
-    Args:
-        labels: Class indices, (N,).
-        probabilities: Class probabilities, (N, K). With K = 2, class 1 is the positive class; with more
-            classes the result is the unweighted mean of the one-vs-rest areas.
-
-    Returns:
-        The area, or NaN if it is undefined: a class without samples, or a probability that is not finite.
+    With two classes, class 1 is the positive class; with more classes the result is the unweighted mean of
+    the one-vs-rest areas. It is NaN if a class has no samples or a probability is not finite.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -82,7 +81,7 @@ def compare(labels: Ints, first: Floats, second: Floats, patients: PatientIds) -
     Args:
         labels: Class indices, (N,).
         first: Class probabilities of the first model, (N, K).
-        second: Class probabilities of the second model, (N, K), in the same order.
+        second: Class probabilities of the second model, (N, K).
         patients: Index of each sample's patient, None if unknown, N.
     """
     from scipy.stats import t

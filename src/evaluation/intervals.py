@@ -59,14 +59,8 @@ def interval(labels: Ints, probabilities: Floats, patients: PatientIds) -> Estim
 
     More classes: the intervals of the one-vs-rest areas, combined as `combine` does.
 
-    Args:
-        labels: Class indices, (N,).
-        probabilities: Class probabilities, (N, K); with K > 2 the AUC is the macro one-vs-rest mean.
-        patients: Index of each sample's patient, None if unknown, N.
-
-    Returns:
-        The AUC and its interval. Both ends are NaN if the AUC is undefined, or if a class has fewer than
-        `FEWEST_UNITS` patients; ``note`` then gives the reason.
+    Both ends are NaN if the AUC is undefined, or if a class has fewer than `FEWEST_UNITS` patients; ``note``
+    then has the reason.
     """
     if not is_defined(labels, probabilities):
         return Estimate(math.nan, math.nan, math.nan, "the AUC is undefined")
@@ -196,13 +190,8 @@ def estimate(
     The AUC has the interval of `interval`. Proportions have Wilson's (JASA 22:209, 1927); if patients are
     known, with the effective sample size of Rao and Scott (Biometrics 48:577, 1992), because several images
     of one patient are worth less than images of as many patients. With more than two classes, sensitivity
-    and specificity are macro averages, and `combine` makes their intervals from those of the classes.
-
-    Args:
-        labels: Class indices, (N,).
-        probabilities: Class probabilities, (N, K).
-        patients: Index of each sample's patient, None if unknown, N.
-        threshold: The operating threshold for two classes.
+    and specificity are macro averages, and `combine` makes their intervals from those of the classes; the
+    threshold is for two classes only.
     """
     units = number_units(patients, len(labels))
     decisions = decide(probabilities, threshold)
@@ -223,11 +212,9 @@ def estimate(
 
 
 def proportion(hits: NDArray[np.bool_], units: Ints) -> Estimate:
-    """Return the proportion of hits, with Wilson's interval for the effective sample size.
+    """Return the proportion of hits (N,), with Wilson's interval for the effective sample size.
 
-    Args:
-        hits: Whether each sample is a hit, (N,).
-        units: Independent unit of each sample, (N,); all different for independent samples.
+    ``units`` (N,) are the independent units of the samples; all different for independent samples.
     """
     count = len(hits)
     if not count:
@@ -275,13 +262,7 @@ def _mean(rates: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], units: I
 
 
 def by_patient(labels: Ints, probabilities: Floats, patients: PatientIds) -> Patients | None:
-    """Return one prediction per patient, the mean over its images; None if patients are unknown.
-
-    Args:
-        labels: Class indices, (N,).
-        probabilities: Class probabilities, (N, K).
-        patients: Index of each sample's patient, N.
-    """
+    """Return one prediction per patient, the mean over its images; None if patients are unknown."""
     if None in patients:
         return None
     numbers, own = np.unique(np.array(patients, dtype=np.int64), return_inverse=True)

@@ -88,7 +88,7 @@ def _classes(path: Path, header: list[str], fixed: list[str]) -> tuple[str, ...]
     named = all(column.startswith(_PREFIX) for column in columns)
     if header[: len(fixed)] != fixed or not named or len(set(classes)) != len(classes) or len(classes) < 2:
         raise DataError(
-            f"{path}: its first line is {','.join(header)[:200]!r} and a table of predictions starts with "
+            f"{path}: its first line is {','.join(header)[:200]!r}; a table of predictions starts with "
             f"'{','.join(_FIXED)}' and one {_PREFIX}CLASS for each of two classes or more; {_REMEDY}"
         )
     return classes

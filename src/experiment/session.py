@@ -1,4 +1,4 @@
-"""One training as a tracked run, from its start or from an interruption to its end."""
+"""Run one training, new or resumed, as a tracked run."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -42,7 +42,7 @@ class Training:
     parent: str | None = None
 
     def run(self) -> None:
-        """Train; the main rank does so as a tracked run, and prints the result."""
+        """Train; the main rank tracks the run and prints its results."""
         with ExitStack() as ended:
             if self.setup.context.process_group.is_main:
                 self._run_tracked(ended)

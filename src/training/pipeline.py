@@ -54,14 +54,7 @@ class BatchPipeline:
     def __init__(
         self, config: Config, loader: BatchLoader, context: ModelContext, train_step: TrainStep
     ) -> None:
-        """Set up the pipeline of one run.
-
-        Args:
-            config: The resolved settings.
-            loader: Loads the training images.
-            context: The model on its device.
-            train_step: Defines how a batch is cut into micro-batches.
-        """
+        """Set up the pipeline of one run; ``train_step`` defines how a batch is cut into micro-batches."""
         self._settings = config.training
         self._augment = config.data.augment
         self._labels = loader.dataset.splits["train"].labels

@@ -196,8 +196,8 @@ class Snapshot:
     def take(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return a copy of nested mappings and lists of tensors and plain values.
 
-        The copy before becomes invalid, because both share their memory. Tensors keep their strides and are
-        on the CPU.
+        The previous copy becomes invalid, because its memory is reused. Tensors are on the CPU and keep their
+        strides.
         """
         # Many short copies: with several threads, each would wait for other users of a core.
         with at_most_threads(1):

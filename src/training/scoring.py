@@ -53,7 +53,7 @@ def score_split(
         if len(positions):
             # Always in float32: scores and threshold must hold for the served model.
             logits = predict_logits(context.model, context.spec, batches, device=context.device)
-        else:  # more ranks than images: this one only takes part in the checks for a stop
+        else:  # more ranks than images: this rank only joins the checks for a stop
             logits = torch.zeros(len(list(batches)), len(dataset.classes))
     logits = context.process_group.all_gather(logits, len(split))
     return SplitScores(split, softmax(logits), evaluate(split.labels, logits, threshold))

@@ -26,7 +26,7 @@ _NO_FLIP_MODALITIES = frozenset({"CT", "CR", "DX", "RF", "RG", "XA"})
 
 @dataclass(frozen=True)
 class Setup:
-    """A training that is ready to start.
+    """Resolved settings, model and training step of a training that is ready to start.
 
     Attributes:
         config: The settings with ``auto`` resolved, except for the device, so that other machines can resume.
@@ -198,6 +198,6 @@ def _notes(config: Config, dataset: Dataset) -> list[str]:
     if span > steps:
         notes.append(
             f"training.ema_decay {settings.ema_decay} averages over about {span:,.0f} steps, "
-            f"and the run has {steps}: the average hardly leaves the first weights"
+            f"and the run has {steps}: the average stays close to the initial weights"
         )
     return notes

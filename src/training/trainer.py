@@ -56,15 +56,9 @@ class Trainer:
         recorder: StateRecorder,
         extra: Mapping[str, Any],
     ) -> None:
-        """Set up a training.
+        """Set up a training with resolved settings.
 
-        Args:
-            config: The resolved settings.
-            dataset: The images.
-            context: The model on its device.
-            train_step: Optimizer, schedule and loss of that model.
-            recorder: Saves the state and logs the metrics.
-            extra: Plain values that every checkpoint contains (run id, classes, input, ...).
+        ``extra`` are plain values that every checkpoint contains (run id, classes, input, ...).
         """
         self.config = config
         self.context = context
@@ -80,12 +74,10 @@ class Trainer:
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Continue from a checkpoint, at the step after which it was written."""
-        ema, step = self.train_step.ema, self.train_step
-        if ema is None:
-            self.context.model.load_state_dict(checkpoint["model_state_dict"])
-        else:
-            ema.module.load_state_dict(checkpoint["model_state_dict"])
-            ema.n_averaged.fill_(checkpoint["averaged_steps"])
+        step = self.train_step
+        self._eval_context().model.load_state_dict(checkpoint["model_state_dict"])
+        if step.ema is not None:
+            step.ema.n_averaged.fill_(checkpoint["averaged_steps"])
             self.context.model.load_state_dict(checkpoint["trained_model_state_dict"])
         step.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
         step.schedule.load_state_dict(checkpoint["scheduler_state_dict"])

@@ -157,7 +157,7 @@ def atomic_link(source: Path, target: Path) -> None:
 
 
 def is_temp(path: Path) -> bool:
-    """Return whether a path is a temporary file or folder of an atomic write, by its name."""
+    """Return whether the name of a path is that of a temporary file or folder."""
     return path.name.startswith(TEMP_PREFIX)
 
 
@@ -191,7 +191,7 @@ class Temp:
     is_orphaned: bool
 
     def remove(self) -> None:
-        """Delete it unless it is gone, or its path has become a link."""
+        """Delete it, unless a link has replaced its folder."""
         folder = self.path.parent
         if folder.resolve() == Path.cwd().resolve() / folder:
             _remove(self.path)

@@ -60,7 +60,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _lines(text: TextIO) -> Iterator[str]:
-    """Yield the lines of a file; never hold more than one line's limit."""
+    """Yield the lines of a file; a line that is too long is never read completely."""
     longest = TABLE_LINE.value
     for number, line in enumerate(iter(lambda: text.readline(longest + 1), ""), start=1):
         if len(line) > longest:
