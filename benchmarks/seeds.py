@@ -21,7 +21,7 @@ def main(paths: list[str]) -> None:
         table = read_predictions(Path(path))
         value = auc(table.labels, table.probabilities)
         found = interval(table.labels, table.probabilities, table.patients)
-        print(f"{path}: AUC {value:.4f}, 95 % interval ({found.method}) {found.low:.3f} to {found.high:.3f}")
+        print(f"{path}: AUC {value:.4f}, 95 % interval ({found.note}) {found.low:.3f} to {found.high:.3f}")
         values.append(value)
     if len(values) > 1:
         half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)

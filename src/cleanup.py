@@ -75,7 +75,7 @@ def _show(found: "Survey") -> None:
     from rich.table import Table
 
     from .utils.console import is_interactive
-    from .utils.leftovers import shown
+    from .utils.io import relative_to_cwd
 
     table = Table("remove", "of", "size", "why")
     for removal in found.removals:
@@ -84,7 +84,7 @@ def _show(found: "Survey") -> None:
     if found.removals:
         console.print(table)
     for path in (path for removal in found.removals for path in removal.paths):
-        print(f"path         {shown(path)}")
+        print(f"path         {relative_to_cwd(path)}")
     for line in found.left:
         print(f"left alone   {line}")
     kept = Counter(v.reason.partition(":")[0] for v in found.verdicts if v.action == "keep")

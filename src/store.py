@@ -184,17 +184,17 @@ def _check_temps(output: Path, *, apply: bool) -> list[str]:
     from .promotion.history import FOLDER
     from .tracking.store import local_path, resolve_uri
     from .utils.cli import span
-    from .utils.leftovers import find_temps
+    from .utils.io import find_temps
 
     store = local_path(resolve_uri())
     temps = find_temps(output, FOLDER, *([store.parent] if store else []))
     table = Table("temporary", "size", "age", "")
     for temp in temps:
-        state = "left over" if temp.is_leftover else "in use, or too young to tell"
+        state = "left over" if temp.is_orphaned else "in use, or too young to tell"
         table.add_row(escape(str(temp.path)), decimal(temp.size), span(temp.age), state)
     if temps:
         _print(table)
-    leftovers = [temp for temp in temps if temp.is_leftover]
+    leftovers = [temp for temp in temps if temp.is_orphaned]
     if not apply:
         what = f"{len(leftovers)} of {len(temps)} temporary files left over"
         return [f"{what}: python -m src.store doctor --apply deletes them"] if leftovers else []

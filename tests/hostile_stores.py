@@ -35,7 +35,7 @@ def make_run(name: str, val_auc: float, *, is_signed: bool = True, has_checkpoin
     folders.checkpoints.mkdir(parents=True)
     (folders.results / "val.csv").write_text("predictions")
     if is_signed:
-        folders.sign(run_id)
+        folders.write_run_id(run_id)
     if has_checkpoint:
         torch.save({"model_state_dict": {}, "run_id": run_id}, folders.checkpoints / "latest.pth")
     client.log_text(run_id, Config().to_yaml(), "config.yaml")

@@ -43,7 +43,7 @@ def make_demo(cache_dir: Path) -> Path:
         ``cache_dir / "demo-v1"``.
 
     Raises:
-        DataError: The folder cannot be written, or something else has that name.
+        DataError: The folder cannot be written, or a file has that name.
     """
     target = cache_dir / _FOLDER
     if (target / _README).is_file():
@@ -55,7 +55,7 @@ def make_demo(cache_dir: Path) -> Path:
     except OSError as error:
         raise DataError(
             f"the demo data cannot be made in {target}: {error.strerror or error}; "
-            "free some space, move away what is there, or choose another cache folder"
+            "free some space, move that folder away, or choose another cache folder"
         ) from error
     return target
 

@@ -1,4 +1,8 @@
-"""The area under the ROC curve (AUC): value, paired comparison and correction for selection."""
+"""The area under the ROC curve (AUC): value, paired comparison and correction for selection.
+
+In this package, ``labels`` are class indices (N,), ``probabilities`` are class probabilities (N, K), and
+``patients`` are the indices of the samples' patients, None if unknown.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDING_NOISE = 1e-28
-"""Largest variance that rounding leaves where the true one is 0; one pair in 10 billion leaves more."""
+"""Upper limit of the variance that rounding errors cause if the true one is 0."""
 DRAWS = 100
-"""Bootstrap draws of `corrected_auc`; 20 give the same on average and vary more."""
+"""Bootstrap draws of `corrected_auc`; fewer draws have the same mean and a larger variance."""
 _SEED = 0  # the same predictions always give the same correction
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+PatientIds = Sequence[int | None]
+"""Index of each sample's patient, None if unknown."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +52,11 @@ def is_better(candidate: float, incumbent: float | None) -> bool:
     return incumbent is None or not math.isfinite(incumbent) or candidate > incumbent
 
 
-def auc(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+def auc(labels: Ints, probabilities: Floats) -> float:
     """Return the area under the ROC curve, as scikit-learn computes it.
 
-    Args:
-        labels: Class indices, (N,).
-        probabilities: Class probabilities, (N, K). With K = 2, class 1 is the positive class; with more
-            classes the result is the unweighted mean of the one-vs-rest areas.
-
-    Returns:
-        The area, or NaN if it is undefined: a class without samples, or a probability that is not finite.
+    With two classes, class 1 is the positive class; with more classes the result is the unweighted mean of
+    the one-vs-rest areas. It is NaN if a class has no samples or a probability is not finite.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -65,12 +69,7 @@ def auc(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
     return float(roc_auc_score(one_hot, probabilities, average="macro"))
 
 
-def compare(
-    labels: NDArray[np.int64],
-    first: NDArray[np.float64],
-    second: NDArray[np.float64],
-    patients: Sequence[int | None],
-) -> Difference:
+def compare(labels: Ints, first: Floats, second: Floats, patients: PatientIds) -> Difference:
     """Test whether the AUCs of two models on the same samples differ.
 
     Uses the paired statistic of DeLong et al. (Biometrics 44:837, 1988), computed by ranks (Sun and Xu,
@@ -82,7 +81,7 @@ def compare(
     Args:
         labels: Class indices, (N,).
         first: Class probabilities of the first model, (N, K).
-        second: Class probabilities of the second model, (N, K), in the same order.
+        second: Class probabilities of the second model, (N, K).
         patients: Index of each sample's patient, None if unknown, N.
     """
     from scipy.stats import t
@@ -100,14 +99,14 @@ def compare(
     return Difference(value, float(2 * t.sf(abs(value) / math.sqrt(variance), units.max())))
 
 
-def number_units(patients: Sequence[int | None], count: int) -> NDArray[np.int64]:
+def number_units(patients: PatientIds, count: int) -> Ints:
     """Return the index of each sample's independent unit, (N,): its patient if all are known, else itself."""
     if None in patients:
         return np.arange(count)
     return np.unique(np.array(patients, dtype=np.int64), return_inverse=True)[1].astype(np.int64)
 
 
-def is_defined(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> bool:
+def is_defined(labels: Ints, probabilities: Floats) -> bool:
     """Return whether every class has samples and every probability is finite."""
     counts = np.bincount(labels, minlength=probabilities.shape[1])
     return bool(counts.all() and np.isfinite(probabilities).all())
@@ -118,7 +117,7 @@ def positives_of(classes: int) -> Sequence[int]:
     return [1] if classes == 2 else range(classes)
 
 
-def components(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+def components(labels: Ints, probabilities: Floats) -> Floats:
     """Return the contribution of each sample to each area, (areas, N), summed over its pairs.
 
     These are DeLong's structural components, V10 / positives and V01 / negatives.
@@ -138,9 +137,7 @@ def components(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) ->
     return np.stack(found)
 
 
-def cluster_sums(
-    parts: NDArray[np.float64], labels: NDArray[np.int64], units: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def cluster_sums(parts: Floats, labels: Ints, units: Ints) -> Floats:
     """Return each unit's sum of the deviations of ``parts`` from their class mean, (classes, units)."""
     sums = np.zeros((int(labels.max()) + 1, int(units.max()) + 1))
     means = np.bincount(labels, weights=parts) / np.bincount(labels)
@@ -148,9 +145,7 @@ def cluster_sums(
     return sums
 
 
-def clustered_variance(
-    parts: NDArray[np.float64], labels: NDArray[np.int64], units: NDArray[np.int64]
-) -> float:
+def clustered_variance(parts: Floats, labels: Ints, units: Ints) -> float:
     """Return the variance of a sum of parts over classes of fixed size; NaN with one unit in a class.
 
     This is Obuchowski's clustered variance (1997) with one class per row; without clusters it is DeLong's.
@@ -166,9 +161,7 @@ def clustered_variance(
     return float((scale * (sums @ sums.T)).sum())
 
 
-def corrected_auc(
-    labels: NDArray[np.int64], models: Sequence[NDArray[np.float64]], patients: Sequence[int | None]
-) -> float:
+def corrected_auc(labels: Ints, models: Sequence[Floats], patients: PatientIds) -> float:
     """Return the AUC to expect on new samples of the model that is best on these.
 
     Bootstrap bias correction (Tsamardinos et al., Machine Learning 107:1895, 2018, doi
@@ -201,21 +194,17 @@ def corrected_auc(
     return float(outside[inside.argmax(axis=0), np.arange(outside.shape[1])].mean())
 
 
-def _weighted_aucs(
-    labels: NDArray[np.int64], probabilities: NDArray[np.float64], weights: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _weighted_aucs(labels: Ints, probabilities: Floats, weights: Ints) -> Floats:
     """Return the AUC for each row of weights (B, N), (B,); NaN if a class has no weight."""
     areas = [
         _weighted_area(labels == index, probabilities[:, index], weights)
         for index in positives_of(probabilities.shape[1])
     ]
-    found: NDArray[np.float64] = np.mean(areas, axis=0)
+    found: Floats = np.mean(areas, axis=0)
     return found
 
 
-def _weighted_area(
-    positive: NDArray[np.bool_], scores: NDArray[np.float64], weights: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _weighted_area(positive: NDArray[np.bool_], scores: Floats, weights: Ints) -> Floats:
     """Return one AUC per row of weights (B, N), which say how often each sample counts; (B,)."""
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])  # the first sample of each tie
@@ -226,5 +215,5 @@ def _weighted_area(
     pairs = positives.sum(axis=1) * negatives.sum(axis=1)
     wins = (positives * (below + negatives / 2)).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        areas: NDArray[np.float64] = wins / pairs
+        areas: Floats = wins / pairs
     return areas

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from .auc import (
     ROUNDING_NOISE,
+    Floats,
+    Ints,
+    PatientIds,
     auc,
     cluster_sums,
     clustered_variance,
@@ -25,30 +28,25 @@ FEWEST_UNITS = 5
 """Patients (images, if patients are unknown) that each class needs for an interval of the AUC."""
 _EDGE = 1e-12
 
-Labels = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
-class Interval:
-    """An AUC with its 95 % confidence interval; both ends are NaN if it cannot be estimated.
+class Estimate:
+    """A score from 0 to 1 with its 95 % interval, whose ends are NaN if it cannot be estimated.
 
     Attributes:
-        auc: The area, 0 to 1.
-        low: Lower end.
-        high: Upper end.
-        method: Name of the method, for display.
+        value: The score.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        note: Name of the method, or why there is no interval; for display.
     """
 
-    auc: float
+    value: float
     low: float
     high: float
-    method: str
+    note: str = "no interval"
 
 
-def interval(
-    labels: NDArray[np.int64], probabilities: NDArray[np.float64], patients: Sequence[int | None]
-) -> Interval:
+def interval(labels: Ints, probabilities: Floats, patients: PatientIds) -> Estimate:
     """Return the AUC with its 95 % interval.
 
     Two classes: method 5 of Newcombe (Statistics in Medicine 25:559, 2006, doi 10.1002/sim.2324), which
@@ -61,23 +59,17 @@ def interval(
 
     More classes: the intervals of the one-vs-rest areas, combined as `combine` does.
 
-    Args:
-        labels: Class indices, (N,).
-        probabilities: Class probabilities, (N, K); with K > 2 the AUC is the macro one-vs-rest mean.
-        patients: Index of each sample's patient, None if unknown, N.
-
-    Returns:
-        The AUC and its interval. Both ends are NaN if the AUC is undefined, or if a class has fewer than
-        `FEWEST_UNITS` patients; ``method`` then gives the reason.
+    Both ends are NaN if the AUC is undefined, or if a class has fewer than `FEWEST_UNITS` patients; ``note``
+    then has the reason.
     """
     if not is_defined(labels, probabilities):
-        return Interval(math.nan, math.nan, math.nan, "the AUC is undefined")
+        return Estimate(math.nan, math.nan, math.nan, "the AUC is undefined")
     units, parts = number_units(patients, len(labels)), components(labels, probabilities)
     sides = [labels == index for index in positives_of(probabilities.shape[1])]
     values = [min(float(own[side].sum()), 1.0) for side, own in zip(sides, parts, strict=True)]
     value = float(np.mean(values))
     if (few := _too_few(labels, units, probabilities.shape[1])) is not None:
-        return Interval(value, math.nan, math.nan, f"too few {few} for an interval")
+        return Estimate(value, math.nan, math.nan, f"too few {few} for an interval")
     areas = [
         (area, *newcombe(area, int(side.sum()), int((~side).sum()), _design_effect(own, side, units)))
         for area, side, own in zip(values, sides, parts, strict=True)
@@ -85,13 +77,11 @@ def interval(
     influence = np.stack([cluster_sums(own, labels, units).sum(axis=0) for own in parts])
     low, high = combine(areas, influence, np.ones_like(influence, dtype=bool))
     is_clustered = units.max() + 1 < len(units)
-    return Interval(value, low, high, "Newcombe, by patient" if is_clustered else "Newcombe")
+    return Estimate(value, low, high, "Newcombe, by patient" if is_clustered else "Newcombe")
 
 
 def combine(
-    estimates: Sequence[tuple[float, float, float]],
-    influence: NDArray[np.float64],
-    involved: NDArray[np.bool_],
+    estimates: Sequence[tuple[float, float, float]], influence: Floats, involved: NDArray[np.bool_]
 ) -> tuple[float, float]:
     """Return the 95 % interval of a mean of rates from the interval of each rate.
 
@@ -145,9 +135,7 @@ def newcombe(area: float, positives: int, negatives: int, design_effect: float =
     return low, high
 
 
-def _design_effect(
-    parts: NDArray[np.float64], positive: NDArray[np.bool_], units: NDArray[np.int64]
-) -> float:
+def _design_effect(parts: Floats, positive: NDArray[np.bool_], units: Ints) -> float:
     """Return the factor by which several images per patient raise the variance of an area, at least 1."""
     sizes, sides = np.bincount(units), positive.astype(np.int64)
     if len(sizes) == len(units):
@@ -169,7 +157,7 @@ def widening(units: int) -> float:
     return float((stdtrit(units - 1, 0.975) / Z) ** 2)
 
 
-def _too_few(labels: NDArray[np.int64], units: NDArray[np.int64], classes: int) -> str | None:
+def _too_few(labels: Ints, units: Ints, classes: int) -> str | None:
     """Return which samples are too few for an interval; None if there are enough."""
     counts = [len(np.unique(units[labels == index])) for index in range(classes)]
     if min(counts) >= FEWEST_UNITS:
@@ -177,16 +165,6 @@ def _too_few(labels: NDArray[np.int64], units: NDArray[np.int64], classes: int) 
     if classes > 2:
         return "of a class"
     return "negatives" if counts[0] < counts[1] else "positives"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A score from 0 to 1 with its 95 % interval, NaN if it cannot be estimated; ``note`` has the reason."""
-
-    value: float
-    low: float
-    high: float
-    note: str = "no interval"
 
 
 @dataclass(frozen=True)
@@ -199,48 +177,44 @@ class Patients:
         left_out: Number of patients whose images are of several classes.
     """
 
-    labels: Labels
+    labels: Ints
     probabilities: Floats
     left_out: int
 
 
 def estimate(
-    labels: Labels, probabilities: Floats, patients: Sequence[int | None], threshold: float
+    labels: Ints, probabilities: Floats, patients: PatientIds, threshold: float
 ) -> Mapping[str, Estimate]:
     """Return ``auc``, ``acc``, ``sensitivity`` and ``specificity``, each with its interval.
 
     The AUC has the interval of `interval`. Proportions have Wilson's (JASA 22:209, 1927); if patients are
     known, with the effective sample size of Rao and Scott (Biometrics 48:577, 1992), because several images
     of one patient are worth less than images of as many patients. With more than two classes, sensitivity
-    and specificity are macro averages, and `combine` makes their intervals from those of the classes.
-
-    Args:
-        labels: Class indices, (N,).
-        probabilities: Class probabilities, (N, K).
-        patients: Index of each sample's patient, None if unknown, N.
-        threshold: The operating threshold for two classes.
+    and specificity are macro averages, and `combine` makes their intervals from those of the classes; the
+    threshold is for two classes only.
     """
     units = number_units(patients, len(labels))
     decisions = decide(probabilities, threshold)
     area = interval(labels, probabilities, patients)
     found = {
-        "auc": Estimate(auc(labels, probabilities), area.low, area.high, area.method),
+        "auc": Estimate(auc(labels, probabilities), area.low, area.high, area.note),
         "acc": proportion(decisions == labels, units),
     }
     if probabilities.shape[1] > 2:
-        return found | _macro_rates(labels, decisions, units, probabilities.shape[1])
+        classes = range(probabilities.shape[1])
+        found["sensitivity"] = _mean([(labels == k, decisions == k) for k in classes], units)
+        found["specificity"] = _mean([(labels != k, decisions != k) for k in classes], units)
+        return found
     for name, label in (("sensitivity", 1), ("specificity", 0)):
         of_class = labels == label
         found[name] = proportion(decisions[of_class] == label, units[of_class])
     return found
 
 
-def proportion(hits: NDArray[np.bool_], units: NDArray[np.int64]) -> Estimate:
-    """Return the proportion of hits, with Wilson's interval for the effective sample size.
+def proportion(hits: NDArray[np.bool_], units: Ints) -> Estimate:
+    """Return the proportion of hits (N,), with Wilson's interval for the effective sample size.
 
-    Args:
-        hits: Whether each sample is a hit, (N,).
-        units: Independent unit of each sample, (N,); all different for independent samples.
+    ``units`` (N,) are the independent units of the samples; all different for independent samples.
     """
     count = len(hits)
     if not count:
@@ -253,7 +227,7 @@ def proportion(hits: NDArray[np.bool_], units: NDArray[np.int64]) -> Estimate:
     return Estimate(value, max(center - half, 0.0), min(center + half, 1.0))
 
 
-def _effective_size(hits: NDArray[np.bool_], units: NDArray[np.int64], value: float) -> float:
+def _effective_size(hits: NDArray[np.bool_], units: Ints, value: float) -> float:
     """Return the number of independent samples with the same information, at most the number of samples.
 
     If the variance between units cannot be estimated (fewer than two units, hits only or misses only), it
@@ -272,16 +246,7 @@ def _effective_size(hits: NDArray[np.bool_], units: NDArray[np.int64], value: fl
     return count / (max(design_effect, 1.0) * widening(groups))
 
 
-def _macro_rates(
-    labels: Labels, decisions: Labels, units: NDArray[np.int64], classes: int
-) -> dict[str, Estimate]:
-    return {
-        "sensitivity": _mean([(labels == k, decisions == k) for k in range(classes)], units),
-        "specificity": _mean([(labels != k, decisions != k) for k in range(classes)], units),
-    }
-
-
-def _mean(rates: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], units: NDArray[np.int64]) -> Estimate:
+def _mean(rates: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], units: Ints) -> Estimate:
     """Return the mean of several rates, each given by its denominator and its hits."""
     proportions = [proportion(hits[about], units[about]) for about, hits in rates]
     value = float(np.mean([found.value for found in proportions]))
@@ -296,14 +261,8 @@ def _mean(rates: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], units: N
     return Estimate(value, *combine(parts, influence, involved))
 
 
-def by_patient(labels: Labels, probabilities: Floats, patients: Sequence[int | None]) -> Patients | None:
-    """Return one prediction per patient, the mean over its images; None if patients are unknown.
-
-    Args:
-        labels: Class indices, (N,).
-        probabilities: Class probabilities, (N, K).
-        patients: Index of each sample's patient, N.
-    """
+def by_patient(labels: Ints, probabilities: Floats, patients: PatientIds) -> Patients | None:
+    """Return one prediction per patient, the mean over its images; None if patients are unknown."""
     if None in patients:
         return None
     numbers, own = np.unique(np.array(patients, dtype=np.int64), return_inverse=True)

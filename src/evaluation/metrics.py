@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ConfigError
-from .auc import auc
+from .auc import Floats, Ints, auc
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,13 +49,13 @@ class Scores:
         return {f"{prefix}_{name}": getattr(self, name) for name in names}
 
 
-def softmax(logits: "Tensor") -> NDArray[np.float64]:
+def softmax(logits: "Tensor") -> Floats:
     """Return class probabilities (N, K) in float64 for logits (N, K) of any dtype and device."""
-    probabilities: NDArray[np.float64] = _as_float64(logits).softmax(dim=1).numpy()
+    probabilities: Floats = _as_float64(logits).softmax(dim=1).numpy()
     return probabilities
 
 
-def decide(probabilities: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
+def decide(probabilities: Floats, threshold: float) -> Ints:
     """Return the decided class (N,) of each row of probabilities (N, K).
 
     With two classes, class 1 is decided if its probability is at least ``threshold``; with more classes,
@@ -64,18 +63,18 @@ def decide(probabilities: NDArray[np.float64], threshold: float) -> NDArray[np.i
     """
     if probabilities.shape[1] == 2:
         return (probabilities[:, 1] >= threshold).astype(np.int64)
-    highest: NDArray[np.int64] = probabilities.argmax(axis=1).astype(np.int64)
+    highest: Ints = probabilities.argmax(axis=1).astype(np.int64)
     return highest
 
 
-def confusion(labels: NDArray[np.int64], decisions: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+def confusion(labels: Ints, decisions: Ints, classes: int) -> Ints:
     """Count samples by true class (rows) and decided class (columns), (classes, classes)."""
     cells = np.bincount(labels * classes + decisions, minlength=classes * classes)
-    counts: NDArray[np.int64] = cells.reshape(classes, classes).astype(np.int64)
+    counts: Ints = cells.reshape(classes, classes).astype(np.int64)
     return counts
 
 
-def class_rates(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def class_rates(counts: Ints) -> tuple[Floats, Floats]:
     """Return one-vs-rest sensitivity and specificity of each class, (K,) each, from a confusion matrix.
 
     Sensitivity is NaN for a class without samples, specificity if no other class has samples.
@@ -85,14 +84,12 @@ def class_rates(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray
     negatives = counts.sum() - positives
     rejected = negatives - (counts.sum(axis=0) - hits)
     with np.errstate(divide="ignore", invalid="ignore"):
-        sensitivity: NDArray[np.float64] = hits / positives
-        specificity: NDArray[np.float64] = rejected / negatives
+        sensitivity: Floats = hits / positives
+        specificity: Floats = rejected / negatives
     return sensitivity, specificity
 
 
-def choose_threshold(
-    policy: float | str, labels: NDArray[np.int64], probabilities: NDArray[np.float64]
-) -> float:
+def choose_threshold(policy: float | str, labels: Ints, probabilities: Floats) -> float:
     """Return the operating threshold that a policy chooses on a split.
 
     The candidates lie midway between neighbouring observed scores (and midway from the outermost ones
@@ -145,7 +142,7 @@ def optimism(policy: float | str) -> str | None:
     )
 
 
-def evaluate(labels: NDArray[np.int64], logits: "Tensor", threshold: float | str) -> Scores:
+def evaluate(labels: Ints, logits: "Tensor", threshold: float | str) -> Scores:
     """Score one pass over a split.
 
     Args:
@@ -201,7 +198,7 @@ def _parse(policy: str) -> tuple[str, float]:
     )
 
 
-def _candidates(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _candidates(values: Floats) -> Floats:
     """Return the thresholds below, between and above V ascending scores, (V + 1,)."""
     above = (values[-1] + 1) / 2 if values[-1] < 1 else _ABOVE_ALL
     between = (values[:-1] + values[1:]) / 2
@@ -210,7 +207,7 @@ def _candidates(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([[values[0] / 2], between, [above]])
 
 
-def _pick(rule: str, target: float, hits: NDArray[np.int64], rejected: NDArray[np.int64]) -> int:
+def _pick(rule: str, target: float, hits: Ints, rejected: Ints) -> int:
     """Return the index of the best candidate, given true positives and true negatives at each.
 
     Candidates ascend, so sensitivity falls and specificity rises with the index.

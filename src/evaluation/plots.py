@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..utils.io import atomic_file
+from .auc import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,8 +30,6 @@ _SPLIT_COLORS = {"train": "#555555", "val": "#0072B2", "test": "#D55E00"}
 _SPLIT_COLORS |= {"champion": "#0072B2", "runner-up": "#D55E00"}
 _DASHED = ("test", "runner-up")
 _NAME_LENGTH = 22
-
-Floats = NDArray[np.float64]
 
 
 def new_figure(width: float, height: float) -> "Figure":

@@ -2,16 +2,15 @@
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..utils.io import atomic_write_text
 from ..utils.tables import TableError, escape_formula, read_rows, unescape_formula
+from .auc import Floats, Ints
 
 _FIXED = ["sample", "patient", "label", "label_index"]
 _FIXED_BEFORE = ["sample", "patient", "label"]  # of earlier versions, whose label is the index
@@ -33,44 +32,29 @@ class Predictions:
 
     samples: tuple[str, ...]
     patients: tuple[int | None, ...]
-    labels: NDArray[np.int64]
-    probabilities: NDArray[np.float64]
+    labels: Ints
+    probabilities: Floats
     classes: tuple[str, ...]
 
 
-def write_predictions(
-    path: Path,
-    *,
-    samples: Sequence[str],
-    patients: Sequence[int | None],
-    labels: NDArray[np.int64],
-    probabilities: NDArray[np.float64],
-    classes: Sequence[str],
-) -> None:
+def write_predictions(path: Path, made: Predictions) -> None:
     """Write a CSV table with the columns ``sample, patient, label, label_index, p_{class}...`` atomically.
 
-    ``label`` is the name of the class, as in the tables of ``src.predict``.
-
-    Args:
-        path: The file to create or replace.
-        samples: Hash of each sample's pixels, N.
-        patients: Index of each sample's patient, None (an empty cell) if unknown, N.
-        labels: True class indices, (N,).
-        probabilities: Class probabilities, (N, K); they are read back exactly.
-        classes: Class names in index order, K.
+    ``label`` is the name of the class, as in the tables of ``src.predict``. The cell of an unknown patient
+    is empty. Probabilities are read back exactly.
 
     Raises:
         ValueError: The lengths do not match.
     """
-    if probabilities.shape != (len(samples), len(classes)):
-        raise ValueError(
-            f"{probabilities.shape} probabilities, {len(samples)} samples, {len(classes)} classes"
-        )
+    size, shape = (len(made.samples), len(made.classes)), made.probabilities.shape
+    if shape != size:
+        raise ValueError(f"{shape} probabilities, {size[0]} samples, {size[1]} classes")
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([*_FIXED, *(_PREFIX + name for name in classes)])
-    names = [escape_formula(name) for name in classes]
-    for sample, patient, label, row in zip(samples, patients, labels, probabilities, strict=True):
+    table.writerow([*_FIXED, *(_PREFIX + name for name in made.classes)])
+    names = [escape_formula(name) for name in made.classes]
+    rows = zip(made.samples, made.patients, made.labels, made.probabilities, strict=True)
+    for sample, patient, label, row in rows:
         shown = "" if patient is None else int(patient)
         table.writerow([sample, shown, names[label], int(label), *(repr(float(p)) for p in row)])
     atomic_write_text(path, text.getvalue())
@@ -92,14 +76,9 @@ def read_predictions(path: Path) -> Predictions:
     fixed = _FIXED if header[: len(_FIXED)] == _FIXED else _FIXED_BEFORE
     classes = _classes(path, header, fixed)
     parsed = [_row(path, line, row, classes, len(fixed)) for line, row in enumerate(rows[1:], start=2)]
-    samples, patients, labels, probabilities = zip(*parsed, strict=True) if parsed else ((), (), (), ())
-    return Predictions(
-        samples=tuple(samples),
-        patients=tuple(patients),
-        labels=np.array(labels, dtype=np.int64),
-        probabilities=np.array(probabilities, dtype=np.float64).reshape(len(parsed), len(classes)),
-        classes=classes,
-    )
+    samples, patients, labels, values = zip(*parsed, strict=True) if parsed else ((), (), (), ())
+    probabilities = np.array(values, dtype=np.float64).reshape(len(parsed), len(classes))
+    return Predictions(samples, patients, np.array(labels, dtype=np.int64), probabilities, classes)
 
 
 def _classes(path: Path, header: list[str], fixed: list[str]) -> tuple[str, ...]:
@@ -109,7 +88,7 @@ def _classes(path: Path, header: list[str], fixed: list[str]) -> tuple[str, ...]
     named = all(column.startswith(_PREFIX) for column in columns)
     if header[: len(fixed)] != fixed or not named or len(set(classes)) != len(classes) or len(classes) < 2:
         raise DataError(
-            f"{path}: its first line is {','.join(header)[:200]!r} and a table of predictions starts with "
+            f"{path}: its first line is {','.join(header)[:200]!r}; a table of predictions starts with "
             f"'{','.join(_FIXED)}' and one {_PREFIX}CLASS for each of two classes or more; {_REMEDY}"
         )
     return classes

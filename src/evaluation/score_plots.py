@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .auc import auc
+from .auc import Floats, Ints, auc
 from .metrics import class_rates, confusion, decide
 from .plots import (
     GUIDE,
@@ -29,10 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-Labels = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Splits = Mapping[str, tuple[Labels, Floats]]
-"""Labels (N,) and probabilities (N, K) by split."""
+Splits = Mapping[str, tuple[Ints, Floats]]
+"""Ints (N,) and probabilities (N, K) by split."""
 _AREAS = {"roc": "AUC", "precision_recall": "AP"}
 _TITLES = {"roc": "ROC", "precision_recall": "Precision and recall"}
 _AXES = {"roc": ("1 − specificity", "Sensitivity"), "precision_recall": ("Recall (sensitivity)", "Precision")}
@@ -102,7 +100,7 @@ def _split_curve(
         axes.axhline(share, **GUIDE | {"color": color}, label=f"{split}: prevalence {share:.3f}")
 
 
-def _class_curves(axes: "Axes", kind: str, labels: Labels, scores: Floats, names: Sequence[str]) -> None:
+def _class_curves(axes: "Axes", kind: str, labels: Ints, scores: Floats, names: Sequence[str]) -> None:
     """Draw each class against the rest with the operating point of the argmax, and the mean curve."""
     decisions = decide(scores, math.nan)
     grid = np.linspace(0, 1, 201)
@@ -173,7 +171,7 @@ def confusion_matrices(splits: Splits, names: Sequence[str], threshold: float) -
     return figure
 
 
-def _write_cells(axes: "Axes", counts: NDArray[np.int64], shares: Floats, names: Sequence[str]) -> None:
+def _write_cells(axes: "Axes", counts: Ints, shares: Floats, names: Sequence[str]) -> None:
     ticks = np.arange(len(names))
     crowded = max(map(len, names)) * len(names) > 40
     slant: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
@@ -210,7 +208,7 @@ def calibration(splits: Splits, names: Sequence[str]) -> "Figure":
     return figure
 
 
-def calibration_bins(believed: Floats, happened: NDArray[np.bool_]) -> NDArray[np.float64]:
+def calibration_bins(believed: Floats, happened: NDArray[np.bool_]) -> Floats:
     """Group predictions into bins of about equal size.
 
     Args:
@@ -233,12 +231,12 @@ def calibration_bins(believed: Floats, happened: NDArray[np.bool_]) -> NDArray[n
     )
 
 
-def expected_calibration_error(bins: NDArray[np.float64]) -> float:
+def expected_calibration_error(bins: Floats) -> float:
     """Return the mean distance between prediction and outcome, weighted by samples (Guo et al. 2017)."""
     return float(np.average(np.abs(bins[:, 0] - bins[:, 1]), weights=bins[:, 2])) if len(bins) else math.nan
 
 
-def _brier(labels: Labels, scores: Floats) -> float:
+def _brier(labels: Ints, scores: Floats) -> float:
     """Return the Brier score (1950): of class 1 for two classes, summed over the classes for more."""
     if not len(labels):
         return math.nan
@@ -246,7 +244,7 @@ def _brier(labels: Labels, scores: Floats) -> float:
     return float((errors[:, 1] if scores.shape[1] == 2 else errors.sum(axis=1)).mean())
 
 
-def _reliability(axes: "Axes", split: str, bins: NDArray[np.float64], label: str) -> None:
+def _reliability(axes: "Axes", split: str, bins: Floats, label: str) -> None:
     """Draw the reliability curve of one split with 95 % Wilson intervals."""
     from scipy.stats import binomtest
 
@@ -276,7 +274,7 @@ def save_plots(
         folder: Folder of the PNG files; created if missing.
         history: One row per epoch with ``epoch``, ``train_loss``, ``val_loss``, ``val_auc``; NaN is a gap.
         best_epoch: The epoch to mark.
-        splits: Labels and probabilities of ``val`` and, if it exists, ``test``; rows with a probability
+        splits: Ints and probabilities of ``val`` and, if it exists, ``test``; rows with a probability
             that is not finite are dropped.
         classes: Class names in index order, K.
         threshold: The operating threshold for two classes.
@@ -304,6 +302,6 @@ def save_score_plots(folder: Path, *, splits: Splits, classes: Sequence[str], th
     return [save_figure(folder / f"{name}.png", figure) for name, figure in figures.items()]
 
 
-def _finite(labels: Labels, scores: Floats) -> tuple[Labels, Floats]:
+def _finite(labels: Ints, scores: Floats) -> tuple[Ints, Floats]:
     kept = np.isfinite(scores).all(axis=1)
     return labels[kept], scores[kept]

@@ -1,4 +1,4 @@
-"""From the settings to a training that is ready: the data, the model, the run to resume, and the folders."""
+"""Prepare a training: load the data, build the model, find the run to resume, and claim its folders."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -24,10 +24,14 @@ from .report_run import run_tags
 from .resume import ResumableRun, resume_auto, resume_by_id
 from .session import Training
 
+_INEXACT = (
+    "the run continues, but its numbers may differ in the last digits from those without an interruption"
+)
+
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What a user asks for.
+    """Arguments of ``python -m src.train``.
 
     Attributes:
         config_file: A settings file; None for the defaults.
@@ -36,7 +40,7 @@ class TrainRequest:
             there is one; None for a new run.
         parent: Id of the run to nest the new run under.
         rehash: Whether to read every image again instead of trusting the cache.
-        dry_run: Whether to print settings, split and store only.
+        dry_run: Whether only to print settings, split and store.
     """
 
     config_file: str | None
@@ -51,9 +55,9 @@ def prepare(request: TrainRequest, group: ProcessGroup, locks: ExitStack) -> Tra
     """Return the training, None after a dry run.
 
     Args:
-        request: What to train.
-        group: The ranks; all but the main rank get their settings from it.
-        locks: Holds the lock of the run's folders.
+        request: The arguments of the command.
+        group: The ranks; the main rank sends the settings to the others.
+        locks: Keeps the lock of the run's folders.
 
     Raises:
         MlprojectError: The settings, the data or the run to resume are refused.
@@ -72,15 +76,18 @@ def prepare(request: TrainRequest, group: ProcessGroup, locks: ExitStack) -> Tra
         resumed.check_data(dataset)
     setup = _set_up(config, dataset, spec, group)
     if request.dry_run:
-        _show(setup.config, dataset)
+        _print_plan(setup.config, dataset)
         return None
     open_store()
     tags = run_tags(setup.config, dataset, setup.context)
-    resumed = resumed or _fitting_run(request, setup.config, tags, locks)
+    if request.resume == "auto":
+        resumed = resume_auto(setup.config, tags, locks)
+        print(f"resuming {resumed.run_id}" if resumed else "no unfinished run fits: a new one is started")
     if resumed:
         resumed.check_batches(setup.train_step.min_micro_batch)
         mark_project_run("resume")  # `mlflow run` has created a run of its own
-        _warn_inexact(resumed, tags)
+        if changed := list(resumed.inexact(tags)):
+            warn(f"{'; '.join(changed)}: {_INEXACT}")
     folders = resumed.folders if resumed else _claim_named(config, locks)
     return Training(setup, dataset, tags, folders, resumed, request.parent)
 
@@ -103,27 +110,8 @@ def _named_run(request: TrainRequest, locks: ExitStack) -> ResumableRun | None:
     return resume_by_id(request.resume, settings | dict(request.changes), locks)
 
 
-def _fitting_run(
-    request: TrainRequest, config: Config, tags: Mapping[str, str], locks: ExitStack
-) -> ResumableRun | None:
-    """Return the run that ``--resume auto`` finds; if there is none, a new run starts."""
-    if request.resume != "auto":
-        return None
-    found = resume_auto(config, tags, locks)
-    print(f"resuming {found.run_id}" if found else "no unfinished run fits: a new one is started")
-    return found
-
-
-def _warn_inexact(resumed: ResumableRun, tags: Mapping[str, str]) -> None:
-    if changed := list(resumed.inexact(tags)):
-        warn(
-            f"{'; '.join(changed)}: the run continues, and its numbers may differ in the last digits from "
-            "those of a run that was not interrupted"
-        )
-
-
 def _check_writable(folder: Path) -> None:
-    """Refuse an output folder that cannot be written before anything is computed for it."""
+    """Refuse an output folder that is not writable before anything is computed."""
     try:
         check_writable(folder)
     except OSError as error:
@@ -155,7 +143,7 @@ def _set_up(config: Config, dataset: Dataset, spec: InputSpec | None, group: Pro
 
 
 def _claim_named(config: Config, locks: ExitStack) -> RunFolders | None:
-    """Claim the folders of a run with a chosen name; default names contain the run id, known later."""
+    """Claim the folders of a run with a chosen name; default names contain the run id."""
     if not config.experiment.name:
         return None
     folders = RunFolders(config.output_dir, config.experiment.name)
@@ -163,8 +151,7 @@ def _claim_named(config: Config, locks: ExitStack) -> RunFolders | None:
     return folders
 
 
-def _show(config: Config, dataset: Dataset) -> None:
-    """Print settings, split and store."""
+def _print_plan(config: Config, dataset: Dataset) -> None:
     print(config.to_yaml())
     table = Table("split", "class", "images", "patients")
     for split, name, images, patients in dataset.table():

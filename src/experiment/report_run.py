@@ -1,8 +1,6 @@
-"""What a training run writes to the store: tags, settings and data at the start, results at the end."""
+"""Record a training run in the store: tags, settings and data at the start, results at the end."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -31,13 +29,13 @@ _NEUTRAL = (
     "data.near_duplicate_threshold",
     "model.channel_adaptation",
 )
-"""Settings outside the config hash, so that it stays that of earlier versions.
+"""Settings that the config hash leaves out, so that earlier versions have the same hash.
 
 They change no result, or only the images (which have their own fingerprint) or the initial weights (which a
 resumed run has in its checkpoint).
 """
 _LATER = {"model.mean": None, "model.std": None, "data.fit": "legacy"}
-"""Settings that earlier versions did not have, with the values that change nothing."""
+"""Settings that the config hash leaves out at these values, which are those of earlier versions."""
 
 
 def run_tags(config: Config, dataset: Dataset, context: ModelContext) -> dict[str, str]:
@@ -67,15 +65,7 @@ def config_hash(config: Config) -> str:
 
 @dataclass(frozen=True)
 class RunReport:
-    """Writer of the start and the results of one run.
-
-    Attributes:
-        run: The tracked run.
-        folders: Its folders on disk.
-        config: Its resolved settings.
-        dataset: Its data.
-        context: Its model.
-    """
+    """Records the start and the results of one run in the store and in its folders."""
 
     run: TrackedRun
     folders: RunFolders
@@ -84,14 +74,13 @@ class RunReport:
     context: ModelContext
 
     def start(self, *, has_checkpoint: bool) -> None:
-        """Record everything that is known before the first epoch; a resumed run does so again.
+        """Record everything that is known before the first epoch.
 
         Args:
-            has_checkpoint: Whether the run was interrupted after its first checkpoint, and so after all of
-                this was recorded.
+            has_checkpoint: Whether the run is resumed from a checkpoint, and all of this was recorded before.
         """
         run, folders, chosen = self.run, self.folders, self.config.experiment.name
-        folders.sign(run.run_id)
+        folders.write_run_id(run.run_id)
         atomic_write_text(folders.config, self.config.to_yaml())
         run.keep_in(folders.results)
         if not has_checkpoint:
@@ -114,16 +103,13 @@ class RunReport:
             predictions=self.folders.results / names.PREDICTIONS,
             plots=self.folders.results / names.PLOTS,
         )
-        self._log_artifacts(tables, names.PREDICTIONS)
-        self._log_artifacts(figures, names.PLOTS)
+        for paths, folder in ((tables, names.PREDICTIONS), (figures, names.PLOTS)):
+            for path in paths:
+                self.run.log_artifact(path, folder)
         self.run.log_metrics(results.metrics(state), step=state.best_epoch)
         # A run that was resumed without improving has logged this model already.
         if not self.run.has_model(state.best_epoch):
             self._log_model(results.threshold, step=state.best_epoch)
-
-    def _log_artifacts(self, paths: Sequence[Path], folder: str) -> None:
-        for path in paths:
-            self.run.log_artifact(path, folder)
 
     def _log_model(self, threshold: float, *, step: int) -> None:
         self.run.log_model(

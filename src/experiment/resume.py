@@ -46,7 +46,7 @@ class ResumableRun:
 
     Attributes:
         run_id: Its id.
-        config: Its settings, with the changes that are asked for now.
+        config: Its settings, with the changes of this command.
         folders: Its folders.
         checkpoint: Its newest checkpoint, None if it was interrupted before the first one.
         tags: Its tags in the store.
@@ -83,26 +83,22 @@ class ResumableRun:
                 )
 
     def check_batches(self, min_micro_batch: int) -> None:
-        """Refuse to resume within an epoch whose batches are cut differently now.
-
-        Args:
-            min_micro_batch: Smallest micro-batch of this training.
+        """Refuse to resume within an epoch if its batches would be split differently now.
 
         Raises:
-            UserError: They are cut differently: the number of processes has changed, and each has its own
-                batch norm.
+            UserError: The number of processes has changed, and each has its own batch norm.
         """
         if self.checkpoint is None or self.checkpoint["steps"] == 0:
             return
         if self.checkpoint["smallest_pass"] != min_micro_batch:
             raise UserError(
-                f"--resume {self.run_id}: it stopped within epoch {self.checkpoint['epoch'] + 1}, which "
-                f"another number of processes cuts into other batches; resume with as many as before "
+                f"--resume {self.run_id}: it stopped within epoch {self.checkpoint['epoch'] + 1}, whose "
+                "batches depend on the number of processes; resume with as many as before "
                 f"({self.tags.get(names.ENVIRONMENT + 'processes', '1')})"
             )
 
     def inexact(self, tags: Mapping[str, str]) -> Iterator[str]:
-        """Yield how the environment of the run has changed, given the tags that it would get now."""
+        """Yield the changes of the environment since the run started; ``tags`` describe the current one."""
         for name, now in tags.items():
             before = self.tags.get(name, now)
             if name.startswith(names.ENVIRONMENT) and before != now:
@@ -114,22 +110,22 @@ def resume_by_id(run_id: str, changes: Mapping[str, Any], held: ExitStack) -> Re
 
     Args:
         run_id: Its id.
-        changes: Settings that the user asks for, by dotted key.
-        held: Holds the lock of the run.
+        changes: Settings to change, by dotted key.
+        held: Keeps the lock of the run.
 
     Raises:
-        UserError: There is no such run here, it is finished, another process is training it, or the
-            settings are of another training.
+        UserError: There is no such run here, it is finished, another process is training it, or settings
+            that must not change differ.
         TrackingError: The store cannot be read, or a server does not accept pending deliveries.
     """
     known = read_resumable(run_id)
     output = Path(changes.get("experiment.output_dir", known.output_dir)).expanduser()
-    known, folders, checkpoint = _take(known, RunFolders(output, known.folder_name), held)
+    known, folders, checkpoint = _lock(known, RunFolders(output, known.folder_name), held)
     stored = Config.from_file(folders.config)
-    if checkpoint is not None:  # the settings that were used, in case the file was edited
+    if checkpoint is not None:  # the file may have been edited
         stored = Config.from_dict(checkpoint["config"], str(folders.checkpoints))
     config = _same_training(resolve_defaults(stored), changes, run_id)
-    return _unfinished(ResumableRun(run_id, config, folders, checkpoint, known.tags), known.status)
+    return _check_unfinished(ResumableRun(run_id, config, folders, checkpoint, known.tags), known.status)
 
 
 def resume_auto(config: Config, tags: Mapping[str, str], held: ExitStack) -> ResumableRun | None:
@@ -138,10 +134,10 @@ def resume_auto(config: Config, tags: Mapping[str, str], held: ExitStack) -> Res
     Args:
         config: The settings.
         tags: Tags of such a run.
-        held: Holds the lock of the run.
+        held: Keeps the lock of the run.
 
     Raises:
-        UserError: There are several, or another process is training the one.
+        UserError: There are several such runs, or another process is training it.
         TrackingError: The store cannot be read, or a server does not accept pending deliveries.
     """
     found = [(run, folders) for run in find_unfinished(tags) if (folders := _folders(run, config))]
@@ -150,38 +146,39 @@ def resume_auto(config: Config, tags: Mapping[str, str], held: ExitStack) -> Res
         raise UserError(f"--resume auto: {len(found)} unfinished runs fit: {listed}; name one of them")
     if not found:
         return None
-    known, folders, checkpoint = _take(*found[0], held)
-    return _unfinished(ResumableRun(known.run_id, config, folders, checkpoint, known.tags), known.status)
+    known, folders, checkpoint = _lock(*found[0], held)
+    return _check_unfinished(
+        ResumableRun(known.run_id, config, folders, checkpoint, known.tags), known.status
+    )
 
 
 def _folders(run: StoredRun, config: Config) -> RunFolders | None:
     """Return the folders of an unfinished run; None if it was killed before it got any.
 
-    The store has their name only after the run's params were logged; until then the signature in the
-    folders shows whose they are.
+    Until the run's params are logged, only the run id in the folders shows that they belong to it.
     """
     if run.is_training:
         return RunFolders(config.output_dir, run.folder_name)
     named = RunFolders(config.output_dir, config.experiment.name or "")
-    return named if config.experiment.name and named.signatures() == {run.run_id} else None
+    return named if config.experiment.name and named.run_ids() == {run.run_id} else None
 
 
-def _take(
+def _lock(
     known: StoredRun, folders: RunFolders, held: ExitStack
 ) -> tuple[StoredRun, RunFolders, dict[str, Any] | None]:
     """Lock a run, send pending deliveries to the store, and open the checkpoint."""
     if not is_run_name(folders.name):
         raise UserError(
-            f"--resume {known.run_id}: the store says that its experiment.name is "
+            f"--resume {known.run_id}: its experiment.name in the store is "
             f"{folders.name[:80]!r}, which is not a valid folder name; nothing was opened there"
         )
     if known.is_training and not folders.config.exists():
         raise UserError(
-            f"--resume {known.run_id}: {folders.logs} is not here; the run's files were in "
+            f"--resume {known.run_id}: {folders.logs} does not exist; the run's files were in "
             f"{known.output_dir}: start from the same folder, or name another with "
             "--set experiment.output_dir=..."
         )
-    if others := folders.signatures() - {known.run_id}:
+    if others := folders.run_ids() - {known.run_id}:
         raise UserError(
             f"--resume {known.run_id}: {folders.results} belongs to run {', '.join(sorted(others))}"
         )
@@ -189,7 +186,7 @@ def _take(
     check_not_running(known)
     if Journal.exists(folders.results):
         sync(folders.results)
-    # The process that had the lock may have finished the run since.
+    # The process that had the lock may have finished the run in the meantime.
     now = read_resumable(known.run_id, must_have_params=known.is_training)
     return now, folders, _open_checkpoint(known, folders)
 
@@ -200,8 +197,8 @@ def _open_checkpoint(known: StoredRun, folders: RunFolders) -> dict[str, Any] | 
     if not store.latest.exists() and not store.previous.exists():
         if names.TRAIN_LOSS in known.metrics:
             raise UserError(
-                f"--resume {known.run_id}: its checkpoints are gone from {folders.checkpoints}; "
-                "put them back, or start a new run"
+                f"--resume {known.run_id}: its checkpoints are missing in {folders.checkpoints}; "
+                "restore them, or start a new run"
             )
         return None
     checkpoint, warning = store.load_latest()
@@ -212,7 +209,7 @@ def _open_checkpoint(known: StoredRun, folders: RunFolders) -> dict[str, Any] | 
     return checkpoint
 
 
-def _unfinished(run: ResumableRun, status: str) -> ResumableRun:
+def _check_unfinished(run: ResumableRun, status: str) -> ResumableRun:
     epochs = int(run.config.training.epochs)
     epoch = epochs if run.checkpoint is None else run.checkpoint["epoch"]
     if status == "FINISHED" and epochs <= epoch:
@@ -230,9 +227,7 @@ def _same_training(stored: Config, changes: Mapping[str, Any], run_id: str) -> C
     differing = [key for key in before if before[key] != after[key] and key not in MAY_CHANGE]
     if differing:
         shown = ", ".join(f"{key} (was {before[key]}, now {after[key]})" for key in differing)
-        raise ConfigError(
-            f"--resume {run_id}: the settings are of another training: {shown}; start a new run"
-        )
+        raise ConfigError(f"--resume {run_id}: these settings must not change: {shown}; start a new run")
     if int(config.training.epochs) < int(stored.training.epochs):
         raise ConfigError(
             f"--resume {run_id}: training.epochs was {stored.training.epochs} and may only be raised"

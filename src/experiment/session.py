@@ -1,10 +1,9 @@
-"""One training as a tracked run, from its start or from an interruption to its end."""
+"""Run one training, new or resumed, as a tracked run."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from ..data.dataset import Dataset
@@ -27,7 +26,7 @@ class Training:
     """A training that is ready to start.
 
     Attributes:
-        setup: The settings, the model and what trains it.
+        setup: The settings, the model and the training step.
         dataset: The data.
         tags: Tags of the run.
         folders: Folders that the caller has locked; None creates some with the run id in their name.
@@ -43,7 +42,7 @@ class Training:
     parent: str | None = None
 
     def run(self) -> None:
-        """Train; the main rank does so as a tracked run, and prints the result."""
+        """Train; the main rank tracks the run and prints its results."""
         with ExitStack() as ended:
             if self.setup.context.process_group.is_main:
                 self._run_tracked(ended)
@@ -59,7 +58,11 @@ class Training:
             determinism(config.training.deterministic),
             ExitStack() as locks,
         ):
-            folders = self.folders or _claim_default(config.output_dir, run.run_id, locks)
+            folders = self.folders
+            if folders is None:
+                name = f"exp_{datetime.now():%Y%m%d_%H%M%S}_{run.run_id[:8]}"
+                folders = RunFolders(config.output_dir, name)
+                locks.enter_context(folders.claimed())
             checkpoint = None if resumed is None else resumed.checkpoint
             report = RunReport(run, folders, config, self.dataset, context)
             report.start(has_checkpoint=checkpoint is not None)
@@ -92,7 +95,7 @@ class Training:
             return trainer.fit(), score_best(context, trainer.loader, config)
 
     def _checkpoint_extra(self, run_id: str) -> dict[str, Any]:
-        """Return what every checkpoint holds beside the trainer's state."""
+        """Return what every checkpoint contains in addition to the trainer's state."""
         return {
             "run_id": run_id,
             "config": self.setup.config.to_dict(),
@@ -102,10 +105,3 @@ class Training:
             "decoding": FORMAT,
             "smallest_pass": self.setup.train_step.min_micro_batch,
         }
-
-
-def _claim_default(output: Path, run_id: str, locks: ExitStack) -> RunFolders:
-    """Claim folders named after the time and the run."""
-    folders = RunFolders(output, f"exp_{datetime.now():%Y%m%d_%H%M%S}_{run_id[:8]}")
-    locks.enter_context(folders.claimed())
-    return folders

@@ -16,7 +16,7 @@ from ..data.sources import Inputs, load_inputs
 from ..errors import ConfigError, DataError
 from ..evaluation.intervals import Estimate, Patients, by_patient, estimate
 from ..evaluation.metrics import softmax
-from ..evaluation.predictions import write_predictions
+from ..evaluation.predictions import Predictions, write_predictions
 from ..evaluation.score_plots import save_score_plots
 from ..models.forward import predict_logits
 from ..utils.config import DataConfig
@@ -184,14 +184,8 @@ def write_judgement(judgement: Judgement, trained: TrainedModel, folder: Path) -
     """Write ``predictions/{split}.csv`` and ``plots/*.png``; return their paths."""
     cases = judgement.cases
     table = folder / "predictions" / f"{cases.split}.csv"
-    write_predictions(
-        table,
-        samples=cases.samples,
-        patients=cases.patients,
-        labels=cases.labels,
-        probabilities=judgement.probabilities,
-        classes=trained.classes,
-    )
+    made = Predictions(cases.samples, cases.patients, cases.labels, judgement.probabilities, trained.classes)
+    write_predictions(table, made)
     pictures = save_score_plots(
         folder / "plots",
         splits={cases.split: (cases.labels, judgement.probabilities)},

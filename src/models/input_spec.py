@@ -54,12 +54,7 @@ class InputSpec:
 
     def to_dict(self) -> dict[str, int | list[float]]:
         """Return plain values for a checkpoint."""
-        return {
-            "channels": self.channels,
-            "size": self.size,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
+        return {**vars(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> "InputSpec":
@@ -102,11 +97,7 @@ def unit_range(pixels: Tensor) -> Tensor:
 class ServingModel(nn.Module):
     """Preprocessing, model and softmax in one module that ``torch.export`` accepts.
 
-    The wrapped model is shared, not copied, and put into eval mode.
-
-    Args:
-        model: The model, which returns logits (N, K).
-        spec: The input that the model expects.
+    The wrapped model, which returns logits (N, K), is shared, not copied, and put into eval mode.
     """
 
     mean: Tensor

@@ -12,12 +12,7 @@ def has_unreached_weights(model: nn.Module, channels: int, size: int) -> bool:
     """Return whether a convolution has weights that no pixel reaches at this image size.
 
     Their gradient is zero, but oneDNN leaves it uninitialized in bfloat16 (torch 2.13 on a CPU), so that
-    results differ from run to run and may be infinite.
-
-    Args:
-        model: The model, on the CPU.
-        channels: Channels of the images.
-        size: Their height and width in pixels.
+    results differ from run to run and may be infinite. The model must be on the CPU.
     """
     return any(
         isinstance(layer, nn.Conv2d) and any(_has_unreached(layer, axis, image[2 + axis]) for axis in (0, 1))
@@ -32,12 +27,7 @@ def is_depthwise_bound(model: nn.Module, channels: int, size: int) -> bool:
     CPU with AVX512-bf16 (torch 2.13): for torchvision models with up to 910 multiplications of other layers
     per output of a depthwise convolution (MobileNet, MNASNet, ShuffleNet, EfficientNet), a training step in
     float32 takes 0.47 to 1.03 of the time in bfloat16; for models with 1,480 and more (MaxViT, ConvNeXt) or
-    without such layers 1.3 to 1.9. The same holds at 64 and at 224 px.
-
-    Args:
-        model: The model, on the CPU.
-        channels: Channels of the images.
-        size: Their height and width in pixels.
+    without such layers 1.3 to 1.9. The same holds at 64 and at 224 px. The model must be on the CPU.
     """
     dense = depthwise = 0
     for layer, _, output in _run(model, channels, size):

@@ -31,7 +31,7 @@ _STATE_KEYS = ("model_state_dict", "state_dict", "model")
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What was loaded, and the normalization that it expects (None for random weights)."""
+    """The loaded weights, and the normalization that they expect (None for random weights)."""
 
     weights: str
     mean: tuple[float, ...] | None = None
@@ -52,7 +52,7 @@ def load_weights(
         exact: Whether filters adapted to other channels account for the mean and std of each color.
 
     Returns:
-        What was loaded ("none", "imagenet" or the path), the normalization, and notes for the user.
+        The loaded weights ("none", "imagenet" or the path), their normalization, and notes for the user.
 
     Raises:
         ModelError: The weights cannot be downloaded, read or fitted to the model.
@@ -95,14 +95,14 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], InputSpec | None]:
         The state dict and the input that it was trained on, None if the file does not describe it.
 
     Raises:
-        ModelError: The file is missing or holds no state dict of plain tensors.
+        ModelError: The file is missing or contains no state dict of plain tensors.
     """
     loaded = _load_file(path.expanduser())
     holder = loaded if isinstance(loaded, Mapping) else {}
     state = next((holder[key] for key in _STATE_KEYS if isinstance(holder.get(key), Mapping)), holder)
     if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ModelError(
-            f"{path} holds no state dict; save one with torch.save(model.state_dict(), path), by itself or "
+            f"{path} contains no state dict; save one with torch.save(model.state_dict(), path), alone or "
             f"in a dict under one of the keys {', '.join(_STATE_KEYS)}."
         )
     return dict(state), _input_of(holder)
@@ -153,7 +153,7 @@ def _load_torch(file: BinaryIO, path: Path) -> object:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged and malicious files raise many kinds of errors
         raise ModelError(
-            f"The weights file {path} is not a file of torch.save with plain tensors, and nothing in it "
+            f"The weights file {path} is not a file of torch.save with plain tensors, and no code in it "
             "was run; save the state dict again with torch.save(model.state_dict(), path)."
         ) from error
 

@@ -68,13 +68,13 @@ def _described(header: bytes, size: int) -> dict[str, tuple[torch.dtype, list[in
 def _entry(name: str, entry: Any) -> tuple[int, int, torch.dtype, list[int]]:  # noqa: ANN401
     """Return start, end, dtype and shape of one tensor."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{name[:100]!r} lacks one of dtype, shape and data_offsets, or has more")
+        raise ValueError(f"{name[:100]!r} must have exactly the keys dtype, shape and data_offsets")
     dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         kind = str(entry["dtype"])[:20]
         raise ValueError(f"{name[:100]!r} is of the type {kind}; {', '.join(_DTYPES)} can be read")
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not all(_are_counts(numbers) for numbers in (shape, offsets)) or len(offsets) != 2:
+    if not (_are_counts(shape) and _are_counts(offsets)) or len(offsets) != 2:
         raise ValueError(f"shape or data_offsets of {name[:100]!r} are not lists of whole numbers")
     if len(shape) > _DIMENSIONS or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"the shape of {name[:100]!r} does not fit its {offsets[1] - offsets[0]} bytes")
@@ -88,7 +88,7 @@ def _are_counts(numbers: object) -> bool:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("its header names a key twice")
+        raise ValueError("duplicate key in its header")
     return found
 
 

@@ -95,7 +95,7 @@ def match_names(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -
         if not all(_same(tensors[found[name]], tensors[again[name]]) for name in both):
             raise ModelError(
                 f"The weights of {source} fit the model in two ways, with different values: by the {best}, "
-                f"and by the {other}. Save the state dict that is meant in a file of its own."
+                f"and by the {other}. Save the intended state dict in a separate file."
             )
     how = ", ".join(part for part in (f"below {best.prefix}" if best.prefix else "", best.how) if part)
     values = {name: tensors[key] for name, key in found.items()}
@@ -111,7 +111,7 @@ def _unwrapped(state: Mapping[str, Tensor], source: str) -> dict[str, str]:
         if before != key and not _same(value, state[before]):
             raise ModelError(
                 f"The weights of {source} hold {before} and {key}, which both are {new}, with different "
-                "values. Save the state dict that is meant in a file of its own."
+                "values. Save the intended state dict in a separate file."
             )
     return origins
 
@@ -165,15 +165,15 @@ def fit_state(
         source: Description of the state dict for messages.
         small_stem: Whether the model has the stem for small images, which larger filters do not fit.
         keep_head: Whether a head that fits is loaded too.
-        normalizations: Normalization that the state dict expects, and the one that the model gets; None
-            adapts the filters to other channels without regard to it, as earlier versions did.
+        normalizations: Normalization that the state dict expects, and that of the model; None adapts the
+            filters to other channels without them, as earlier versions did.
 
     Returns:
         Notes for the user; none if every tensor is used under its own name.
 
     Raises:
-        ModelError: Something other than the head or a larger stem does not fit, or it fits in several
-            ways; the message names the keys.
+        ModelError: Tensors other than the head or a larger stem do not fit, or the state dict fits in
+            several ways; the message names the keys.
     """
     match = match_names(model, state, source=source)
     values = OrderedDict((k, value) for k, value in match.values.items() if not k.startswith(_AUXILIARY))
@@ -185,7 +185,7 @@ def fit_state(
     loaded = _load(model, values, dropped=tuple(f"{path}." for path in notes))
     if loaded.faults:
         raise ModelError(
-            f"The weights of {source} do not fit the model: {loaded.share}; {'; '.join(loaded.faults)}. "
+            f"The weights of {source} do not fit the model: {loaded.coverage}; {'; '.join(loaded.faults)}. "
             "Check that model.name and model.stem are those of the file (keys are read as torchvision has "
             f"them, below {'., '.join(WRAPPERS)}., or numbered by an nn.Sequential)."
         )
@@ -200,13 +200,13 @@ class _Loaded:
     Attributes:
         used: Names in the model of the tensors that were loaded.
         new: Names of those that keep their random values.
-        share: How many of the required tensors were found, for messages.
-        faults: What does not fit, one phrase per kind.
+        coverage: How many of the required tensors were found, for messages.
+        faults: Tensors that do not fit, one phrase per kind of fault.
     """
 
     used: set[str]
     new: list[str]
-    share: str
+    coverage: str
     faults: list[str]
 
 
@@ -258,7 +258,7 @@ def _fit_stem(
 
 
 def _fit_head(model: nn.Module, values: dict[str, Tensor], *, source: str, keep_head: bool) -> dict[str, str]:
-    """Drop a head that does not fit or is not wanted; return the same as ``_fit_stem``."""
+    """Drop a head that does not fit or is not wanted; return a note as ``_fit_stem`` does."""
     path = head_path(model)
     own = {f"{path}.{key}": value.shape for key, value in model.get_submodule(path).state_dict().items()}
     if keep_head and own == {k: value.shape for k, value in values.items() if k.startswith(f"{path}.")}:
@@ -306,7 +306,7 @@ def _load(model: nn.Module, values: dict[str, Tensor], dropped: tuple[str, ...])
     return _Loaded(
         used=set(values) - set(result.unexpected_keys),
         new=new,
-        share=f"{found} of the model's {required} tensors are there ({found / required:.0%})",
+        coverage=f"{found} of the model's {required} tensors are there ({found / required:.0%})",
         faults=[f"{len(keys)} {kind} ({_listed(keys)})" for kind, keys in kinds.items() if keys],
     )
 

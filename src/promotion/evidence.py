@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ClaimError, DataError, UserError
 from ..evaluation.auc import Difference, auc, compare, corrected_auc
-from ..evaluation.intervals import Interval, interval
+from ..evaluation.intervals import Estimate, interval
 from ..evaluation.predictions import Predictions, read_predictions
 from ..tracking.logged_model import load_model
 from ..tracking.names import CONFIG, PREDICTIONS
@@ -45,7 +45,7 @@ class Contender:
     val_auc: float
     run_id: str | None
     version: int | None
-    interval: Interval | None
+    interval: Estimate | None
     predictions: Predictions | None
     is_leaky: bool = False
 

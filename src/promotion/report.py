@@ -84,9 +84,9 @@ def _side(side: Contender | None, correction: Correction | None) -> str:
     lines = [f"{side.val_auc:.4f}"]
     if side.interval is not None and not math.isnan(side.interval.low):
         lines[0] += f" ({side.interval.low:.4f} to {side.interval.high:.4f})"
-        lines.append(f"95 % {side.interval.method}")
+        lines.append(f"95 % {side.interval.note}")
     elif side.interval is not None:
-        lines.append(side.interval.method)
+        lines.append(side.interval.note)
     if correction is not None and correction.among > 1:
         lines.append(str(correction))
     version = "" if side.version is None else f"version {side.version}, "

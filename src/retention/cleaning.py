@@ -27,8 +27,7 @@ from ..training.run_folder import RunFolders, owners
 from ..utils.cli import warn
 from ..utils.config_fields import is_run_name
 from ..utils.contained import contained
-from ..utils.io import file_lock
-from ..utils.leftovers import Temp, find_temps
+from ..utils.io import Temp, file_lock, find_temps
 from .plan import Owned, Rules, Verdict, other_output_folder, owned, plan, remove_folders
 
 _DAY = 86_400
@@ -208,7 +207,7 @@ def _files(output: Path, rules: Rules) -> tuple[list[Removal], list[str]]:
         old, left = [], [f"{packs}: reached through a link; delete in it by hand what is no longer used"]
     else:
         old = find_unused(packs, rules.keep_days * _DAY)
-    temps = [temp for temp in find_temps(output) if temp.is_leftover]
+    temps = [temp for temp in find_temps(output) if temp.is_orphaned]
     return [*map(_of_pack, old), *map(_of_temp, temps)], left
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlflow import MlflowException
 
 from ..errors import StoreError, TrackingError, UserError
-from ..utils.signature import signature
+from ..utils.io import read_run_id
 from .artifact_paths import run_folder
 from .delivery import (
     ROUNDS,
@@ -141,7 +141,7 @@ def _check_own(results: Path, journal: Journal) -> None:
     Raises:
         UserError: One of the two does not hold.
     """
-    owner = signature(results)
+    owner = read_run_id(results)
     if owner not in (None, journal.run_id):
         raise UserError(f"{results}: belongs to run {owner}, and its journal to run {journal.run_id}")
     for item in journal.pending.values():

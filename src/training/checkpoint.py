@@ -4,7 +4,7 @@ import errno
 import os
 import pickle
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,37 +41,26 @@ class TrainerState:
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def record(self, row: dict[str, float]) -> bool:
+    def record(self, epoch_metrics: dict[str, float]) -> bool:
         """Append the metrics of a finished epoch; return whether its val AUC is the best so far."""
-        self.history.append(row)
-        self.epoch, self.steps, self.loss_sum = int(row["epoch"]), 0, torch.zeros_like(self.loss_sum)
-        improved = is_better(row["val_auc"], self.best_val_auc)
+        self.history.append(epoch_metrics)
+        self.epoch, self.steps = int(epoch_metrics["epoch"]), 0
+        self.loss_sum = torch.zeros_like(self.loss_sum)
+        val_auc = epoch_metrics["val_auc"]
+        improved = is_better(val_auc, self.best_val_auc)
         if improved:
-            self.best_val_auc, self.best_epoch = row["val_auc"], self.epoch
+            self.best_val_auc, self.best_epoch = val_auc, self.epoch
         return improved
 
     def state_dict(self) -> dict[str, Any]:
         """Return the attributes as plain values."""
-        return {
-            "epoch": self.epoch,
-            "steps": self.steps,
-            "loss_sum": float(self.loss_sum),  # a float32, which a Python float holds exactly
-            "best_val_auc": self.best_val_auc,
-            "best_epoch": self.best_epoch,
-            "history": self.history,
-        }
+        return {**vars(self), "loss_sum": float(self.loss_sum)}  # a float32, which a float holds exactly
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict[str, Any]) -> "TrainerState":
         """Return the state in a checkpoint."""
-        return cls(
-            checkpoint["epoch"],
-            checkpoint["steps"],
-            torch.tensor(checkpoint["loss_sum"], dtype=torch.float32),
-            checkpoint["best_val_auc"],
-            checkpoint["best_epoch"],
-            checkpoint["history"],
-        )
+        values = {attribute.name: checkpoint[attribute.name] for attribute in fields(cls)}
+        return cls(**values | {"loss_sum": torch.tensor(values["loss_sum"], dtype=torch.float32)})
 
 
 @dataclass(frozen=True)
@@ -152,10 +141,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # damaged and malicious files raise many kinds of errors
         why = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):
-            why = "it holds more than tensors and plain values, and nothing in it was run"
+            why = "it contains objects other than tensors and plain values; no code in it was run"
         raise DataError(f"{path}: not a checkpoint that can be opened: {why}") from None
     if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
-        raise DataError(f"{path}: holds no model_state_dict, so it is not a checkpoint of a run")
+        raise DataError(f"{path}: contains no model_state_dict, so it is not a checkpoint of a run")
     return checkpoint
 
 

@@ -16,10 +16,10 @@ class GraphedModel(nn.Module):
     """Run batches of the usual size as CUDA graphs, others (a smaller last batch) without."""
 
     def __init__(self, model: nn.Module, graphed: nn.Module, size: int) -> None:
-        """Wrap a model.
+        """Wrap a model, whose parameters and buffers are those of the wrapper, in the same order.
 
         Args:
-            model: The model; its parameters and buffers are those of the wrapper, in the same order.
+            model: The model.
             graphed: The same model, captured for batches of ``size`` images.
             size: Number of images.
         """
@@ -45,7 +45,7 @@ def check_compile(context: ModelContext, settings: TrainingConfig) -> None:
 
 
 def compiled(context: ModelContext, settings: TrainingConfig) -> ModelContext:
-    """Return the context with CUDA graphs if ``training.compile`` asks for them.
+    """Return the context with CUDA graphs if ``training.compile`` allows them and they are possible.
 
     CUDA graphs replace several hundred kernel launches per step by two, and change no bit of the result.
     ``torch.compile`` is slower for small images; at 224 px it pays off after a million images.
@@ -154,5 +154,5 @@ def _captured(forward: _Forward, images: Tensor) -> tuple[nn.Module | None, str 
     taken = torch.cuda.memory_reserved(device) - before
     # Graphs keep their memory; a smaller last batch, validation and the decoded images need their own.
     if taken > torch.cuda.mem_get_info(device)[0] / 2:
-        return None, f"they would keep {taken / 1e9:.1f} GB, more than half of the memory that is then free"
+        return None, f"they would occupy {taken / 1e9:.1f} GB, more than half of the free memory"
     return graphed, None

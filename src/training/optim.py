@@ -67,12 +67,7 @@ class ModelEma(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Start with the weights of the model.
-
-        Args:
-            model: The model that trains.
-            decay: The fraction of the average that each step keeps.
-        """
+        """Start with the weights of the model; each step keeps the fraction ``decay`` of the average."""
         super().__init__(model, use_buffers=True)
         self._decay = decay
 
@@ -81,8 +76,8 @@ class ModelEma(AveragedModel):
         """Move the average toward the model's weights; the first step copies them."""
         old, new = _tensors(self.module), _tensors(model)
         floats = [i for i, tensor in enumerate(old) if tensor.is_floating_point()]
-        share = 1 - self._decay if int(self.n_averaged) else 1.0
-        torch._foreach_lerp_([old[i] for i in floats], [new[i] for i in floats], share)
+        weight = 1 - self._decay if int(self.n_averaged) else 1.0
+        torch._foreach_lerp_([old[i] for i in floats], [new[i] for i in floats], weight)
         # Integers are indices (Swin's positions) and counts, which must not be averaged.
         for i in set(range(len(old))) - set(floats):
             old[i].copy_(new[i])

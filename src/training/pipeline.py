@@ -15,11 +15,11 @@ from torch import Tensor
 from ..data.augment import augment, draw_changes
 from ..data.loading import BatchLoader, training_batches
 from ..models.forward import ModelContext
-from ..models.input_spec import unit_range
+from ..models.input_spec import InputSpec, unit_range
 from ..utils.config import Config
 from ..utils.runtime import derive_seed, seed_everything, to_device
 from ..utils.torchvision_import import submodule
-from .step import Share, TrainStep
+from .step import BatchShard, TrainStep
 
 _AUGMENT, _DROPOUT = 2, 3  # random streams; shuffling has its own
 _ALIGNMENT = 64  # bytes; alignment of torch's CPU allocations, at least as large as libraries need
@@ -36,16 +36,16 @@ class Batch:
     Attributes:
         images: Augmented and normalized ``(N, C, H, W)``, channels last, on the device.
         targets: Class indices ``(N,)`` or soft labels ``(N, K)``, on the device.
-        share: The part of the whole batch that this rank processes.
+        shard: The part of the whole batch that this rank processes.
     """
 
     images: Tensor
     targets: Tensor
-    share: Share
+    shard: BatchShard
 
 
 class BatchPipeline:
-    """Loads, augments, normalizes and mixes the training images.
+    """Load, augment, normalize and mix the training images.
 
     The images do not depend on the number of ranks or of micro-batches: each rank gets its part of the
     batch that a single process would make.
@@ -54,23 +54,17 @@ class BatchPipeline:
     def __init__(
         self, config: Config, loader: BatchLoader, context: ModelContext, train_step: TrainStep
     ) -> None:
-        """Set up the pipeline of one run.
-
-        Args:
-            config: The resolved settings.
-            loader: Loads the training images.
-            context: The model on its device.
-            train_step: Defines how a batch is cut into micro-batches.
-        """
+        """Set up the pipeline of one run; ``train_step`` defines how a batch is cut into micro-batches."""
         self._settings = config.training
         self._augment = config.data.augment
         self._labels = loader.dataset.splits["train"].labels
         self._loader = loader
-        self._context = context
+        self._spec, self._device, self._group = context.spec, context.device, context.process_group
         self._min_micro_batch = train_step.min_micro_batch
         self._mixup = make_mixup(config.training.mixup_alpha, len(loader.dataset.classes))
-        self._share = cache(lambda length: train_step.share(length, context.process_group))
-        self._group_size = _batches_at_once(config, context)
+        self._has_partners = self._mixup is not None and self._group.is_distributed
+        self._shard = cache(lambda length: train_step.shard(length, context.process_group))
+        self._group_size = _batches_at_once(config.training.images_per_step, context.spec, context.device)
 
     def order(self, epoch: int) -> list[NDArray[np.int64]]:
         """Return the image positions of each batch of an epoch, over all ranks."""
@@ -91,22 +85,20 @@ class BatchPipeline:
         The global generators are seeded for each step before its batch is yielded, so that a run can be
         resumed at any step. Close the iterator when stopping early.
         """
-        shares = [self._share(len(batch)) for batch in order]
-        places = [self._places(share) for share in shares]
-        chosen = [batch[own] for batch, own in zip(order, places, strict=True)]
+        shards = [self._shard(len(batch)) for batch in order]
+        loaded = [self._loaded_positions(shard) for shard in shards]
+        chosen = [batch[own] for batch, own in zip(order, loaded, strict=True)]
         # Everything but the pixels is computed for the whole epoch and moved to the device in one copy.
-        targets = self._on_device(torch.from_numpy(self._labels[np.concatenate(chosen)]))
+        targets = to_device(torch.from_numpy(self._labels[np.concatenate(chosen)]), self._device)
         targets_of = targets.split([len(positions) for positions in chosen])
-        changes = self._on_device(self._draw(epoch, shares, places))
+        changes = to_device(self._draw(epoch, shards, loaded), self._device)
         with closing(self._prepared(chosen, changes, first)) as prepared:
             for number, images in enumerate(prepared, first):
                 seed = (self._settings.seed, epoch, number, _DROPOUT)
                 seed_everything(*seed)
-                batch = self._mixed(images, targets_of[number], shares[number])
-                if (
-                    self._context.process_group.is_distributed
-                ):  # mixup is the same for all ranks, dropout differs
-                    seed_everything(*seed, self._context.process_group.rank)
+                batch = self._mixed(images, targets_of[number], shards[number])
+                if self._group.is_distributed:  # mixup is the same for all ranks, dropout differs
+                    seed_everything(*seed, self._group.rank)
                 yield batch
 
     def _prepared(
@@ -134,32 +126,25 @@ class BatchPipeline:
 
     def _prepare(self, group: list[Tensor], changes: Tensor) -> Tensor:
         pixels = group[0] if len(group) == 1 else torch.cat(group)
-        return self._context.spec.normalize(augment(unit_range(pixels), self._augment, changes))
+        return self._spec.normalize(augment(unit_range(pixels), self._augment, changes))
 
-    def _places(self, share: Share) -> NDArray[np.int64]:
+    def _loaded_positions(self, shard: BatchShard) -> NDArray[np.int64]:
         """Return the positions of the images of a batch that this rank loads."""
         if not self._has_partners:
-            return share.places
+            return shard.positions
         # Each image is mixed with the one before it in the whole batch.
-        return np.stack([(share.places - 1) % share.length, share.places], axis=1).ravel()
+        return np.stack([(shard.positions - 1) % shard.batch_length, shard.positions], axis=1).ravel()
 
-    @property
-    def _has_partners(self) -> bool:
-        return self._mixup is not None and self._context.process_group.is_distributed
-
-    def _draw(self, epoch: int, shares: list[Share], places: list[NDArray[np.int64]]) -> Tensor:
+    def _draw(self, epoch: int, shards: list[BatchShard], loaded: list[NDArray[np.int64]]) -> Tensor:
         """Return the augmentation parameters ``(N, 8)`` of the images that this rank loads in an epoch."""
-        seeds = [derive_seed(self._settings.seed, epoch, number, _AUGMENT) for number in range(len(shares))]
-        lengths = [share.length for share in shares]
+        seeds = [derive_seed(self._settings.seed, epoch, number, _AUGMENT) for number in range(len(shards))]
+        lengths = [shard.batch_length for shard in shards]
         drawn = draw_changes(self._augment, seeds, lengths)
         starts = np.cumsum([0, *lengths[:-1]])
-        own = np.concatenate([start + part for start, part in zip(starts, places, strict=True)])
+        own = np.concatenate([start + part for start, part in zip(starts, loaded, strict=True)])
         return drawn[torch.from_numpy(own)]
 
-    def _on_device(self, values: Tensor) -> Tensor:
-        return to_device(values, self._context.device)
-
-    def _mixed(self, images: Tensor, targets: Tensor, share: Share) -> Batch:
+    def _mixed(self, images: Tensor, targets: Tensor, shard: BatchShard) -> Batch:
         if self._mixup is not None:
             images, targets = self._mixup(images, targets)
         if self._has_partners:
@@ -167,15 +152,14 @@ class BatchPipeline:
         images = images.contiguous(memory_format=torch.channels_last)
         if images.data_ptr() % _ALIGNMENT:  # a slice of a group; cuDNN may choose other kernels for it
             images = images.clone()
-        return Batch(images, targets, share)
+        return Batch(images, targets, shard)
 
 
-def _batches_at_once(config: Config, context: ModelContext) -> int:
+def _batches_at_once(images_per_batch: int, spec: InputSpec, device: torch.device) -> int:
     """Return how many batches are prepared together; one on a CPU, because of its small cache."""
-    if context.device.type == "cpu":
+    if device.type == "cpu":
         return 1
-    spec = context.spec
-    values = config.training.images_per_step * spec.channels * spec.size**2
+    values = images_per_batch * spec.channels * spec.size**2
     return max(1, min(_BATCHES_AT_ONCE, _VALUES_AT_ONCE // values))
 
 

@@ -76,16 +76,24 @@ class Tracker(Protocol):
 
 
 class StateRecorder:
-    """Recorder that saves nothing, for all ranks but the main one; base class of `Recorder`."""
+    """Recorder that saves nothing, for all ranks but the main one; base class of `Recorder`.
+
+    As a context manager, it waits for the last write at the end.
+    """
 
     best: Path | None = None
     """Path of the best checkpoint; None if another rank has it."""
 
+    def __init__(self, *, in_background: bool = False) -> None:
+        self._background = Background(enabled=in_background)
+
     def check(self) -> None:
         """Raise the error of the background writer, if there is one."""
+        self._background.check()
 
     def wait(self) -> None:
         """Wait until everything is saved."""
+        self._background.wait()
 
     def save_epoch(self, checkpoint: Mapping[str, Any], metrics: EpochMetrics, *, improved: bool) -> None:
         """Save the state after an epoch with these metrics; ``improved``: it is the best so far."""
@@ -101,11 +109,12 @@ class StateRecorder:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self._background.__exit__(kind, error, trace)
 
 
 class Recorder(StateRecorder):
-    """Save the state after or within an epoch; as a context manager, wait for the last write at the end.
+    """Recorder that saves the state after or within an epoch.
 
     Training continues as soon as a snapshot of the state is taken. Everything that follows an epoch is
     written once, in a fixed order and before anything of the next epoch: the process may be killed at any
@@ -123,20 +132,12 @@ class Recorder(StateRecorder):
             tracker: Tracker of the run.
             in_background: Whether training continues while files are written; no result depends on it.
         """
+        super().__init__(in_background=in_background)
         self.checkpoints = checkpoints
         self.history_path = history_path
         self.tracker = tracker
-        self._background = Background(enabled=in_background)
         self._snapshot = Snapshot()
         self.best = checkpoints.best
-
-    def check(self) -> None:
-        """Raise the error of the background writer, if there is one."""
-        self._background.check()
-
-    def wait(self) -> None:
-        """Wait until everything is saved."""
-        self._background.wait()
 
     def save_epoch(self, checkpoint: Mapping[str, Any], metrics: EpochMetrics, *, improved: bool) -> None:
         """Save the state after an epoch with these metrics; ``improved``: it is the best so far.
@@ -185,15 +186,6 @@ class Recorder(StateRecorder):
             logged |= {f"best_{name}": metrics[name] for name in when_reached}
         self.tracker.log_metrics(logged, step=int(metrics["epoch"]))
 
-    def __enter__(self) -> Self:
-        self._background.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._background.__exit__(kind, error, trace)
-
 
 class Snapshot:
     """Copy states into CPU memory that is reused for the next copy, so that a copy takes milliseconds."""
@@ -204,8 +196,8 @@ class Snapshot:
     def take(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return a copy of nested mappings and lists of tensors and plain values.
 
-        The copy before becomes invalid, because both share their memory. Tensors keep their strides and are
-        on the CPU.
+        The previous copy becomes invalid, because its memory is reused. Tensors are on the CPU and keep their
+        strides.
         """
         # Many short copies: with several threads, each would wait for other users of a core.
         with at_most_threads(1):

@@ -9,8 +9,7 @@ from filelock import Timeout
 
 from ..errors import UserError
 from ..utils.contained import contained, is_regular_file
-from ..utils.io import file_lock, is_temp, remove_temps
-from ..utils.signature import sign, signature
+from ..utils.io import file_lock, is_temp, read_run_id, remove_temps, write_run_id
 from .checkpoint import run_of_checkpoint
 
 _LOCK = ".lock"
@@ -53,25 +52,19 @@ class RunFolders:
         """Folder of ``latest.pth`` and ``best_model.pth``."""
         return self.results / "checkpoints"
 
-    def sign(self, run_id: str) -> None:
+    def write_run_id(self, run_id: str) -> None:
         """Write the run id into both folders."""
         for folder in (self.logs, self.results):
-            sign(folder, run_id)
+            write_run_id(folder, run_id)
 
-    def signatures(self) -> set[str]:
-        """Return the run ids written in the folders, without following links.
-
-        Folders of earlier releases have none.
-        """
+    def run_ids(self) -> set[str]:
+        """Return the run ids in the folders, without following links; earlier releases wrote none."""
         real = (contained(self.output, folder) for folder in (self.logs, self.results))
-        return {run_id for folder in real if folder and (run_id := signature(folder))}
+        return {run_id for folder in real if folder and (run_id := read_run_id(folder))}
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Create and lock the folders of a new run; of two runs that start at once, one gets them.
-
-        Folders without files are free, and so are those with only the temporary file of a process that was
-        killed while it wrote its first one.
+        """Create and lock the folders of a new run, which may only hold temporary files of a killed process.
 
         Raises:
             UserError: They belong to another run.
@@ -107,7 +100,7 @@ class RunFolders:
 
 
 def owners(folders: RunFolders) -> set[str]:
-    """Return the ids of all runs whose signature or checkpoint is in the folders.
+    """Return the ids of all runs that the folders or the checkpoints in them name.
 
     Normally there is one. There is none if an earlier release wrote the folders and no checkpoint is left,
     and several if files of different runs were mixed.
@@ -115,4 +108,4 @@ def owners(folders: RunFolders) -> set[str]:
     checkpoints = contained(folders.output, folders.checkpoints)
     files = [] if checkpoints is None else sorted(checkpoints.glob("*.pth"))
     named = {run_of_checkpoint(path) for path in files if is_regular_file(path)}
-    return folders.signatures() | {run_id for run_id in named if run_id is not None}
+    return folders.run_ids() | {run_id for run_id in named if run_id is not None}

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.dataset import Split
 from ..data.loading import BatchLoader, sequential_batches
 from ..evaluation.metrics import Scores, evaluate, softmax
-from ..evaluation.predictions import write_predictions
+from ..evaluation.predictions import Predictions, write_predictions
 from ..evaluation.score_plots import save_plots
 from ..models.forward import ModelContext, predict_logits
 from ..utils.config import Config
@@ -53,7 +53,7 @@ def score_split(
         if len(positions):
             # Always in float32: scores and threshold must hold for the served model.
             logits = predict_logits(context.model, context.spec, batches, device=context.device)
-        else:  # more ranks than images: this one only takes part in the checks for a stop
+        else:  # more ranks than images: this rank only joins the checks for a stop
             logits = torch.zeros(len(list(batches)), len(dataset.classes))
     logits = context.process_group.all_gather(logits, len(split))
     return SplitScores(split, softmax(logits), evaluate(split.labels, logits, threshold))
@@ -104,14 +104,9 @@ def write_results(
     """Write ``{split}.csv`` into one folder and the plots into the other; return both lists of files."""
     tables = [predictions / f"{name}.csv" for name in results.splits]
     for path, scored in zip(tables, results.splits.values(), strict=True):
-        write_predictions(
-            path,
-            samples=scored.split.hashes,
-            patients=scored.split.patients,
-            labels=scored.split.labels,
-            probabilities=scored.probabilities,
-            classes=classes,
-        )
+        split = scored.split
+        made = Predictions(split.hashes, split.patients, split.labels, scored.probabilities, tuple(classes))
+        write_predictions(path, made)
     figures = save_plots(
         plots,
         history=state.history,

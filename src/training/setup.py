@@ -12,7 +12,7 @@ from ..models.build import BuiltModel, build_model
 from ..models.forward import ModelContext
 from ..models.input_spec import InputSpec
 from ..models.precision import has_unreached_weights, is_depthwise_bound
-from ..utils.config import Config
+from ..utils.config import Config, TrainingConfig
 from ..utils.distributed import SINGLE_PROCESS, ProcessGroup
 from ..utils.runtime import fit_threads, keep_freed_memory, pick_autocast, pick_device, seed_everything
 from .compile import check_compile
@@ -26,7 +26,7 @@ _NO_FLIP_MODALITIES = frozenset({"CT", "CR", "DX", "RF", "RG", "XA"})
 
 @dataclass(frozen=True)
 class Setup:
-    """A training that is ready to start.
+    """Resolved settings, model and training step of a training that is ready to start.
 
     Attributes:
         config: The settings with ``auto`` resolved, except for the device, so that other machines can resume.
@@ -73,11 +73,12 @@ def set_up(
         exact=config.model.channel_adaptation == "exact",
     )
     autocast, precision_notes = _pick_autocast(config, device, built.model, dataset)
+    flip, asymmetric = config.data.augment.horizontal_flip, dataset.modalities & _NO_FLIP_MODALITIES
     resolved = config.updated(
         {
             "data.image_size": dataset.size,
             "data.channels": dataset.channels_each,
-            "data.augment.horizontal_flip": _flips(config, dataset),
+            "data.augment.horizontal_flip": not asymmetric if flip == "auto" else flip,
             "data.window": None if dataset.window is None else list(dataset.window),
             "model.weights": built.weights if spec is None else config.model.weights,
             "model.stem": built.stem,
@@ -90,12 +91,8 @@ def set_up(
         model = sync_batch_norm(model, device)
     context = ModelContext(model, spec, device, autocast, group)
     check_compile(context, resolved.training)
-    return Setup(
-        resolved,
-        context,
-        _train_step(context, resolved, dataset),
-        (*built.notes, *precision_notes, *_notes(resolved, dataset)),
-    )
+    notes = (*built.notes, *precision_notes, *_notes(resolved, dataset))
+    return Setup(resolved, context, _train_step(context, resolved.training, dataset), notes)
 
 
 def _input_spec(built: BuiltModel, dataset: Dataset, config: Config) -> InputSpec:
@@ -104,17 +101,10 @@ def _input_spec(built: BuiltModel, dataset: Dataset, config: Config) -> InputSpe
     Mean and standard deviation come from the settings, else from the pretrained weights, else from the
     training split.
     """
-    if config.model.mean is not None and config.model.std is not None:
-        return InputSpec(dataset.channels, dataset.size, config.model.mean, config.model.std)
-    mean, std = (
-        dataset.channel_statistics if built.mean is None or built.std is None else (built.mean, built.std)
-    )
+    mean, std = config.model.mean or built.mean, config.model.std or built.std
+    if mean is None or std is None:
+        mean, std = dataset.channel_statistics
     return InputSpec(dataset.channels, dataset.size, mean, std)
-
-
-def _flips(config: Config, dataset: Dataset) -> bool:
-    wanted = config.data.augment.horizontal_flip
-    return not dataset.modalities & _NO_FLIP_MODALITIES if wanted == "auto" else wanted
 
 
 def _check_settings(config: Config, dataset: Dataset) -> None:
@@ -151,8 +141,7 @@ def _pick_autocast(
     return None, [f"training in float32: {why} (a larger data.image_size allows bfloat16, which is faster)"]
 
 
-def _train_step(context: ModelContext, config: Config, dataset: Dataset) -> TrainStep:
-    settings = config.training
+def _train_step(context: ModelContext, settings: TrainingConfig, dataset: Dataset) -> TrainStep:
     backbone = settings.backbone_learning_rate
     groups = parameter_groups(
         context.model,
@@ -161,12 +150,15 @@ def _train_step(context: ModelContext, config: Config, dataset: Dataset) -> Trai
         backbone_learning_rate=None if backbone is None else float(backbone),
     )
     optimizer = make_optimizer(groups, settings)
-    min_micro_batch = _min_micro_batch(context, config)
+    labels, min_micro_batch = dataset.splits["train"].labels, _min_micro_batch(context, settings)
+    batches = training_batches(
+        len(labels), settings.images_per_step, seed=0, epoch=1, smallest=min_micro_batch
+    )
     return TrainStep(
         optimizer,
-        make_schedule(optimizer, settings, _steps_per_epoch(config, dataset, min_micro_batch)),
+        make_schedule(optimizer, settings, len(batches)),
         torch.amp.GradScaler(context.device.type, enabled=context.autocast == torch.float16),
-        make_loss(settings, dataset.splits["train"].labels, context.device),
+        make_loss(settings, labels, context.device),
         micro_batch_size=settings.batch_size,
         min_micro_batch=min_micro_batch,
         clip_grad_norm=settings.clip_grad_norm,
@@ -174,9 +166,9 @@ def _train_step(context: ModelContext, config: Config, dataset: Dataset) -> Trai
     )
 
 
-def _min_micro_batch(context: ModelContext, config: Config) -> int:
+def _min_micro_batch(context: ModelContext, settings: TrainingConfig) -> int:
     """Return the smallest micro-batch that batch norm can handle, over all ranks: two images per norm."""
-    settings, count = config.training, context.process_group.world_size
+    count = context.process_group.world_size
     if count == 1 or settings.sync_batchnorm or not has_batch_norm(context.model):
         return 2
     if settings.batch_size < 2 * count:
@@ -185,11 +177,6 @@ def _min_micro_batch(context: ModelContext, config: Config) -> int:
             "each, which batch norm needs; raise it, or, on GPUs, set training.sync_batchnorm=true"
         )
     return 2 * count
-
-
-def _steps_per_epoch(config: Config, dataset: Dataset, min_micro_batch: int) -> int:
-    count, size = len(dataset.splits["train"]), config.training.images_per_step
-    return len(training_batches(count, size, seed=0, epoch=1, smallest=min_micro_batch))
 
 
 def _notes(config: Config, dataset: Dataset) -> list[str]:
@@ -211,6 +198,6 @@ def _notes(config: Config, dataset: Dataset) -> list[str]:
     if span > steps:
         notes.append(
             f"training.ema_decay {settings.ema_decay} averages over about {span:,.0f} steps, "
-            f"and the run has {steps}: the average hardly leaves the first weights"
+            f"and the run has {steps}: the average stays close to the initial weights"
         )
     return notes

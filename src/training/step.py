@@ -69,18 +69,18 @@ def make_loss(settings: TrainingConfig, labels: NDArray[np.int64], device: torch
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """The part of a batch that one rank processes.
 
     Attributes:
-        length: Number of images in the whole batch.
-        places: Positions of the rank's images in the batch, int64 ``(N,)``.
-        sizes: Number of the rank's images in each micro-batch; 0 is possible.
+        batch_length: Number of images in the whole batch.
+        positions: Positions of the rank's images in the batch, int64 ``(N,)``.
+        micro_batch_sizes: Number of the rank's images in each micro-batch; 0 is possible.
     """
 
-    length: int
-    places: NDArray[np.int64]
-    sizes: tuple[int, ...]
+    batch_length: int
+    positions: NDArray[np.int64]
+    micro_batch_sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class TrainStep:
         peak = self.optimizer.param_groups[0]["initial_lr"]
         return float(peak * self.schedule.lr_lambdas[0](self.schedule.last_epoch - steps_ago))
 
-    def share(self, length: int, group: ProcessGroup) -> Share:
+    def shard(self, length: int, group: ProcessGroup) -> BatchShard:
         """Return the part of a batch that this rank processes: a part of every micro-batch."""
         bounds = micro_batch_bounds(length, self.micro_batch_size, self.min_micro_batch)
         starts, ends = [0, *bounds], [*bounds, length]
@@ -120,10 +120,10 @@ class TrainStep:
             start + np.array(group.shard(end - start), np.int64)
             for start, end in zip(starts, ends, strict=True)
         ]
-        return Share(length, np.concatenate(parts), tuple(len(part) for part in parts))
+        return BatchShard(length, np.concatenate(parts), tuple(len(part) for part in parts))
 
     def step(
-        self, context: ModelContext, images: Tensor, targets: Tensor, share: Share | None = None
+        self, context: ModelContext, images: Tensor, targets: Tensor, shard: BatchShard | None = None
     ) -> Tensor:
         """Update the weights along the mean gradient over all images.
 
@@ -131,16 +131,17 @@ class TrainStep:
             context: The model to train.
             images: Normalized ``(N, C, H, W)``, on the device.
             targets: Class indices ``(N,)`` or soft labels ``(N, K)``, on the device.
-            share: The part of the batch that these images are; None for all of it.
+            shard: The part of the batch that these images are; None for all of it.
 
         Returns:
             The summed loss of the whole batch, on the device.
         """
-        share = share or self.share(len(images), SINGLE_PROCESS)
+        shard = shard or self.shard(len(images), SINGLE_PROCESS)
         self.optimizer.zero_grad(set_to_none=True)
         weight = self.loss.total_weight(targets)
-        weight = share.length if isinstance(weight, int) else context.process_group.all_reduce(weight)
-        micro_batches = list(zip(images.split(share.sizes), targets.split(share.sizes), strict=True))
+        weight = shard.batch_length if isinstance(weight, int) else context.process_group.all_reduce(weight)
+        sizes = shard.micro_batch_sizes
+        micro_batches = list(zip(images.split(sizes), targets.split(sizes), strict=True))
         with no_sync(context.model):
             losses = [self._backward(context, *part, weight) for part in micro_batches[:-1]]
         losses.append(self._backward(context, *micro_batches[-1], weight))
@@ -154,10 +155,8 @@ class TrainStep:
         with torch.autocast(images.device.type, context.autocast, context.autocast is not None):
             loss = self.loss(context.model(images).float(), targets)
         mean = loss / total_weight
-        if (
-            context.process_group.is_distributed
-        ):  # DDP averages the gradients over the ranks; their sum is needed
-            mean = mean * context.process_group.world_size
+        if context.process_group.is_distributed:
+            mean = mean * context.process_group.world_size  # DDP averages over the ranks; a sum is needed
         self.scaler.scale(mean).backward()
         return loss.detach()
 

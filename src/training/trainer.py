@@ -56,15 +56,9 @@ class Trainer:
         recorder: StateRecorder,
         extra: Mapping[str, Any],
     ) -> None:
-        """Set up a training.
+        """Set up a training with resolved settings.
 
-        Args:
-            config: The resolved settings.
-            dataset: The images.
-            context: The model on its device.
-            train_step: Optimizer, schedule and loss of that model.
-            recorder: Saves the state and logs the metrics.
-            extra: Plain values that every checkpoint contains (run id, classes, input, ...).
+        ``extra`` are plain values that every checkpoint contains (run id, classes, input, ...).
         """
         self.config = config
         self.context = context
@@ -80,12 +74,10 @@ class Trainer:
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Continue from a checkpoint, at the step after which it was written."""
-        ema, step = self.train_step.ema, self.train_step
-        if ema is None:
-            self.context.model.load_state_dict(checkpoint["model_state_dict"])
-        else:
-            ema.module.load_state_dict(checkpoint["model_state_dict"])
-            ema.n_averaged.fill_(checkpoint["averaged_steps"])
+        step = self.train_step
+        self._eval_context().model.load_state_dict(checkpoint["model_state_dict"])
+        if step.ema is not None:
+            step.ema.n_averaged.fill_(checkpoint["averaged_steps"])
             self.context.model.load_state_dict(checkpoint["trained_model_state_dict"])
         step.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
         step.schedule.load_state_dict(checkpoint["scheduler_state_dict"])
@@ -96,7 +88,7 @@ class Trainer:
     def fit(self) -> TrainerState:
         """Train to the last epoch or until early stopping; the model ends with the best weights.
 
-        In a distributed training all ranks call this at the same time; each processes its share of every
+        In a distributed training all ranks call this at the same time; each processes its part of every
         batch.
 
         Raises:
@@ -150,7 +142,7 @@ class Trainer:
                 with uninterrupted():
                     self.state.loss_sum += self._step(batch)
                     self.state.steps += 1
-                progress.seen += batch.share.length
+                progress.seen += batch.shard.batch_length
                 self._report(progress, epoch)
                 advance(progress.text)
                 self._check()
@@ -186,7 +178,7 @@ class Trainer:
         """Run one optimizer step; return the summed loss of the batch, on the device."""
         context = self._wrapped or self.context
         try:
-            return self.train_step.step(context, batch.images, batch.targets, batch.share)
+            return self.train_step.step(context, batch.images, batch.targets, batch.shard)
         except RuntimeError as error:
             operation, is_missing, _ = str(error).partition(" does not have a deterministic implementation")
             if not is_missing:
@@ -208,9 +200,7 @@ class Trainer:
 
     def _validate(self, epoch: int, train_loss: float) -> dict[str, float]:
         context = self._eval_context()
-        context.process_group.broadcast_tensors(
-            context.model.buffers()
-        )  # batch-norm statistics differ by rank
+        context.process_group.broadcast_tensors(context.model.buffers())  # batch-norm statistics differ
         threshold, batch_size = self.config.evaluation.threshold, self.config.training.batch_size
         scores = score_split(context, self.loader, "val", threshold, batch_size).scores
         metrics = {"epoch": epoch, "train_loss": train_loss, **scores.named("val")}
@@ -223,24 +213,18 @@ class Trainer:
 
     def _checkpoint(self) -> dict[str, Any]:
         """Return everything, apart from config and data, that an exact continuation needs."""
+        step, trained = self.train_step, dict[str, Any]()
+        if step.ema is not None:  # the weights that the optimizer updates are not those that are validated
+            trained["trained_model_state_dict"] = self.context.model.state_dict()
+            trained["averaged_steps"] = int(step.ema.n_averaged)
         return {
             **self.state.state_dict(),
             "model_state_dict": self._eval_context().model.state_dict(),
-            **self._trained_state(),
-            "optimizer_state_dict": self.train_step.optimizer.state_dict(),
-            "scheduler_state_dict": self.train_step.schedule.state_dict(),
-            "scaler_state_dict": self.train_step.scaler.state_dict(),
+            **trained,
+            "optimizer_state_dict": step.optimizer.state_dict(),
+            "scheduler_state_dict": step.schedule.state_dict(),
+            "scaler_state_dict": step.scaler.state_dict(),
             **self.extra,
-        }
-
-    def _trained_state(self) -> dict[str, Any]:
-        """Return the weights that the optimizer updates, if they are not the ones that are validated."""
-        ema = self.train_step.ema
-        if ema is None:
-            return {}
-        return {
-            "trained_model_state_dict": self.context.model.state_dict(),
-            "averaged_steps": int(ema.n_averaged),
         }
 
     def _save_epoch(self, metrics: dict[str, float]) -> None:

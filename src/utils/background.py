@@ -10,10 +10,10 @@ import torch
 
 
 class Background:
-    """Does what it is given in a thread of its own; used as a context, whose end waits for the last.
+    """Run one task at a time in a background thread; as a context manager, wait for the last at the end.
 
-    What goes wrong there is raised in the caller's thread, by whatever it calls next. Without
-    ``enabled`` each piece of work is done at once, in the caller's thread.
+    The error of a task is raised in the caller's thread by the next call. If not ``enabled``, tasks run at
+    once in the caller's thread.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
@@ -21,7 +21,7 @@ class Background:
         self._current: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begins a piece of work once the one before is done."""
+        """Start a task as soon as the previous one is done."""
         self.wait()
         if self._pool is None:
             work()
@@ -36,7 +36,7 @@ class Background:
     def wait(self) -> None:
         """Wait for the running task, and raise its error."""
         if self._current is not None:
-            # Forgotten only when it is done: a signal may end the waiting before.
+            # A signal may interrupt the wait; then the task is still running and must not be dropped.
             try:
                 self._current.result()
             finally:
@@ -51,24 +51,20 @@ class Background:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
-        if error is None:  # what went wrong first is what counts
+        if error is None:  # else the first error is the one to raise
             self.wait()
 
 
 VALUES_PER_THREAD = 2**19
-"""What makes a second thread worth its while; torch itself starts one for every 32,768 values."""
+"""Values per thread from which a second thread saves time; torch uses one thread per 32,768 values."""
 
 
 @contextmanager
 def at_most_threads(count: int) -> Iterator[None]:
     """Limit torch to ``count`` threads (at least one) within the block, in the calling thread only.
 
-    Threads wait for each other at the end of every operation. Where something else uses a core (the
-    background thread that writes checkpoints, another process), work of a millisecond waits for that
-    core's next time slice, and the waiting itself takes processor time.
-
-    Args:
-        count: The limit; more than torch uses anyway changes nothing.
+    Threads wait for each other at the end of every operation. If another process or the background thread
+    uses one of the cores, an operation of a millisecond waits for the next time slice of that core.
     """
     usual = torch.get_num_threads()
     torch.set_num_threads(max(1, min(count, usual)))

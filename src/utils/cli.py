@@ -15,47 +15,43 @@ from typing import Any, NoReturn, TextIO
 from ..errors import ConfigError, MlprojectError
 from .runtime import Stopped, stop_signals
 
-_GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe has ended; the terminal was closed
+_CLOSED = (errno.EPIPE, errno.EIO)  # the reader of a pipe has ended; the terminal was closed
 
 
 class _Stream(io.FileIO):
-    """A standard stream; what can no longer be written is dropped, and the first loss is reported."""
+    """A standard stream that drops what it cannot write, and reports the first loss."""
 
-    def write(self, data: Any) -> int:  # noqa: ANN401 -- whatever has a buffer of bytes
-        """Write bytes, or drop them.
-
-        Returns:
-            The number of bytes that were taken, which is never 0.
-        """
+    def write(self, data: Any) -> int:  # noqa: ANN401 -- any buffer of bytes
+        """Write or drop bytes; return how many were written or dropped, which is never 0."""
         try:
             while (count := super().write(data)) is None:  # another program made the stream non-blocking
                 select.select([], [self], [])
         except OSError as error:
             _silence(self.fileno())
-            if error.errno not in _GONE and self.fileno() == 1:
+            if error.errno not in _CLOSED and self.fileno() == 1:
                 print(f"warning: the output cannot be written ({error.strerror})", file=sys.stderr)
             return len(data)
         return count
 
 
 def _silence(descriptor: int) -> None:
-    """Lead a descriptor to nowhere, for libraries that write to it by its number as well."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+    """Redirect a file descriptor to the null device, also for libraries that write to it directly."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
 
 
 def never_raise() -> None:
-    """Make ``sys.stdout`` and ``sys.stderr`` streams that never raise, unless they were replaced before.
+    """Replace ``sys.stdout`` and ``sys.stderr`` by streams that never raise, unless a caller replaced them.
 
-    A character that the stream's encoding lacks is written as an escape sequence. A stream that is closed
-    leads to nowhere: the next file to be opened would take its number, and get what libraries write.
+    Characters that the encoding lacks are written as escape sequences. A closed stream is redirected to the
+    null device; otherwise the next opened file would get its descriptor, and the output of libraries.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
     if sys.stdout is sys.__stdout__:
         sys.stdout = _stream(1, sys.stdout)
     if sys.stderr is sys.__stderr__:
@@ -67,17 +63,18 @@ def _stream(descriptor: int, old: TextIO | None) -> TextIO:
         old.flush()
     buffered = io.BufferedWriter(_Stream(descriptor, "wb", closefd=False))
     encoding = None if old is None else old.encoding
-    # Line by line in a pipe and a file as well: a job's log shows what the job does now.
+    # Line buffering also in pipes and files, so that the log of a job is up to date.
     return io.TextIOWrapper(buffered, encoding, errors="backslashreplace", line_buffering=True)
 
 
 _DISK = "check the disk's free space and permissions"
+_LESS_MEMORY = "lower training.batch_size or data.image_size"
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parser of a command's options, which are spelled in full; a mistake raises `ConfigError`.
+    """Argument parser that raises `ConfigError`, and ignores options with an empty value.
 
-    An option with an empty value counts as not given, because ``mlflow run`` passes all of them.
+    ``mlflow run`` passes all options, those that are not set as empty strings.
     """
 
     def __init__(self, prog: str, description: str = "") -> None:
@@ -160,12 +157,10 @@ def run_command(work: Callable[[], None]) -> int:
     with stop_signals():
         try:
             work()
-        except MlprojectError as error:
+        except (MlprojectError, Stopped) as error:
             return _fail(str(error), error.exit_code)
-        except Stopped as stopped:
-            return _fail(str(stopped), stopped.exit_code)
         except MemoryError:
-            return _fail("out of memory; lower training.batch_size or data.image_size", 1)
+            return _fail(f"out of memory; {_LESS_MEMORY}", 1)
         except OSError as error:
             is_gone = isinstance(error, FileNotFoundError)
             hint = "was it deleted or moved while the command ran?" if is_gone else _DISK
@@ -173,32 +168,31 @@ def run_command(work: Callable[[], None]) -> int:
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            remedy = "lower training.batch_size or data.image_size"
             on_gpu = "on a GPU also try data.device_cache=off and training.compile=off"
-            return _fail(f"out of memory; {remedy}; {on_gpu} ({error})", 1)
+            return _fail(f"out of memory; {_LESS_MEMORY}; {on_gpu} ({error})", 1)
     return 0
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    # torch says it in words on a CPU, and with a class of its own on a GPU.
+    # torch has a class for this error on a GPU, but not on a CPU.
     return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def _fail(message: str, exit_code: int) -> int:
-    who = f"{_Voice.name}: " if _Voice.name else ""
-    print(f"{who}error: {message}", file=sys.stderr, flush=True)
+    prefix = f"{_SilencedRank.name}: " if _SilencedRank.name else ""
+    print(f"{prefix}error: {message}", file=sys.stderr, flush=True)
     return exit_code
 
 
-class _Voice:
-    """Name of a silenced rank, as a prefix of its error; empty for the rank that prints."""
+class _SilencedRank:
+    """Name of this rank if it is silenced, to prefix its error with; empty for the main rank."""
 
     name = ""
 
 
 def silence_rank(name: str) -> None:
     """Silence this rank; its error is printed with the rank's name."""
-    _Voice.name = name
+    _SilencedRank.name = name
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
 
@@ -212,7 +206,7 @@ def span(seconds: float) -> str:
 
 def warn(message: str) -> None:
     """Print a warning on stderr."""
-    if not _Voice.name:
+    if not _SilencedRank.name:
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The settings of a run: frozen, documented, and refused at load when they are wrong."""
+"""The settings of a run: frozen, documented, and validated when they are loaded."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from ..errors import ConfigError
 from .config_data import AugmentConfig, DataConfig, Section
-from .config_fields import (
-    Compile,
-    Means,
-    RunName,
-    Stds,
-    Threshold,
-)
+from .config_fields import Compile, Means, RunName, Stds, Threshold
 from .overrides import check_text, explain, flatten, merge_dotted, read_yaml, relevant
+
+__all__ = ["AugmentConfig", "Config", "DataConfig", "TrainingConfig"]
 
 EARLIER: dict[str, dict[str, Any]] = {
     "data": {
@@ -28,59 +24,46 @@ EARLIER: dict[str, dict[str, Any]] = {
     "training": {"backbone_learning_rate": None},
     "model": {"channel_adaptation": "summed"},
 }
-"""What was done before there was a setting for it."""
+"""Settings of later versions, with the values that earlier versions used implicitly."""
 _STORED = {
     "data": {"root_dir", "modalities", "val_fraction", "split_seed", "on_leak", "cache_dir", "augment"},
     "training": {"epochs", "batch_size", "learning_rate", "optimizer", "schedule", "seed", "deterministic"},
 }
-"""Settings that every stored config holds, and that no one writes all by hand."""
+"""Keys of each section that every stored config has; configs written by hand lack some of them."""
 
 
-def modernized(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """``values`` as they are named today: ``model.pretrained: true | false`` is ``model.weights``.
+def migrate_legacy_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Rename old keys, and add the settings that a stored config of an earlier version lacks.
 
-    A stored config holds every setting of its time; what it lacks is what was done then: without
-    ``data.exclude`` it leaves out what was left out, without ``data.fit`` it shows images as they were
-    shown, without ``data.stratify`` it splits as was done, without ``training.backbone_learning_rate`` one
-    rate is that of all, and without ``model.channel_adaptation`` it adapts filters as was done.
+    ``model.pretrained: true | false`` becomes ``model.weights``. Missing settings get the values of
+    `EARLIER`, so that an old run is read, split and trained again as it was.
 
     Raises:
-        ConfigError: ``model.pretrained`` is neither, or stands beside ``model.weights``.
+        ConfigError: ``model.pretrained`` is not a boolean, or ``model.weights`` is set as well.
     """
     sections = {name: section for name, section in values.items() if isinstance(section, Mapping)}
     stored = [name for name, keys in _STORED.items() if sections.get(name, {}).keys() >= keys]
     if stored and "model" in sections:
-        stored.append("model")  # every version stored it, some with no more than a person writes
+        stored.append("model")  # its keys do not show whether it was stored: some versions had few
     values = {**values, **{name: {**EARLIER[name], **sections[name]} for name in stored}}
     model = values.get("model")
     if not (isinstance(model, Mapping) and "pretrained" in model):
         return dict(values)
     pretrained = model["pretrained"]
     if not isinstance(pretrained, bool) or "weights" in model:
-        raise ConfigError(f"{source}: model.pretrained is true or false, and excludes model.weights")
+        raise ConfigError(f"{source}: model.pretrained must be true or false, without model.weights")
     rest = {key: value for key, value in model.items() if key != "pretrained"}
     return {**values, "model": {**rest, "weights": "imagenet" if pretrained else "none"}}
 
 
-__all__ = [
-    "RECORD_KEYS",
-    "AugmentConfig",
-    "Config",
-    "DataConfig",
-    "EvaluationConfig",
-    "ExperimentConfig",
-    "ModelConfig",
-    "TrainingConfig",
-]
-
 RECORD_KEYS = ("best_metrics", "test_metrics", "selection", "updated_at", "mlflow")
-"""Top-level keys of ``config/best_hparams/*.yaml`` that record a result; no settings, so not read here."""
+"""Top-level keys of ``config/best_hparams/*.yaml`` that hold results; they are not settings."""
 
 _SHOWN = 10  # wrong settings in one message
 
 
 class ModelConfig(Section):
-    """Which network, and what it starts from."""
+    """The network, its weights and its input."""
 
     name: str = Field("resnet18", min_length=1, description="any classification model of torchvision")
     weights: str = Field(
@@ -93,104 +76,114 @@ class ModelConfig(Section):
     )
     channel_adaptation: Literal["exact", "summed"] = Field(
         "exact",
-        description="of RGB filters; exact: by each color's mean and std; summed: as if these were equal",
+        description="of RGB filters; exact: with each color's mean and std; summed: without them",
     )
-    mean: Means | None = Field(None, description="per channel, of pixels in [0, 1]; null: the weights' own")
-    std: Stds | None = Field(None, description="goes with mean")
+    mean: Means | None = Field(
+        None, description="per channel, of pixels in [0, 1]; null: of the weights, else of the data"
+    )
+    std: Stds | None = Field(None, description="per channel; set together with mean")
 
     @model_validator(mode="after")
     def _check_statistics(self) -> Self:
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
-            raise ValueError("mean and std are set together, with one value per channel each")
+            raise ValueError("set mean and std together, with one value per channel each")
         return self
 
 
 class TrainingConfig(Section):
-    """How the network is trained."""
+    """Optimization, and how the training runs."""
 
     epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="passes over the training split; auto: by network and weights, as in README.md"
+        "auto", description="number of epochs; auto: by network and weights, see README.md"
     )
-    batch_size: int = Field(
-        32, ge=2, description="images per pass, over all processes; batch normalisation needs two"
-    )
+    batch_size: int = Field(32, ge=2, description="images per forward pass, over all processes")
     gradient_accumulation_steps: int = Field(
-        1, ge=1, description="passes per optimizer step, which sees batch_size times as many images"
+        1, ge=1, description="forward and backward passes per optimizer step"
     )
     learning_rate: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
-        "auto", description="peak learning rate; auto: by network and weights, as in README.md"
+        "auto", description="peak learning rate; auto: by network and weights, see README.md"
     )
     backbone_learning_rate: Literal["auto"] | Annotated[float, Field(gt=0)] | None = Field(
-        "auto", description="of everything but the head; null: learning_rate; auto: by network and weights"
+        "auto", description="of all layers but the head; null: learning_rate; auto: by network and weights"
     )
-    freeze_backbone_epochs: int = Field(0, ge=0, description="first epochs, in which only the head trains")
+    freeze_backbone_epochs: int = Field(
+        0, ge=0, description="first epochs, in which only the head is trained"
+    )
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="adamw, adam, sgd (Nesterov)")
-    weight_decay: float = Field(0.05, ge=0, description="of weights; biases and norms are left out")
+    weight_decay: float = Field(0.05, ge=0, description="weight decay, not applied to biases and norms")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     clip_grad_norm: float | None = Field(
-        None, gt=0, description="longest gradient (L2 norm over all weights); null: any length"
+        None, gt=0, description="maximum L2 norm of the gradient; null: none"
     )
     ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="validate and keep a moving average of the weights; null: the weights"
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights to validate and save; null: none",
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label spread over all classes")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="fraction of each label spread over all classes"
+    )
     sync_batchnorm: bool = Field(
-        False, description="batch norm over the images of all processes (GPUs only), not of each alone"
+        False, description="compute batch norm over the images of all processes; GPUs only"
     )
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: images of rarer classes count for more in the loss"
+        "none", description="balanced: weight the loss by inverse class frequency"
     )
     mixup_alpha: float = Field(
-        0.0, ge=0, description="mix pairs of images and their labels, shares by Beta(alpha, alpha); 0: never"
+        0.0, ge=0, description="mix pairs of images and labels with ratios from Beta(alpha, alpha); 0: off"
     )
     schedule: Literal["cosine", "multistep", "none"] = Field("cosine", description="after the warm-up")
     warmup_epochs: int = Field(1, ge=0, description="epochs of linear warm-up")
-    milestones: tuple[int, ...] = Field((), description="multistep: epochs after which the rate is cut")
-    gamma: float = Field(0.1, gt=0, le=1, description="multistep: factor of each cut")
-    checkpoint_every_minutes: float = Field(10.0, gt=0, description="within an epoch that takes longer")
+    milestones: tuple[int, ...] = Field((), description="multistep: epochs after which gamma is applied")
+    gamma: float = Field(0.1, gt=0, le=1, description="multistep: factor at each milestone")
+    checkpoint_every_minutes: float = Field(
+        10.0, gt=0, description="minutes between checkpoints within an epoch"
+    )
     save_in_background: bool = Field(
-        True, description="train on while a checkpoint is written; takes memory for one, changes no result"
+        True, description="train while a checkpoint is written; needs memory for a copy, changes no result"
     )
     early_stopping_patience: int | None = Field(
         None, ge=1, description="stop after this many epochs without a better val AUC; null: never"
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="mixed precision; auto asks the device"
+        "auto", description="mixed precision; auto: the fastest that the device supports"
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps"
     )
     compile: Compile = Field(
         "auto",
-        description="CUDA graphs (same results, fewer launches); auto: where possible; on: or an error; off",
+        description="CUDA graphs (faster, same results); auto: if possible; on: error if not possible",
     )
-    seed: int = Field(0, ge=0, description="weights, order of images, augmentation, dropout")
+    seed: int = Field(0, ge=0, description="seed of weights, image order, augmentation and dropout")
     deterministic: bool = Field(True, description="deterministic algorithms only: same seed, same bits")
 
     @property
     def images_per_step(self) -> int:
-        """The images whose mean gradient makes one optimizer step."""
+        """Return the number of images per optimizer step."""
         return self.batch_size * self.gradient_accumulation_steps
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
         if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
-            raise ValueError("milestones are epochs from 1 upward, ascending")
+            raise ValueError("milestones must be ascending epochs from 1")
         if self.schedule == "multistep" and not self.milestones:
             raise ValueError("schedule multistep needs milestones, such as [50, 75]")
         return self
 
 
 class EvaluationConfig(Section):
-    """How a probability becomes a decision."""
+    """The operating threshold of the decisions."""
 
     threshold: Threshold = Field(
-        0.5, description="a number, or chosen on validation: youden, sensitivity>=0.90, specificity>=0.90"
+        0.5,
+        description="a number, or chosen on val: youden, sensitivity>=0.90, specificity>=0.90",
     )
 
 
 class ExperimentConfig(Section):
-    """Where results go on disk."""
+    """Name and folder of the results."""
 
     name: RunName | None = Field(None, description="folder and run name; null: exp_{date}_{time}_{run id}")
     output_dir: str = Field("outputs", min_length=1, description="logs, checkpoints, plots and caches")
@@ -216,7 +209,8 @@ class Config(Section):
         Raises:
             ConfigError: A key is unknown, a type wrong or a value out of range; each with its dotted path.
         """
-        settings = {key: value for key, value in modernized(values, source).items() if key not in RECORD_KEYS}
+        migrated = migrate_legacy_keys(values, source)
+        settings = {key: value for key, value in migrated.items() if key not in RECORD_KEYS}
         check_text(flatten(settings), source)
         try:
             # JSON mode is strict about types and yet reads a list as a tuple.
@@ -231,7 +225,7 @@ class Config(Section):
 
     @classmethod
     def from_file(cls, path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a YAML config, or a ``config/best_hparams`` record, which is one too.
+        """Read a YAML config; the files in ``config/best_hparams`` are configs as well.
 
         Args:
             path: The file; None for the defaults.
@@ -240,7 +234,7 @@ class Config(Section):
         Raises:
             ConfigError: The file is missing or not valid YAML, or a setting is wrong.
         """
-        values = {} if path is None else modernized(read_yaml(Path(path)), str(path))
+        values = {} if path is None else migrate_legacy_keys(read_yaml(Path(path)), str(path))
         return cls.from_dict(merge_dotted(values, overrides or {}), "settings" if path is None else str(path))
 
     @staticmethod
@@ -250,11 +244,11 @@ class Config(Section):
         Raises:
             ConfigError: The file is missing or not valid YAML.
         """
-        values = modernized(read_yaml(Path(path)), str(path))
+        values = migrate_legacy_keys(read_yaml(Path(path)), str(path))
         return flatten({key: value for key, value in values.items() if key not in RECORD_KEYS})
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values; tuples become lists."""
+        """Return nested plain values; tuples become lists."""
         values: dict[str, Any] = self.model_dump(mode="json")
         return values
 
@@ -267,7 +261,7 @@ class Config(Section):
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     def flat(self) -> dict[str, Any]:
-        """One value per dotted key, such as ``training.learning_rate``."""
+        """Return one value per dotted key, such as ``training.learning_rate``."""
         return flatten(self.to_dict())
 
     def updated(self, changes: Mapping[str, Any], source: str = "config") -> Self:
@@ -276,15 +270,15 @@ class Config(Section):
 
     @property
     def cache_dir(self) -> Path:
-        """Where decoded images and the demo are kept."""
+        """Return the folder of decoded images and of the demo."""
         return Path(self.data.cache_dir or Path(self.experiment.output_dir) / "cache").expanduser()
 
     @property
     def output_dir(self) -> Path:
-        """The folder of all runs."""
+        """Return the folder of all runs."""
         return Path(self.experiment.output_dir).expanduser()
 
     @property
     def modality(self) -> str:
-        """The modality as one tag; several are joined by ``+`` in the configured order."""
+        """Return the modality as one tag; several are joined by ``+`` in the configured order."""
         return "+".join(self.data.modalities)

@@ -1,4 +1,4 @@
-"""Types of single settings: what a value may be, and the message where it is not."""
+"""Types of single settings, with their validation."""
 
 import re
 from typing import Annotated, Literal
@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 TAG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-"""A modality or a run name: it becomes a folder and a tag, so neither separators nor a leading dot."""
+"""Pattern of modalities and run names, which become names of folders and values of tags."""
 _LONGEST_NAME = 255  # of a folder
 
 
 def _plain_name(name: str) -> str:
     if not re.fullmatch(TAG_PATTERN, name) or ".." in name:
-        raise ValueError(f"{name!r} may hold letters, digits, '.', '_' and '-' only, and no '..'")
+        raise ValueError(f"{name!r} may contain only letters, digits, '.', '_' and '-', and no '..'")
     return name
 
 
@@ -34,7 +34,7 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _ascending(window: tuple[float, float]) -> tuple[float, float]:
     if not window[0] < window[1]:
-        raise ValueError(f"low must be below high, such as [-160, 240]; {list(window)} is not")
+        raise ValueError("low must be below high, such as [-160, 240]")
     return window
 
 
@@ -45,7 +45,7 @@ def _free_name(name: str) -> str:
 
 
 def is_run_name(name: str) -> bool:
-    """Whether a name from a store is one that ``experiment.name`` takes, so that it names one folder."""
+    """Return whether a name from a store is valid for ``experiment.name``, and so names a single folder."""
     try:
         _free_name(_plain_name(name))
     except ValueError:
@@ -54,7 +54,7 @@ def is_run_name(name: str) -> bool:
 
 
 def _switch(value: object) -> object:
-    """YAML reads a bare ``on`` or ``off`` as a truth value."""
+    """Undo YAML's conversion of a bare ``on`` or ``off`` to a boolean."""
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
@@ -69,7 +69,7 @@ EXCLUDE = (
     "{stem}_segmentation.*",
     "{stem}_superpixels.*",
 )
-"""Hidden files, copies and previews of network drives and archives, and masks beside their images."""
+"""Hidden files, previews of network drives, metadata of archives, and segmentation masks."""
 
 
 def _of_names(patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def _of_names(patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _class_name(value: object) -> object:
-    """YAML reads a bare ``0`` as a number and ``true`` as a truth value."""
+    """Undo YAML's conversion of a bare ``0`` to a number; refuse ``true``, whose spelling is lost."""
     if isinstance(value, bool | float):
         raise ValueError(f"YAML reads this as {value!r}; quote the name: --set 'data.positive_class=\"...\"'")
     return str(value) if isinstance(value, int) else value

@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 def is_interactive() -> bool:
-    """Whether a person watches: stdout is a terminal."""
+    """Return whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 
@@ -34,7 +34,7 @@ def bar(description: str, total: int, *, done: int = 0) -> Iterator[Callable[[st
         TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"),
     )
-    # A refresh takes 2 ms of Python, in which training waits; its own text changes as often as this.
+    # Each refresh delays training by 2 ms; the text changes twice per second as well.
     progress = Progress(*columns, console=Console(), disable=not is_interactive(), refresh_per_second=2)
     task = progress.add_task(description, total=total, completed=done, status="")
     with progress:

@@ -1,4 +1,4 @@
-"""Paths that come from a store: only what really lies below a folder of ours is read or deleted."""
+"""Check that paths from a store are below a given folder before they are read or deleted."""
 
 import os
 import shutil
@@ -7,17 +7,15 @@ from pathlib import Path
 
 
 def contained(root: Path, path: Path) -> Path | None:
-    """Return where ``path`` really is, if that is strictly below ``root``.
-
-    Links are followed in ``root``, which is the user's own choice, and nowhere below it.
+    """Return the resolved ``path`` if it is strictly below ``root``; it need not exist.
 
     Args:
-        root: A folder that the user has named.
-        path: A path that starts with ``root``; the rest may hold anything.
+        root: A trusted folder, in whose own path links are followed.
+        path: An untrusted path that starts with ``root``.
 
     Returns:
-        The path with all links in ``root`` resolved; None if a link, ``..``, an absolute part or a
-        character that no path can hold leads elsewhere. Whether anything is there is not looked at.
+        The path with the links in ``root`` resolved; None if the rest contains a link, ``..``, an absolute
+        part or an invalid character.
     """
     try:
         relative, real = path.relative_to(root), root.resolve()
@@ -29,7 +27,7 @@ def contained(root: Path, path: Path) -> Path | None:
 
 
 def is_regular_file(path: Path) -> bool:
-    """Whether a regular file is there, and no link to one."""
+    """Return whether a path is a regular file, not a link to one."""
     try:
         return path.is_file() and not path.is_symlink()
     except (OSError, ValueError):  # too long a name, a NUL byte
@@ -42,10 +40,10 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def remove_tree(root: Path, path: Path) -> None:
-    """Delete a folder and all below it; a folder that is gone already is no error.
+    """Delete a folder and everything below it, if it exists.
 
-    Each step down from ``root`` refuses a link, so that one that takes a folder's place in the meantime
-    leads the deletion nowhere.
+    Each folder below ``root`` is opened without following links, so that a link that replaces a folder in
+    the meantime cannot redirect the deletion.
 
     Args:
         root: A folder without links in its path, as `contained` resolves it.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch._C._distributed_c10d import Store
 
-# For a machine that vanishes; a dead process is noticed at once. Long, since at the first start one rank
-# decodes all images of its machine.
+# Needed only if a machine vanishes, as the end of a process is noticed at once. It must be long, because
+# at the first start one rank of each machine decodes all images.
 _TIMEOUT = timedelta(hours=1)
 _WHAT_NEXT = "the last checkpoint is complete: continue with --resume"
 _FAILURE_SECONDS = 3.0  # for the failed rank to report why, or for the system to report that it has ended
@@ -39,7 +39,7 @@ class ProcessGroup:
         world_size: Number of ranks.
         local_rank: Number of this rank on this machine.
         local_world_size: Number of ranks on this machine.
-        messages: Where ranks leave messages for each other, kept by the launcher; None if there is none.
+        messages: Store for messages between ranks, kept by the launcher; None for a single process.
     """
 
     rank: int = 0
@@ -50,7 +50,7 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Return whether this rank records the run."""
+        """Return whether this rank records the run: rank 0."""
         return self.rank == 0
 
     @property
@@ -59,7 +59,7 @@ class ProcessGroup:
         return self.world_size > 1
 
     def shard(self, length: int) -> range:
-        """Return the part of ``length`` positions; parts differ by one at most, the first is largest."""
+        """Return this rank's positions out of ``length``; sizes differ by at most one."""
         return _shard(length, self.rank, self.world_size)
 
     def all_reduce(self, values: "Tensor") -> "Tensor":
@@ -99,7 +99,7 @@ class ProcessGroup:
                 dist.broadcast(tensor.detach(), 0)
 
     def broadcast_object(self, value: Any = None) -> Any:  # noqa: ANN401
-        """Return the ``value`` of rank 0: plain values and CPU tensors; that of other ranks is ignored."""
+        """Return the ``value`` of rank 0 on all ranks: plain values and CPU tensors."""
         if not self.is_distributed:
             return value
         import torch.distributed as dist
@@ -109,13 +109,13 @@ class ProcessGroup:
         return value if self.is_main else values[0]
 
     def check_same(self, facts: dict[str, Any]) -> None:
-        """Refuse to train if the ranks, perhaps on different machines, differ in data or settings.
+        """Check that all ranks, perhaps on different machines, have the same data and settings.
 
         Args:
-            facts: Values of this rank, by a name to show.
+            facts: Values of this rank by their names in the message.
 
         Raises:
-            ConfigError: On all ranks, if the values of any rank differ from those of rank 0.
+            ConfigError: A value differs from that of rank 0 on any rank; raised on all ranks.
         """
         if not self.is_distributed:
             return
@@ -126,17 +126,17 @@ class ProcessGroup:
             f"{name} is {facts[name]}, and {first[name]}" for name in facts if facts[name] != first[name]
         ]
         where = f"process {self.rank} of {self.world_size} on {socket.gethostname()}"
-        texts: list[str] = [""] * self.world_size
         text = f"{where}: {'; '.join(differing)} in the first process" if differing else ""
+        texts: list[str] = [""] * self.world_size
         dist.all_gather_object(texts, text)
-        if complaints := [found for found in texts if found]:
-            raise ConfigError("; ".join(complaints) + ": all must see the same data and settings")
+        if any(texts):
+            raise ConfigError("; ".join(filter(None, texts)) + ": all must see the same data and settings")
 
     def check_stop(self) -> None:
-        """Stop all ranks at the same step if any of them has received a signal.
+        """Stop all ranks at the same step.
 
         Raises:
-            Stopped: One did.
+            Stopped: A rank has received a stop signal.
         """
         if self.is_distributed:
             import torch
@@ -149,13 +149,13 @@ class ProcessGroup:
 
     @contextmanager
     def synchronized(self) -> Iterator[None]:
-        """Mark a block in which all ranks do the same steps.
+        """Delay stop signals to `check_stop` within the block, so that all ranks stop at the same step.
 
-        Signals are delayed to `check_stop`, so that all ranks stop at the same step. A launcher also signals
-        the other ranks of one that failed; the delay shows which of the two happened.
+        If a rank fails, the launcher sends the same signals to the others. The delay gives them the time to
+        read the message of the failed rank.
 
         Raises:
-            RankError: Another rank has ended; the message says which and why.
+            RankError: Another rank has ended; the message names it and the reason.
         """
         if self.messages is None:
             yield
@@ -165,42 +165,39 @@ class ProcessGroup:
 
     @contextmanager
     def report_rank_failure(self, what_next: str = "") -> Iterator[None]:
-        """Mark a block in which this rank waits for others.
+        """Turn errors that the end of another rank causes within the block into a message about that rank.
 
         Args:
-            what_next: What to add to the message.
+            what_next: Text to add to the message.
 
         Raises:
-            RankError: Another rank has ended; the message says which and why.
+            RankError: Another rank has ended; the message names it and the reason.
         """
         try:
             yield
-        except Stopped:  # a launcher signals the other ranks of one that failed
+        except Stopped:  # perhaps from the launcher, because another rank failed
             if (failure := self._read_failure()) is not None:
                 raise RankError(failure + what_next) from None
             raise
         except RuntimeError as error:
             if self.messages is None or not _is_connection_error(error):
                 raise
-            ignore_stops()  # the launcher signals all ranks that are left
-            self._raise_failure(error, what_next)
+            ignore_stops()  # the launcher is about to signal the remaining ranks
+            failure = f"the connection to the other processes broke ({str(error).splitlines()[0]})"
+            with suppress(RuntimeError):  # the launcher, which keeps the messages, may have ended as well
+                failure = self._find_failed_rank() or failure
+            raise RankError(failure + what_next) from None
 
     def send_failure(self, error: BaseException) -> None:
         """Leave a message for the other ranks about the error that ends this one."""
         if self.messages is None:
             return
         text = error.public if isinstance(error, MlprojectError) else f"{type(error).__name__}: {error}"
-        with suppress(RuntimeError):  # the launcher may be gone
-            self.messages.set(_key("why", self.rank), text)
-
-    def _raise_failure(self, error: RuntimeError, what_next: str) -> NoReturn:
-        failure = f"the connection to the other processes broke ({str(error).splitlines()[0]})"
-        with suppress(RuntimeError):  # the launcher that keeps the messages may be gone as well
-            failure = self._find_failed_rank() or failure
-        raise RankError(failure + what_next) from None
+        with suppress(RuntimeError):  # the launcher may have ended
+            self.messages.set(f"why/{self.rank}", text)
 
     def _find_failed_rank(self) -> str | None:
-        """Return which rank has ended and why; wait for a message, which may arrive late."""
+        """Return which rank has ended and why; wait for its message, which may arrive late."""
         until = time.monotonic() + _FAILURE_SECONDS
         while time.monotonic() < until:
             if (failure := self._read_failure()) is not None:
@@ -215,10 +212,11 @@ class ProcessGroup:
     def _read_failure(self) -> str | None:
         """Return the last message of another rank that ended, None if there is none."""
         store = self.messages
-        with suppress(RuntimeError):  # the launcher that keeps the messages may be gone
+        with suppress(RuntimeError):  # the launcher, which keeps the messages, may have ended
             for rank in self._others():
-                if store is not None and store.check([_key("why", rank)]):
-                    return f"{self._shown(rank)} ended: {store.get(_key('why', rank)).decode()}"
+                key = f"why/{rank}"
+                if store is not None and store.check([key]):
+                    return f"{self._shown(rank)} ended: {store.get(key).decode()}"
         return None
 
     def _others(self) -> list[int]:
@@ -227,7 +225,7 @@ class ProcessGroup:
     def _process(self, rank: int) -> tuple[int, str]:
         """Return process id and host of a rank."""
         assert self.messages is not None
-        pid, _, host = self.messages.get(_key("process", rank)).decode().partition(" ")
+        pid, _, host = self.messages.get(f"process/{rank}").decode().partition(" ")
         return int(pid), host
 
     def _shown(self, rank: int) -> str:
@@ -242,10 +240,10 @@ SINGLE_PROCESS = ProcessGroup()
 def process_group() -> Iterator[ProcessGroup]:
     """Join the process group that ``torchrun`` started; without it, yield a group of one.
 
-    All ranks but the main rank are silent from here on, except for errors.
+    All ranks but the main one are silenced, except for errors.
 
     Raises:
-        RankError: Another rank has ended; the message says which and why.
+        RankError: Another rank has ended; the message names it and the reason.
     """
     ranks = _ranks_of_environment()
     if ranks["world_size"] == 1:
@@ -259,7 +257,7 @@ def process_group() -> Iterator[ProcessGroup]:
     try:
         with group.report_rank_failure():
             yield group
-    except (RankError, Stopped):  # the other ranks know of these
+    except (RankError, Stopped):  # not an error of this rank
         raise
     except BaseException as error:
         group.send_failure(error)
@@ -289,17 +287,13 @@ def connect(own_rank: int) -> "Store":
     dist.init_process_group(backend, store=group_store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
     messages = PrefixStore("messages", store)
     messages.set_timeout(timedelta(seconds=_FAILURE_SECONDS))
-    messages.set(_key("process", own_rank), f"{os.getpid()} {socket.gethostname()}")
+    messages.set(f"process/{own_rank}", f"{os.getpid()} {socket.gethostname()}")
     return messages
 
 
 def _shard(length: int, rank: int, world_size: int) -> range:
     start, end = (-(-length * number // world_size) for number in (rank, rank + 1))
     return range(start, end)
-
-
-def _key(what: str, rank: int) -> str:
-    return f"{what}/{rank}"
 
 
 def _is_connection_error(error: RuntimeError) -> bool:

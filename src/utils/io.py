@@ -1,26 +1,35 @@
-"""Files: written whole or not at all, and opened for reading only if they are regular files."""
+"""Files: atomic writes, links, locks, hashes, temporary files, and reading of regular files only."""
 
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
 from filelock import FileLock
 
 from ..errors import ConfigError
+from .contained import files_below, is_regular_file
 
 TEMP_PREFIX = ".tmp-"
-"""Names of files that were being written; one that is left over after a crash is safe to delete."""
+"""Prefix of temporary files; those of a dead process are safe to delete."""
 
 _SMALL_FILE = 64 * 1024
+_TEMP_OWNER = re.compile(re.escape(TEMP_PREFIX) + r"(\d{1,9})-")
+_DAY, _MINUTE = 86400.0, 60.0
+_RUN_ID_FILE = "run_id"
+_MAX_RUN_ID = 256  # bytes; MLflow's ids have 32
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a named pipe",
@@ -31,27 +40,27 @@ _KINDS = {
 
 
 class NotRegularFileError(OSError):
-    """What was to be read is not a regular file; reading it could wait forever or never end."""
+    """A path is not a regular file, so that reading it might block forever."""
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; never wait for a pipe, a device or a socket.
+    """Open a regular file for reading, without blocking on a pipe, a device or a socket.
 
     Raises:
-        NotRegularFileError: Something else is there; the message names its kind, not the path.
+        NotRegularFileError: It is not a regular file; the message names its kind, not the path.
         OSError: It is missing or cannot be opened.
     """
     _check_regular(path.stat())  # before opening, which alone makes some devices act
-    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 -- a Path takes no opener
+    file = open(path, "rb", opener=_open_nonblocking)  # noqa: SIM115 -- a Path takes no opener
     try:
-        _check_regular(os.fstat(file.fileno()))  # what was opened, whatever the path names by now
+        _check_regular(os.fstat(file.fileno()))  # the path may have changed since the first check
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
@@ -64,7 +73,7 @@ def _check_regular(status: os.stat_result) -> None:
 def _fsync_name(path: Path) -> None:
     """Make a new name in a folder survive a power cut.
 
-    A failure is never tried again: the kernel reports an error once, and a second call succeeds without it.
+    Failures are not retried: the kernel reports an error only once, so that a second call would succeed.
     """
     try:
         handle = os.open(path.parent, os.O_RDONLY)
@@ -79,25 +88,18 @@ def _fsync_name(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that replaces ``path`` when the block ends without an error.
+    """Yield a temporary file, open for writing, that replaces ``path`` if the block ends without an error.
 
-    The temporary lies in the same folder, so that the last step is a rename and never a copy.
-
-    Args:
-        path: The file to write; its folder is made where it is missing.
-
-    Yields:
-        A binary file handle, open for writing.
+    It is in the same folder, which is created if missing, so that the last step is a rename, never a copy.
 
     Raises:
-        OSError: Nothing could be written; ``path`` is as it was. Only where the message says that the
-            file is in place is ``path`` the new file, whole, that a power cut may take back.
+        OSError: Writing failed, and ``path`` is unchanged. If the message says that the file is in place,
+            ``path`` is the complete new file, but a power cut may restore the old one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process in the name: what it leaves when it is killed is known to be nobody's.
+    # The process id in the name shows whether the file is orphaned.
     temp = path.parent / f"{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(8)}{path.suffix}"
-    # Unlike mkstemp's, its mode is that of any new file: the kernel applies the umask, which a process
-    # cannot ask for without changing it under its other threads.
+    # mkstemp would ignore the umask, and reading the umask would change it for other threads.
     handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -108,7 +110,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         temp.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            # A failed write, such as on a full disk, does not know its file; the user needs to.
+            # The error of a failed write, such as on a full disk, does not name the file.
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     _fsync_name(path)
@@ -126,7 +128,7 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 def write_at(file: int, data: bytes, offset: int) -> None:
-    """Write all of ``data`` at an offset of an open file that several processes fill."""
+    """Write all of ``data`` at an offset of an open file, which several processes may fill at once."""
     view = memoryview(data)
     while view:
         done = os.pwrite(file, view, offset)
@@ -136,8 +138,7 @@ def write_at(file: int, data: bytes, offset: int) -> None:
 def atomic_link(source: Path, target: Path) -> None:
     """Make ``target`` a hard link to ``source``, or a copy if the file system has no links.
 
-    An existing ``target`` is replaced in one step. ``source`` must be a file that is only ever
-    replaced, never written in place.
+    An existing ``target`` is replaced atomically. ``source`` must never be written in place.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temp = target.parent / f"{TEMP_PREFIX}{os.getpid()}-{target.name}"
@@ -151,22 +152,93 @@ def atomic_link(source: Path, target: Path) -> None:
                 os.fsync(file.fileno())
         temp.replace(target)
     finally:
-        temp.unlink(missing_ok=True)  # also left behind by a rename between two links to one file
+        temp.unlink(missing_ok=True)  # a rename between two links to the same file does nothing
     _fsync_name(target)
 
 
 def is_temp(path: Path) -> bool:
-    """Return whether a path is a temporary file or folder of an atomic write, by its name."""
+    """Return whether the name of a path is that of a temporary file or folder."""
     return path.name.startswith(TEMP_PREFIX)
 
 
 def remove_temps(folder: Path) -> None:
     """Remove temporary files that dead processes left below a folder that nobody writes to."""
     for left in folder.rglob(f"{TEMP_PREFIX}*"):
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+        _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Temp:
+    """A temporary file or folder.
+
+    Attributes:
+        path: Its path.
+        size: Its size in bytes.
+        age: Seconds since the last write to it.
+        is_orphaned: Whether its process is gone, or it is older than a day.
+    """
+
+    path: Path
+    size: int
+    age: float
+    is_orphaned: bool
+
+    def remove(self) -> None:
+        """Delete it, unless a link has replaced its folder."""
+        folder = self.path.parent
+        if folder.resolve() == Path.cwd().resolve() / folder:
+            _remove(self.path)
+
+
+def find_temps(output: Path, *others: Path) -> list[Temp]:
+    """Find temporary files below ``output`` and directly in the other folders, without following links."""
+    pattern, found = f"{TEMP_PREFIX}*", []
+    paths = [*output.rglob(pattern), *(path for folder in others for path in folder.glob(pattern))]
+    # Only the parent is resolved: a link can be a temporary file itself, but its target is not one.
+    for path in dict.fromkeys(path.parent.resolve() / path.name for path in paths):
+        with suppress(FileNotFoundError):  # its process has finished
+            age = time.time() - path.lstat().st_mtime
+            files = files_below(path) if path.is_dir() and not path.is_symlink() else [path]
+            size = sum(file.lstat().st_size for file in files)
+            found.append(Temp(relative_to_cwd(path), size, age, _is_orphaned(path, age)))
+    return sorted(found, key=lambda temp: temp.path)
+
+
+def _is_orphaned(path: Path, age: float) -> bool:
+    if is_regular_file(path) and is_locked(path):
+        return False
+    owner = _TEMP_OWNER.match(path.name)
+    # The process may run on another machine that shares the folder: wait a minute before calling it gone.
+    is_process_gone = owner is not None and not psutil.pid_exists(int(owner[1])) and age > _MINUTE
+    return is_process_gone or age > _DAY
+
+
+def relative_to_cwd(path: Path) -> Path:
+    """Return a path for messages, relative to the working folder if it is below that."""
+    here = Path.cwd().resolve()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def write_run_id(folder: Path, run_id: str) -> None:
+    """Write a run's id into a folder, which is created if missing, to show whose files it holds."""
+    if read_run_id(folder) != run_id:
+        atomic_write_text(folder / _RUN_ID_FILE, f"{run_id}\n")
+
+
+def read_run_id(folder: Path) -> str | None:
+    """Return the id of the run that a folder belongs to; None if it names none."""
+    path = folder / _RUN_ID_FILE
+    if not is_regular_file(path):
+        return None
+    with path.open("rb") as file:
+        return file.read(_MAX_RUN_ID).decode(errors="replace").strip() or None
 
 
 @contextmanager
@@ -174,11 +246,11 @@ def file_lock(path: Path, timeout: float = -1) -> Iterator[None]:
     """Hold the lock file ``path`` (created if missing) against other processes and threads.
 
     Args:
-        path: The file.
-        timeout: Seconds to wait; -1 waits for as long as it takes.
+        path: The lock file.
+        timeout: Seconds to wait; -1 waits without a limit.
 
     Raises:
-        filelock.Timeout: Somebody else held it all the time.
+        filelock.Timeout: The lock was not released in time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path, timeout=timeout):
@@ -186,13 +258,13 @@ def file_lock(path: Path, timeout: float = -1) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds a lock on a file; it is asked without making, and hardly taking, one."""
+    """Return whether a process holds a lock on a file; no file is created, and no lock is kept."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except (BlockingIOError, PermissionError):  # some file systems say the second for the first
+    except (BlockingIOError, PermissionError):  # some file systems raise the second instead of the first
         return True
     return False
 
@@ -209,10 +281,10 @@ def check_writable(folder: Path) -> None:
 
 
 def checked_output(path: Path, endings: tuple[str, ...]) -> Path:
-    """Return the path of an output file, checked before anything is computed for it.
+    """Return the path of an output file after checking it, before anything is computed.
 
     Raises:
-        ConfigError: It ends otherwise, or there is no folder for it.
+        ConfigError: The suffix is not one of ``endings``, or the parent folder does not exist.
     """
     if path.suffix.lower() not in endings:
         raise ConfigError(f"--output {path}: its ending must be one of {', '.join(endings)}")

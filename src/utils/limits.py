@@ -1,6 +1,7 @@
-"""Limits on what one file may hold, checked before memory is taken; one environment variable raises them all.
+"""Limits on the size of input files, checked before memory is allocated.
 
-They are no settings of a run: they change no result, and a config is itself read under them.
+One environment variable raises all of them. They are not settings, because they change no result, and
+because they also apply to the config file.
 """
 
 import math
@@ -10,18 +11,18 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 
 FACTOR = "MLPROJECT_LIMIT_FACTOR"
-"""Environment variable: every limit is multiplied by it; 1 where it is unset."""
+"""Environment variable that multiplies every limit; 1 if unset."""
 
 HINT = f"For a file that you trust, raise all limits with {FACTOR} in the environment"
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The most of something that is read.
+    """The maximum of one quantity.
 
     Attributes:
-        base: How much, where `FACTOR` is not set.
-        unit: Of what, such as "bytes of one image file".
+        base: The maximum if `FACTOR` is not set.
+        unit: The quantity, such as "bytes of one image file".
     """
 
     base: int
@@ -29,7 +30,7 @@ class Limit:
 
     @property
     def value(self) -> int:
-        """How much is allowed now.
+        """Return the maximum under the current `FACTOR`.
 
         Raises:
             ConfigError: `FACTOR` is not a positive number.

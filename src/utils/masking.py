@@ -1,4 +1,4 @@
-"""URIs for messages: what looks like a secret is masked, in doubt too much of it."""
+"""Mask passwords and other secrets in URIs and messages; if unclear, mask too much."""
 
 import re
 from urllib.parse import unquote_plus
@@ -14,9 +14,9 @@ _ASSIGNMENT = re.compile(
 def masked_uri(uri: str) -> str:
     """Return a URI without passwords.
 
-    A password that nobody has percent-encoded can hold ``/``, ``@``, ``?``, ``&`` and blanks, and then
-    parsers disagree about where it ends. So everything up to the last ``@`` is masked, and everything
-    from the first query key on that looks like a secret's.
+    A password that is not percent-encoded may contain ``/``, ``@``, ``?``, ``&`` and spaces, so that its end
+    is ambiguous. Everything up to the last ``@``, and everything after the first query key that names a
+    secret, is masked.
 
     Args:
         uri: The URI, or a plain path, which is returned as it is.
@@ -34,7 +34,7 @@ def masked_text(text: str, *uris: str) -> str:
 
     Args:
         text: The message.
-        uris: URIs that may be part of it, blanks included.
+        uris: URIs that may be part of it, and may contain spaces.
     """
     for uri in filter(None, uris):
         text = text.replace(uri, masked_uri(uri))

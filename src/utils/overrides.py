@@ -1,4 +1,4 @@
-"""Settings from outside: bounded YAML, dotted keys, and readable errors of pydantic."""
+"""Read settings: size-limited YAML, overrides with dotted keys, and readable pydantic errors."""
 
 import difflib
 import io
@@ -13,20 +13,20 @@ from pydantic import BaseModel
 
 from ..errors import ConfigError
 from .io import open_regular
-from .limits import CONFIG_BYTES, CONFIG_DEPTH, CONFIG_NUMBER, CONFIG_VALUES, Limit
+from .limits import CONFIG_BYTES, CONFIG_DEPTH, CONFIG_NUMBER, CONFIG_VALUES
 
 _MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
-_SHOWN = 200  # characters of what a file holds, in a message
+_MAX_SHOWN = 200  # characters of a value or an error in a message
 
 
 class _TooMuchError(ValueError):
-    """A limit is exceeded; the message says which."""
+    """A limit is exceeded; the message names it."""
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that counts while it parses, so that a few bytes cannot become much memory or time."""
+    """Safe loader that checks limits while it parses, so that a small file cannot use much memory or time."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
         event, before = self.peek_event(), self._values  # type: ignore[no-untyped-call]
         is_alias = isinstance(event, yaml.AliasEvent)
-        # What an alias stands for is counted each time: whoever reads the result walks through it each time.
+        # An alias counts like its target, because readers of the result visit the target each time.
         self._values += self._anchored.get(event.anchor, 1) if is_alias else 1
         self._depth += 1
         for (limit, most), amount in zip(self._limits, (self._values, self._depth), strict=True):
@@ -56,9 +56,9 @@ class _Loader(yaml.SafeLoader):
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:  # noqa: ANN401
         node: yaml.ScalarNode = super().compose_scalar_node(anchor)
-        # 1:30 is 90 in YAML 1.1; the time that takes grows with the square of the length.
-        if node.tag in _NUMBERS:
-            _check(CONFIG_NUMBER, len(node.value))
+        # YAML 1.1 reads 1:30 as 90; the time to do so grows with the square of the length.
+        if node.tag in _NUMBERS and (excess := CONFIG_NUMBER.excess(len(node.value))):
+            raise _TooMuchError(excess)
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401
@@ -74,7 +74,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-# PyYAML follows YAML 1.1, where a float needs a dot and a signed exponent; people write 1e-4.
+# In YAML 1.1, which PyYAML follows, a float needs a dot and a signed exponent; users write 1e-4.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
@@ -82,16 +82,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _check(limit: Limit, amount: int) -> None:
-    if excess := limit.excess(amount):
-        raise _TooMuchError(excess)
-
-
 def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 -- any YAML value
     """Return the value of a YAML text.
 
     Raises:
-        ConfigError: The text is no YAML, asks for a Python object, or exceeds a limit.
+        ConfigError: The text is not valid YAML, has a tag of a Python object, or exceeds a limit.
     """
     try:
         return _Loader(text).get_single_data()
@@ -102,7 +97,7 @@ def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 -- any YAML value
             "could not determine a constructor for the tag", "refused the tag"
         )
         raise ConfigError(
-            f"{source}: only plain YAML values are read: {problem[:_SHOWN]}{_place(error)}"
+            f"{source}: only plain YAML values are read: {problem[:_MAX_SHOWN]}{_place(error)}"
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not valid YAML: {_first_line(error)}{_place(error)}") from None
@@ -130,7 +125,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
-        ConfigError: The file is missing, unreadable, too large, no YAML, or no mapping.
+        ConfigError: The file is missing, unreadable, too large, not valid YAML, or not a mapping.
     """
     values = parse_yaml(read_text(path), str(path))
     if values is None:
@@ -143,7 +138,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(getattr(error, "problem", None) or error).splitlines()[0][:_SHOWN]
+    return str(getattr(error, "problem", None) or error).splitlines()[0][:_MAX_SHOWN]
 
 
 def _place(error: Exception) -> str:
@@ -152,7 +147,7 @@ def _place(error: Exception) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """One value per dotted key, such as ``training.learning_rate``."""
+    """Return one value per dotted key, such as ``training.learning_rate``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -163,10 +158,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def merge_dotted(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` (nested) with the dotted keys of ``changes`` laid over them.
+    """Return nested ``values`` with the dotted keys of ``changes`` replaced.
 
     Raises:
-        ConfigError: A key leads below something that is no section.
+        ConfigError: A dotted key names a setting inside of something that is not a section.
     """
     merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
     for dotted, value in changes.items():
@@ -184,7 +179,7 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
     """Read ``dotted.key=value`` items; values are YAML, so ``1e-4``, ``null`` and ``[A, P]`` work.
 
     Raises:
-        ConfigError: An item has no ``=``, or its value is no YAML.
+        ConfigError: An item has no ``=``, or its value is not valid YAML.
     """
     changes: dict[str, Any] = {}
     for item in items:
@@ -200,20 +195,17 @@ def split_overrides(text: str) -> list[str]:
     return [item for item in re.split(r",(?=\s*[a-z_]+(?:\.[a-z_]+)+=)", text) if item.strip()]
 
 
-_LONG = 200
-
-
 def explain(config: type[BaseModel], problem: dict[str, Any]) -> str:
-    """Says what is wrong with a setting, by its dotted key.
+    """Return a message with the dotted key for one of the ``errors()`` of pydantic's ``ValidationError``.
 
     Args:
-        config: The config that was to be made.
-        problem: One of the ``errors()`` of pydantic's ``ValidationError``.
+        config: The class whose validation failed.
+        problem: The error.
     """
     path = [str(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
         return _unknown_key(config, path)
-    # Pydantic names the branch of a union in the path (``image_size.int``): only keys are ours.
+    # Pydantic adds the branch of a union to the path (``image_size.int``); only the keys are shown.
     known = [part for part in path if part.isdigit() or re.fullmatch(r"[a-z_]+", part)]
     while known and known[-1] in {"int", "float", "str", "literal", "constrained"}:
         known.pop()
@@ -222,43 +214,43 @@ def explain(config: type[BaseModel], problem: dict[str, Any]) -> str:
 
 
 def relevant(problems: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out what only confuses, unless nothing else is left.
+    """Return the errors without misleading consequences of others.
 
-    A tuple with a bad item is also reported as too short, and a number out of range also as not being the
-    word (``auto``) that may stand in its place.
+    A tuple with a bad item is also reported as too short, and a number out of range also as not equal to the
+    alternative word (``auto``).
     """
     places = Counter(problem["loc"][:-1] for problem in problems)
 
-    def confuses(problem: Mapping[str, Any]) -> bool:
+    def is_misleading(problem: Mapping[str, Any]) -> bool:
         *place, branch = problem["loc"] or ("",)
         is_word = str(branch).startswith("literal[") and places[tuple(place)] > 1
         return problem["type"] == "too_short" or (is_word and not isinstance(problem["input"], str))
 
-    return [dict(p) for p in problems if not confuses(p)] or [dict(p) for p in problems]
+    return [dict(p) for p in problems if not is_misleading(p)] or [dict(p) for p in problems]
 
 
 def check_text(settings: Mapping[str, Any], source: str) -> None:
-    """Refuse a path or another text that is not UTF-8, which no store and no YAML can hold.
+    """Refuse text that is not valid UTF-8, such as a path, because stores and YAML cannot represent it.
 
     Args:
         settings: Values by their dotted keys.
-        source: Where they came from.
+        source: Where they came from, for messages.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: A value is not valid UTF-8.
     """
     for key, value in settings.items():
         if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
             shown = value.encode("utf-8", "backslashreplace").decode()
             raise ConfigError(
-                f"{source}: {key}: {shown} is not text in UTF-8; rename the file or folder, or give a "
-                "link to it that has a plain name (ln -s)"
+                f"{source}: {key}: {shown} is not valid UTF-8; rename the file or folder, or use a "
+                "link to it with another name (ln -s)"
             )
 
 
 def _shown(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= _LONG else f"{text[:_LONG]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _unknown_key(config: type[BaseModel], path: list[str]) -> str:
@@ -270,4 +262,4 @@ def _unknown_key(config: type[BaseModel], path: list[str]) -> str:
     prefix = "".join(f"{part}." for part in path[:-1])
     near = difflib.get_close_matches(path[-1], section.model_fields, n=1, cutoff=0.5)
     hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
-    return f"{'.'.join(path)[:_LONG]}: unknown key; {hint}"
+    return f"{'.'.join(path)[:_MAX_SHOWN]}: unknown key; {hint}"

@@ -1,4 +1,4 @@
-"""What the process runs on: device, precision, threads, seeds, signals."""
+"""The process: device, precision, threads, seeds, determinism and stop signals."""
 
 import gc
 import os
@@ -20,10 +20,9 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Stopped(BaseException):
-    """Ctrl-C, SIGTERM or the end of its terminal (SIGHUP) asked the process to end.
+    """The process was asked to end by Ctrl-C, SIGTERM, or SIGHUP (its terminal was closed).
 
-    Like ``KeyboardInterrupt`` it derives from ``BaseException``, so that no ``except Exception``
-    on the way swallows it.
+    A ``BaseException``, like ``KeyboardInterrupt``, so that no ``except Exception`` catches it.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -32,7 +31,7 @@ class Stopped(BaseException):
 
 
 class _Stop:
-    """What a signal has asked for, and whether the moment is right."""
+    """Pending signal, and how many `uninterrupted` blocks delay it."""
 
     depth = 0
     pending: int | None = None
@@ -41,7 +40,7 @@ class _Stop:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delay a signal's `Stopped` to the end of the block, so that related writes stay together."""
+    """Delay `Stopped` to the end of the block, so that related writes are not separated."""
     _Stop.depth += 1
     try:
         yield
@@ -60,7 +59,7 @@ def raise_pending() -> None:
     """Raise the signal that waits for the end of an `uninterrupted` block; in any thread.
 
     Raises:
-        Stopped: There is one.
+        Stopped: A signal is pending.
     """
     if _Stop.pending is not None:
         number, _Stop.pending = _Stop.pending, None
@@ -75,7 +74,7 @@ def answer_stop(number: int) -> Stopped:
 
 
 def is_ending() -> bool:
-    """Return whether this process was asked to end, so that threads do not keep it waiting."""
+    """Return whether this process was asked to end, so that threads must finish at once."""
     return _Stop.is_ending
 
 
@@ -83,7 +82,7 @@ def ignore_stops() -> None:
     """Ignore SIGTERM and SIGHUP, as this process is about to end; Ctrl-C ends it at once."""
     _Stop.is_ending = True
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # `mlflow run` answers Ctrl-C with a SIGTERM to its child, which is busy ending its run by then.
+    # At Ctrl-C, `mlflow run` also sends SIGTERM to its child, which is already ending its run by then.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
@@ -92,7 +91,7 @@ def ignore_stops() -> None:
 def stop_signals() -> Iterator[None]:
     """Raise `Stopped` at the first Ctrl-C, SIGTERM or SIGHUP in the block; a second Ctrl-C ends at once.
 
-    SIGHUP, which a terminal sends as it closes, stays ignored where ``nohup`` has made it so.
+    SIGHUP stays ignored if ``nohup`` has set it so.
     """
     _Stop.depth, _Stop.pending, _Stop.is_ending = 0, None, False
 
@@ -115,10 +114,10 @@ def stop_signals() -> Iterator[None]:
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Within the block Python does not look for reference cycles.
+    """Disable Python's garbage collector within the block, and exclude the objects created in it afterwards.
 
-    Imports make objects by the million that all stay, and it looks through them again and again: a
-    quarter of the start of a command. Afterwards it leaves alone what is there by then.
+    Imports create millions of permanent objects; scanning them again and again takes a quarter of the start
+    of a command.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -126,12 +125,12 @@ def collection_paused() -> Iterator[None]:
         yield
     finally:
         if was_enabled:
-            gc.freeze()  # else the next look would take what was saved
+            gc.freeze()  # else the next collection would scan all of them
             gc.enable()
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: a container's quota counts, and so does its affinity."""
+    """Return the number of cores that this process may use, by its affinity and its container's quota."""
     from joblib import cpu_count
 
     return int(cpu_count())
@@ -140,26 +139,26 @@ def usable_cores() -> int:
 def fit_threads(sharing: int = 1) -> None:
     """Limit torch's threads to the usable cores: torch counts those of the host, not of the container.
 
-    What the user says by ``OMP_NUM_THREADS`` stays. Processes that train together share the cores;
-    ``torchrun`` would give each a single one, which it says in the same variable.
+    The user's ``OMP_NUM_THREADS`` has priority, except for the value 1 in a distributed training, which
+    ``torchrun`` sets by default. There the ranks divide the cores.
 
     Args:
-        sharing: Processes on this machine that train together.
+        sharing: Number of ranks on this machine.
     """
     import torch
 
-    said = os.environ.get("OMP_NUM_THREADS")
-    if sharing > 1 and said == "1":
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if sharing > 1 and threads == "1":
         torch.set_num_threads(max(1, usable_cores() // sharing))
-    elif said is None:
+    elif threads is None:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep memory that is freed, to be used again; Linux with glibc only.
+    """Let the C library reuse freed memory instead of returning it to the kernel; glibc only.
 
-    It gives large blocks back to the kernel, which clears each page again: on a CPU, where every step
-    frees and allocates the same activations, a fifth of the time. The process's memory stays at its peak.
+    The kernel clears each page that it returns. On a CPU, where every step frees and allocates the same
+    activations, this takes a fifth of the time. The memory of the process stays at its peak.
 
     Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
     """
@@ -175,8 +174,8 @@ def keep_freed_memory() -> None:
 def derive_seed(*parts: int) -> int:
     """Return a 63-bit seed derived from whole numbers such as ``(seed, epoch, rank)``.
 
-    Deriving every stream from its place in the run, instead of drawing from one long stream, lets a
-    resumed run continue exactly without a snapshot of any generator.
+    Each random stream is derived from its place in the run, so that a resumed run continues exactly without
+    the state of any generator.
 
     Source: NumPy's ``SeedSequence`` (O'Neill's ``seed_seq`` mixing).
     """
@@ -186,8 +185,8 @@ def derive_seed(*parts: int) -> int:
 def seed_everything(*parts: int) -> None:
     """Seed torch's global generators (dropout, weight initialization) from ``parts``.
 
-    ``torch.manual_seed`` also prepares, with a stack trace, the seeds of every kind of device that is not
-    used: up to a millisecond in each step.
+    ``torch.manual_seed`` also prepares seeds for all devices that are not used, which takes up to a
+    millisecond per step.
     """
     import torch
 
@@ -204,11 +203,11 @@ def pick_device(name: str, place: int | None = None) -> "torch.device":
 
     Args:
         name: As in ``training.device``.
-        place: Which of the processes on this machine asks, where several train together: each takes a
-            GPU of its own, and none MPS, over which they could not talk. None where it is alone.
+        place: Local rank in a distributed training, where each rank uses its own GPU, and MPS is not
+            possible; None for a single process.
 
     Raises:
-        ConfigError: The device is not there.
+        ConfigError: The device is not available.
     """
     import torch
 
@@ -216,33 +215,35 @@ def pick_device(name: str, place: int | None = None) -> "torch.device":
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         if name not in ("cpu", "cuda"):
-            raise ConfigError(f"training.device: {name} is one device, and several processes train: use auto")
+            raise ConfigError(
+                f"training.device: {name} is a single device, and several processes train; use auto"
+            )
         name = f"cuda:{place}" if name == "cuda" else name
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(device for device in ("cuda", "mps", "cpu") if available[device])
     kind, _, index = name.partition(":")
     if not available[kind] or (index and int(index) >= torch.cuda.device_count()):
-        there = ", ".join(device for device, is_there in available.items() if is_there)
-        raise ConfigError(f"training.device: {name} is not available here; use auto or one of: {there}")
+        names = ", ".join(device for device, is_available in available.items() if is_available)
+        raise ConfigError(f"training.device: {name} is not available here; use auto or one of: {names}")
     return torch.device(name)
 
 
 def to_device(values: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
     """Copy a batch to the device; to a GPU asynchronously."""
     if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()  # from any other memory the copy would wait
+        values = values.pin_memory()  # the copy is asynchronous only from pinned memory
     return values.to(device, non_blocking=True)
 
 
 def pick_autocast(precision: Precision, device: "torch.device") -> "torch.dtype | None":
     """Return the dtype of mixed precision on ``device``, or None for plain float32.
 
-    ``auto`` takes bfloat16 where the hardware has it. A CPU without AVX512-bf16 or AMX runs
-    bfloat16 more than ten times slower than float32, so there it stays with float32.
+    ``auto`` is bfloat16 if the hardware supports it. On a CPU without AVX512-bf16 or AMX it is float32,
+    because bfloat16 is more than ten times slower there.
 
     Raises:
-        ConfigError: float16 on a CPU, which has no loss scaling here.
+        ConfigError: float16 is requested on a device other than CUDA.
     """
     import torch
 
@@ -257,16 +258,9 @@ def pick_autocast(precision: Precision, device: "torch.device") -> "torch.dtype 
     return None
 
 
-def device_name(device: "torch.device") -> str:
-    """Return the GPU's name, or the type of any other device."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 @contextmanager
 def determinism(enabled: bool) -> Iterator[None]:
-    """Within the block torch uses deterministic algorithms only, if ``enabled``."""
+    """Let torch use only deterministic algorithms within the block, if ``enabled``."""
     import torch
 
     if not enabled:
@@ -275,10 +269,10 @@ def determinism(enabled: bool) -> Iterator[None]:
     # cuBLAS is deterministic only with this set before its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
-    memory: Any = torch.utils.deterministic  # typed as a module, and it is more
+    memory: Any = torch.utils.deterministic  # its type hides the attribute
     filled = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    # Else every tensor is filled with NaN before it is computed: 2 to 4 % of a step of ResNet-18 on a CPU.
+    # By default every new tensor is filled with NaN: 2 to 4 % of a step of ResNet-18 on a CPU.
     memory.fill_uninitialized_memory = False
     try:
         yield
@@ -288,19 +282,20 @@ def determinism(enabled: bool) -> Iterator[None]:
 
 
 def environment(device: "torch.device | None" = None) -> dict[str, Any]:
-    """Return what a result depends on besides config and data: versions, number of threads, device."""
+    """Return what results depend on besides config and data: versions, number of threads, device."""
     import platform
 
     import torch
 
     from .torchvision_import import torchvision
 
+    is_gpu = device is not None and device.type == "cuda"
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
-        "device": device_name(device or torch.device("cpu")),
+        "device": torch.cuda.get_device_name(device) if is_gpu else getattr(device, "type", "cpu"),
         "platform": platform.platform(terse=True),
     }

@@ -1,4 +1,4 @@
-"""CSV files, read in bounded memory, and text in them that spreadsheets must not run as a formula."""
+"""CSV files: read them in bounded memory, and escape text that spreadsheets would run as a formula."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from typing import TextIO
 from .io import open_regular
 from .limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_LINE, TABLE_ROWS
 
-# A number may begin with a sign: no spreadsheet runs it, and readers need it as it is.
+# Numbers with a sign are not formulas, and are not escaped.
 _FORMULA = re.compile(r"(?![+-]?\d+(?:\.\d+)?\Z)[=+\-@\t\r]", re.ASCII)
 _ESCAPED = re.compile(r"'+[=+\-@\t\r]")
 
@@ -32,7 +32,7 @@ def unescape_formula(text: str) -> str:
 
 
 class TableError(ValueError):
-    """A file is not a CSV table that can be read; the message does not name the file."""
+    """A file is not a readable CSV table; the message does not name the file."""
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -60,13 +60,13 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _lines(text: TextIO) -> Iterator[str]:
-    """Yield the lines of a file; never hold more than one line's limit."""
+    """Yield the lines of a file; a line that is too long is never read completely."""
     longest = TABLE_LINE.value
     for number, line in enumerate(iter(lambda: text.readline(longest + 1), ""), start=1):
         if len(line) > longest:
             _check(f"line {number}: {TABLE_LINE.excess(len(line))}")
         if "\0" in line:
-            raise TableError(f"line {number} holds a NUL byte, so this is not a text file")
+            raise TableError(f"line {number} contains a NUL byte, so this is not a text file")
         yield line
 
 

@@ -1,8 +1,8 @@
-"""The one door to torchvision.
+"""Import torchvision, also with a CPU-only torch; all other modules import it from here.
 
-torchvision's Linux wheel is built against CUDA. Beside a CPU-only torch its compiled operators do
-not load, and importing it fails while it registers their shapes. Nothing here needs those operators
-(they serve detection), so only where that failure occurs the import is repeated without that step.
+torchvision's Linux wheel is built against CUDA. With a CPU-only torch its compiled operators do not load,
+and its import fails when it registers their shapes. This project does not need these operators, which are
+for detection. If the import fails for this reason, it is repeated without the registration.
 """
 
 import importlib

@@ -1,8 +1,8 @@
-"""Zip files that have a single meaning, as ``torch.save`` and ``torch.export.save`` write them.
+"""Check that a zip file is unambiguous, as ``torch.save`` and ``torch.export.save`` write them.
 
 A zip file describes its entries up to four times: in an end record, a central directory, local headers
-and data descriptors. Readers differ in which of these they believe, so that one file can show something
-harmless to a check by ``zipfile`` and something else to torch's own reader.
+and data descriptors. Readers use different ones of these, so that a malicious file could look harmless to
+``zipfile`` and contain something else for torch's own reader.
 """
 
 import struct
@@ -13,19 +13,19 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _DESCRIPTORS = (struct.Struct("<4s3L"), struct.Struct("<4sL2Q"))
 _END, _END_64, _LOCATOR = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
 _HAS_DESCRIPTOR, _UTF8 = 0x8, 0x800
-_MOST = 0xFFFFFFFF  # what a field of 32 bits holds where the number needs 64
+_MOST = 0xFFFFFFFF  # marks a 32-bit field whose value is stored with 64 bits elsewhere
 
 
 def check_layout(file: IO[bytes], archive: zipfile.ZipFile) -> None:
     """Check that every reader finds the same entries in an archive as ``zipfile`` does.
 
     Args:
-        file: What the archive was opened from; its position changes.
-        archive: The archive.
+        file: The open file; its position changes.
+        archive: The archive in that file.
 
     Raises:
-        ValueError: An entry is compressed or there twice, entries do not follow one another from the first
-            byte on, or what describes them disagrees.
+        ValueError: An entry is compressed or duplicated, there are gaps between entries, or their
+            descriptions disagree.
         struct.error: The file ends within a header.
     """
     position, names = 0, set[str]()

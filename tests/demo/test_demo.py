@@ -137,7 +137,7 @@ def test_something_else_under_that_name_is_refused_and_kept(tmp_path: Path) -> N
     mine = tmp_path / "demo-v1" / "mine.txt"
     mine.parent.mkdir()
     mine.write_text("keep")
-    with pytest.raises(DataError, match="move away what is there"):
+    with pytest.raises(DataError, match="move that folder away"):
         make_demo(tmp_path)
     assert mine.read_text() == "keep"
     assert not list(tmp_path.glob(f"{TEMP_PREFIX}*"))

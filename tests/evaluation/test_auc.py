@@ -195,11 +195,11 @@ def test_perfect_and_constant_models_have_an_interval_that_clusters_widen() -> N
     for scores, auc_of in ((labels * 0.8 + 0.1, 1.0), (np.full(60, 0.5), 0.5)):
         found = interval(labels, both(scores), alone)
         clustered = interval(labels, both(scores), pairs_of_images)
-        assert found.auc == pytest.approx(auc_of)
+        assert found.value == pytest.approx(auc_of)
         assert (found.low, found.high) == pytest.approx(newcombe(auc_of, 20, 40))
         # Nothing varies: as if both images of a patient were one.
         assert (clustered.low, clustered.high) == pytest.approx(newcombe(auc_of, 20, 40, 2.0))
-        assert (found.method, clustered.method) == ("Newcombe", "Newcombe, by patient")
+        assert (found.note, clustered.note) == ("Newcombe", "Newcombe, by patient")
 
 
 def test_the_design_effect_is_the_ratio_of_the_two_variances() -> None:
@@ -228,8 +228,8 @@ def test_too_few_of_a_class(counts: tuple[int, int], images: int, method: str) -
     labels = np.repeat([0, 1], counts)
     scores = both(np.random.default_rng(0).uniform(0.1, 0.9, len(labels)))
     found = interval(labels, scores, list(np.arange(len(labels)) // images))
-    assert found.auc == pytest.approx(auc(labels, scores))
-    assert found.method == method
+    assert found.value == pytest.approx(auc(labels, scores))
+    assert found.note == method
     assert math.isnan(found.low) == math.isnan(found.high) == method.startswith("too few")
 
 
@@ -242,7 +242,7 @@ def test_three_classes() -> None:
     for _ in range(300):
         logits = centers + random.normal(0, 1, (300, 3))
         found = interval(labels, np.exp(logits), [None] * 300)
-        values.append((found.auc, found.low, found.high))
+        values.append((found.value, found.low, found.high))
     truth = np.mean([value for value, _, _ in values])
     assert 0.92 <= np.mean([low <= truth <= high for _, low, high in values]) <= 0.99
 
@@ -251,10 +251,10 @@ def test_three_classes() -> None:
 def test_undefined(method: str) -> None:
     labels = np.zeros(4, dtype=np.int64)
     found = interval(labels, both(np.full(4, 0.5)), [0, 1, 2, 3] if method == "known" else [None] * 4)
-    assert math.isnan(found.auc)
+    assert math.isnan(found.value)
     assert math.isnan(found.low)
     one_positive = interval(np.array([0, 0, 1]), both(np.array([0.1, 0.6, 0.5])), [None] * 3)
-    assert one_positive.auc == 0.5
+    assert one_positive.value == 0.5
     assert math.isnan(one_positive.high)  # one positive says nothing of how positives vary
     one_patient = interval(np.array([0, 0, 1]), both(np.array([0.1, 0.6, 0.5])), [0, 1, 2])
     assert math.isnan(one_patient.high)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from src.errors import DataError
-from src.evaluation.predictions import read_predictions, write_predictions
+from src.evaluation.predictions import Predictions, read_predictions, write_predictions
 
 ROW = st.tuples(
     st.one_of(st.none(), st.integers(0, 2**40)),
@@ -19,14 +19,8 @@ ROW = st.tuples(
 
 
 def write(path: Path, classes: tuple[str, ...] = ("benign", "malignant")) -> None:
-    write_predictions(
-        path,
-        samples=["a1", "b2"],
-        patients=[7, None],
-        labels=np.array([0, 1]),
-        probabilities=np.array([[0.9, 0.1], [1 / 3, 2 / 3]]),
-        classes=classes,
-    )
+    probabilities = np.array([[0.9, 0.1], [1 / 3, 2 / 3]])
+    write_predictions(path, Predictions(("a1", "b2"), (7, None), np.array([0, 1]), probabilities, classes))
 
 
 def test_the_table_has_the_agreed_columns_and_full_precision(tmp_path: Path) -> None:
@@ -47,14 +41,9 @@ def test_round_trip_is_exact(rows: list[tuple[int | None, int, list[float]]]) ->
     labels = np.array([row[1] for row in rows], dtype=np.int64)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "val.csv"
-        write_predictions(
-            path,
-            samples=[f"hash{i}" for i in range(len(rows))],
-            patients=[row[0] for row in rows],
-            labels=labels,
-            probabilities=probabilities,
-            classes=["a", "b", "c"],
-        )
+        samples = tuple(f"hash{i}" for i in range(len(rows)))
+        patients = tuple(row[0] for row in rows)
+        write_predictions(path, Predictions(samples, patients, labels, probabilities, ("a", "b", "c")))
         back = read_predictions(path)
     assert back.samples == tuple(f"hash{i}" for i in range(len(rows)))
     assert back.patients == tuple(row[0] for row in rows)
@@ -159,13 +148,7 @@ def test_lengths_that_do_not_fit_leave_the_older_table_alone(tmp_path: Path) -> 
     before = path.read_bytes()
     with pytest.raises(ValueError, match="3 classes"):
         write(path, ("a", "b", "c"))
+    wrong = Predictions(("a1", "b2"), (7,), np.array([0, 1]), np.full((2, 2), 0.5), ("a", "b"))
     with pytest.raises(ValueError, match="shorter"):
-        write_predictions(
-            path,
-            samples=["a1", "b2"],
-            patients=[7],
-            labels=np.array([0, 1]),
-            probabilities=np.full((2, 2), 0.5),
-            classes=["a", "b"],
-        )
+        write_predictions(path, wrong)
     assert path.read_bytes() == before

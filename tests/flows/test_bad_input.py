@@ -299,7 +299,7 @@ CASES: dict[str, tuple[Prepare, list[str]]] = {
     ),
     "a manifest with a NUL": (
         lambda f: manifest(f, "path,label,modality\nA/train/pos/p000_1.png,p\0s,A\n"),
-        ["manifest.csv: line 2 holds a NUL byte"],
+        ["manifest.csv: line 2 contains a NUL byte"],
     ),
     "deflated DICOM that becomes 4 GB": (
         partial(hostile_image, name="x.dcm", write=hostile.deflated_dicom),

@@ -232,7 +232,7 @@ CASES: dict[str, Case] = {
         ("No such file or directory: 'outputs/", "was it deleted or moved while the command ran?"),
         delete_outputs,
         has_checkpoint=False,
-        resumed="outputs/logs/exp_... is not here",
+        resumed="outputs/logs/exp_... does not exist",
     ),
     "output folder became read-only": Case(
         "FAILED",

@@ -159,7 +159,7 @@ def test_the_encoder_of_a_vision_transformer_is_no_prefix(prefix: str) -> None:
 @pytest.mark.parametrize("prefixes", [("encoder.", "backbone."), ("", "model."), ("module.", "")])
 def test_two_networks_that_fit_are_refused(tmp_path: Path, state: State, prefixes: tuple[str, str]) -> None:
     content = prefixed(state, prefixes[0]) | prefixed(make_state(seed=8), prefixes[1])
-    with pytest.raises(ModelError, match=r"with\s+different values.* in a file of its own"):
+    with pytest.raises(ModelError, match=r"with\s+different values.* in a separate file"):
         built(saved(tmp_path, content))
 
 
@@ -256,9 +256,9 @@ def raw(header: object, data: bytes = bytes(8)) -> bytes:
         (raw(b"\xff\xfe"), "decode"),
         (raw(b"[" * 100_000), "nested too deeply"),
         (raw([1]), "not a JSON object"),
-        (raw(b'{"a": %s, "a": %s}' % ((json.dumps(entry()).encode(),) * 2)), "names a key twice"),
-        (raw({"a": 1}), "lacks one of"),
-        (raw({"a": entry(more=1)}), "or has more"),
+        (raw(b'{"a": %s, "a": %s}' % ((json.dumps(entry()).encode(),) * 2)), "duplicate key"),
+        (raw({"a": 1}), "must have exactly"),
+        (raw({"a": entry(more=1)}), "must have exactly"),
         (raw({"a": entry(dtype="F8_E4M3")}), "type F8_E4M3"),
         (raw({"a": entry(dtype=["F32"])}), "is of the type"),
         (raw({"a": entry(shape=[-2])}), "whole numbers"),

@@ -192,7 +192,7 @@ def test_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None
     "content", [{"epoch": 3}, [1, 2], {}, torch.zeros(2), {"model": {1: torch.zeros(1)}}]
 )
 def test_file_without_state_dict_is_refused(tmp_path: Path, content: object) -> None:
-    with pytest.raises(ModelError, match="holds no state dict"):
+    with pytest.raises(ModelError, match="contains no state dict"):
         resnet(saved(tmp_path, content))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from src.data.dataset import Dataset, load_dataset
 from src.evaluation.metrics import evaluate, softmax
-from src.evaluation.predictions import write_predictions
+from src.evaluation.predictions import Predictions, write_predictions
 from src.tracking.logged_model import save_model
 from src.tracking.store import open_store
 from src.training.optim import resolve_defaults
@@ -127,14 +127,8 @@ def make_run(
     }
     stored = "" if " " in modality else resolve_defaults(Config.from_dict(config)).to_yaml()
     client.log_text(run_id, stored, "config.yaml")
-    write_predictions(
-        Path("val.csv"),
-        samples=val.hashes,
-        patients=val.patients,
-        labels=val.labels,
-        probabilities=softmax(logits),
-        classes=dataset.classes,
-    )
+    made = Predictions(val.hashes, val.patients, val.labels, softmax(logits), dataset.classes)
+    write_predictions(Path("val.csv"), made)
     client.log_artifact(run_id, "val.csv", "predictions")
     Path("val.csv").unlink()
     _log_model(client, number, run_id, exported(quality if logged_quality is None else logged_quality, salt))

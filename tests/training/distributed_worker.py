@@ -26,6 +26,7 @@ class ByteRecorder(StateRecorder):
     """Keeps every checkpoint, as bytes."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.kept: list[bytes] = []
 
     def save_epoch(self, checkpoint: Mapping[str, Any], metrics: Mapping[str, float], **_: bool) -> None:

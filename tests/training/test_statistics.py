@@ -89,8 +89,8 @@ def test_one_value_per_channel_is_needed(dataset: Dataset) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mean": [0.5]}, "mean and std are set together"),
-        ({"std": [0.5]}, "mean and std are set together"),
+        ({"mean": [0.5]}, "set mean and std together"),
+        ({"std": [0.5]}, "set mean and std together"),
         ({"mean": [0.5], "std": [0.5, 0.5]}, "with one value per channel each"),
         ({"mean": [], "std": []}, "mean"),
         ({"mean": [0.5], "std": [0]}, r"model\.std\.0: Input should be greater than 0"),

@@ -288,7 +288,7 @@ def test_batches_prepared_together_are_those_prepared_alone(
     for batch, want in zip(together, alone, strict=True):
         torch.testing.assert_close(batch.images, want.images, rtol=0, atol=1e-6)
         assert torch.equal(batch.targets, want.targets)
-        assert batch.share.length == want.share.length
+        assert batch.shard.batch_length == want.shard.batch_length
 
 
 def test_synchronized_batch_norm_is_refused_on_a_cpu(dataset: Dataset) -> None:

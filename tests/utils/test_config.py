@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from src.errors import ConfigError
 from src.training.optim import resolve_defaults
-from src.utils.config import Config, modernized
+from src.utils.config import Config, migrate_legacy_keys
 from src.utils.overrides import merge_dotted, parse_overrides, split_overrides
 from tests.conftest import ROOT
 
@@ -96,7 +96,9 @@ def test_a_stored_config_adapts_filters_as_the_build_that_wrote_it() -> None:
 
 
 def test_an_option_wins_over_the_pretrained_of_an_older_file() -> None:
-    merged = merge_dotted(modernized({"model": {"pretrained": True}}, "old.yaml"), {"model.weights": "none"})
+    merged = merge_dotted(
+        migrate_legacy_keys({"model": {"pretrained": True}}, "old.yaml"), {"model.weights": "none"}
+    )
     assert Config.from_dict(merged).model.weights == "none"
 
 
@@ -204,7 +206,7 @@ def test_a_class_may_be_named_by_a_number() -> None:
 
 
 def test_a_path_that_is_not_utf_8_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"data\.root_dir: .*udcff is not text in UTF-8; rename"):
+    with pytest.raises(ConfigError, match=r"data\.root_dir: .*udcff is not valid UTF-8; rename"):
         Config().updated({"data.root_dir": "caf\udcff"})
 
 
