@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..errors import DataError
 from ..utils.cli import warn
@@ -23,8 +23,7 @@ from .pixels import BadImage, DecodedImage, Header, ImageFormat, Pixels, render
 from .samples import Sample
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """One image to decode, and its offsets in the array."""
 
     sample: Sample
@@ -76,12 +75,19 @@ def _decode(
 ) -> FileInfo:
     try:
         image = read(task.sample)
-        info = _with_pixels(task.info, image)
         pixels = render(image, image_format).tobytes()
     except BadImage as bad:
         return task.info.with_error(bad)
     task.place.write(file, pixels)
-    return info
+    return replace(
+        task.info,
+        sha=sha256(image.content),
+        observed=(float(image.values.min()), float(image.values.max())),
+        full=image.full,
+        own=image.own,
+        levels=image.levels_name,
+        corrected=image.corrected,
+    )
 
 
 def decode_again(
@@ -110,18 +116,6 @@ def decode_again(
     return pixels
 
 
-def _with_pixels(info: FileInfo, image: DecodedImage) -> FileInfo:
-    return replace(
-        info,
-        sha=sha256(image.content),
-        observed=(float(image.values.min()), float(image.values.max())),
-        full=image.full,
-        own=image.own,
-        levels=image.levels_name,
-        corrected=image.corrected,
-    )
-
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -129,13 +123,14 @@ _FEW = 256  # fewer images are done before worker processes would have started
 _CHUNK = 32
 
 
-class Workers:
+class Workers(ExitStack):
     """Worker processes, started when there is enough work; a context manager that ends them.
 
     Processes rather than threads, because reading image files holds the GIL.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._pools: dict[bool, Executor] = {}
 
     def map(
@@ -166,17 +161,10 @@ class Workers:
 
     def _pool(self, in_memory: bool) -> Executor:
         if in_memory not in self._pools:
-            self._pools[in_memory] = ThreadPoolExecutor(usable_cores()) if in_memory else _processes()
+            pool = ThreadPoolExecutor(usable_cores()) if in_memory else _processes()
+            self._pools[in_memory] = pool
+            self.callback(pool.shutdown, cancel_futures=True)
         return self._pools[in_memory]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for pool in self._pools.values():
-            pool.shutdown(cancel_futures=True)
 
 
 def _processes() -> Executor:

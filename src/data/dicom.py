@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..utils.io import open_regular
-from ..utils.limits import IMAGE_VALUES
+from ..utils.limits import IMAGE_PIXELS, IMAGE_VALUES
 from .dicom_file import BARE_BYTES, DicomFile, check_palette, check_pixel_data, is_bare
 from .dicom_gray import check_high_bit, decode_gray, text_of, used_bits
 from .names import normalize_patient
-from .pixels import BadImage, DecodedImage, Header, check_limit, check_pixels, open_image
+from .pixels import BadImage, DecodedImage, Header, check_limit, open_image
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -118,7 +118,7 @@ def _header(path: Path, dataset: "Dataset") -> Header:
     if "Rows" not in dataset or "Columns" not in dataset:
         raise BadImage(f"{path}: holds no image (it may be a report, a plan or a waveform)")
     height, width, bits = int(dataset.Rows), int(dataset.Columns), int(dataset.get("BitsStored") or 8)
-    check_pixels(path, width, height)
+    check_limit(path, IMAGE_PIXELS, width * height)
     frames = int(dataset.get("NumberOfFrames") or 1)
     check_limit(path, IMAGE_VALUES, width * height * frames * int(dataset.get("SamplesPerPixel") or 1))
     if frames > 1:

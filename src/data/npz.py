@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..utils.io import open_regular
-from ..utils.limits import ARRAY_BYTES, NPZ_DIRECTORY, NPZ_IMAGES, Limit
+from ..utils.limits import ARRAY_BYTES, IMAGE_PIXELS, NPZ_DIRECTORY, NPZ_IMAGES, Limit
 from .names import is_like_split, name_splits
-from .pixels import DecodedImage, Header, Pixels, check_pixels
+from .pixels import DecodedImage, Header, Pixels, check_limit
 from .samples import SPLITS, UNKNOWN, Listing, Sample, order_classes
 
 _SUFFIX = ".npy"
@@ -227,7 +227,7 @@ def images_of(arrays: Arrays, path: Path, name: str) -> Pixels:
         raise DataError(
             f"{path}: {name} has shape {shape} and type {dtype}; uint8 (N, H, W) or (N, H, W, 3) is needed"
         )
-    check_pixels(f"{path}: {name}", shape[1], shape[2])
+    check_limit(f"{path}: {name}", IMAGE_PIXELS, shape[1] * shape[2])
     if excess := NPZ_IMAGES.excess(shape[0]):
         raise DataError(f"{path}: {name}: refused as too large: {excess}")
     return arrays[name].view(np.uint8)

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..utils.limits import HINT, IMAGE_PIXELS
-from .pixels import BadImage, DecodedImage, Header, check_pixels, open_image
+from .pixels import BadImage, DecodedImage, Header, check_limit, open_image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}) | frozenset(
     {".jpe", ".jfif", ".webp", ".gif", ".jp2", ".j2k", ".pgm", ".ppm"}
@@ -68,7 +68,7 @@ def read_header(path: Path) -> Header:
 
 
 def _header(path: Path, image: Image.Image) -> Header:
-    check_pixels(path, image.width, image.height)
+    check_limit(path, IMAGE_PIXELS, image.width * image.height)
     # Not n_frames, for which Pillow reads through all pages of a TIFF. The further pictures of a phone's
     # JPEG (MPO: previews, depth, gain maps) are no pages; its first one is the image.
     if getattr(image, "is_animated", False) and image.format != "MPO":

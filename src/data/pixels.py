@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..utils.io import open_regular
-from ..utils.limits import IMAGE_BYTES, IMAGE_PIXELS, Limit
+from ..utils.limits import IMAGE_BYTES, Limit
 
 Pixels = NDArray[np.uint8]
 """``(H, W)`` gray or ``(H, W, 3)`` RGB."""
@@ -133,8 +133,7 @@ def to_8_bits(picture: DecodedImage, configured: Range | None) -> Pixels:
     """
     scaled = _scaled(picture, configured)
     if picture.full is None:
-        pixels: Pixels = scaled
-        return pixels
+        return scaled
     np.rint(scaled, out=scaled)
     np.clip(scaled, 0, 255, out=scaled)
     seen = scaled.astype(np.uint8)
@@ -212,15 +211,6 @@ def resize(pixels: Pixels, size: int, channels: int) -> Pixels:
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     array = np.asarray(image)
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
-
-
-def check_pixels(path: object, width: int, height: int) -> None:
-    """Refuse an image of too many pixels before it is decoded.
-
-    Raises:
-        BadImage: There are too many pixels.
-    """
-    check_limit(path, IMAGE_PIXELS, width * height)
 
 
 def check_limit(path: object, limit: Limit, amount: int) -> None:

@@ -103,17 +103,17 @@ def _side(trained: TrainedModel, dataset: Dataset, split: str) -> Cases:
 
 
 def _all(trained: TrainedModel, inputs: Inputs) -> Cases:
-    labels = np.array([record.label for record in inputs.records], dtype=np.int64)
+    labels = inputs.records.labels
     unknown = int((labels == UNKNOWN).sum())
     if unknown:
         raise DataError(
             f"the class of {unknown} of {len(labels)} images is not told, so they cannot be judged; put each "
             f"into a folder named as its class ({', '.join(trained.classes)}), or name it in a manifest"
         )
-    told = [record.patient for record in inputs.records]
-    numbers = {name: index for index, name in enumerate(sorted({name for name in told if name}))}
-    patients = tuple(numbers[name] if name else None for name in told)
-    samples = tuple(record.sample for record in inputs.records)
+    named = sorted({name for name in inputs.records.patients if name})
+    numbers = {name: index for index, name in enumerate(named)}
+    patients = tuple(numbers.get(name) for name in inputs.records.patients)
+    samples = tuple(inputs.records.samples)
     lines = sorted(
         f"{trained.classes[label]}\t{patient}\t{sample}"
         for label, patient, sample in zip(labels, patients, samples, strict=True)

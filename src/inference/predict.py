@@ -117,10 +117,10 @@ def _described(trained: TrainedModel, inputs: Inputs) -> "DataFrame":
     records = inputs.records
     return DataFrame(
         {
-            "image": [record.key for record in records],
-            "sample": [record.sample for record in records],
-            "patient": [record.patient or None for record in records],
-            "label": [None if r.label == UNKNOWN else trained.classes[r.label] for r in records],
+            "image": records.keys.tolist(),
+            "sample": records.samples,
+            "patient": [patient or None for patient in records.patients],
+            "label": [None if label == UNKNOWN else trained.classes[label] for label in records.labels],
         }
     )
 
