@@ -7,8 +7,8 @@ image. ``packs/`` holds one array of resized uint8 images per modality, named by
 import errno
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -29,7 +29,7 @@ from .file_index import FileIndex
 from .file_table import FORMAT, FileTable, concatenate_tables
 from .image_array import ImageArray
 from .npz import read_again
-from .pixels import ImageFormat, Pixels
+from .pixels import ImageFormat
 from .samples import Listing, Sample
 
 AUTO_SIZE_LIMIT = 224
@@ -46,7 +46,7 @@ class DecodedListing:
         pixels: The decoded images, black for unreadable ones.
         rows: int64 ``(R,)``, row of each readable image in ``pixels``.
         samples: The readable samples, in the order of ``rows``.
-        entries: What is known of each.
+        table: Information on their files.
         bad: One message per image that could not be read.
     """
 
@@ -88,8 +88,9 @@ def decode_listings(
     path = cache_dir / "index" / f"{root}-v{FORMAT}.npz"
     arrays = ArrayCache(cache_dir / "packs", int(config.cache_gb * GIGABYTE))
     try:
-        with _exclusive(path.with_suffix(".lock"), listings[0].root), Workers() as workers:
-            cache = _Cache(FileIndex.load(path), arrays, workers)
+        with ExitStack() as held:
+            _lock(held, path.with_suffix(".lock"), listings[0].root)
+            cache = _Cache(FileIndex.load(path), arrays, held.enter_context(Workers()))
             if rehash:
                 for listing in listings:
                     cache.index.forget(listing.samples)
@@ -101,16 +102,13 @@ def decode_listings(
         raise DataError(f"{cache_dir}: the cache of decoded images cannot be written: {error}") from None
 
 
-@contextmanager
-def _exclusive(lock: Path, root: Path) -> Iterator[None]:
+def _lock(held: ExitStack, lock: Path, root: Path) -> None:
     """Hold the lock of a root; warn if waiting takes long."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(file_lock(lock, _SILENT_WAIT))
-        except Timeout:
-            warn(f"waiting for another process that decodes the images of {root}")
-            held.enter_context(file_lock(lock))
-        yield
+    try:
+        held.enter_context(file_lock(lock, _SILENT_WAIT))
+    except Timeout:
+        warn(f"waiting for another process that decodes the images of {root}")
+        held.enter_context(file_lock(lock))
 
 
 def _read_headers(listing: Listing, cache: _Cache) -> FileTable:
@@ -161,28 +159,19 @@ def _decode_listing(
     pixels = cache.arrays.find(_array_name(table, image_format), shape) if is_known else None
     if pixels is None:
         pixels = _build_array(listing, table, cache, image_format)
-    pixels.decode_again = _redecoder(listing, table, image_format)
     rows = np.flatnonzero(table.has_pixels)
     is_whole = len(rows) == len(table)
+    # Lambdas keep what they use: this one must not keep `listing.read`, which may hold images in memory.
+    read, samples = read_again if listing.in_memory else listing.read, listing.samples
+    pixels.decode_again = lambda row: decode_again(read, image_format, samples[row], next(table.pick([row])))
     return DecodedListing(
         listing,
         pixels,
         rows=rows,
-        samples=listing.samples if is_whole else [listing.samples[row] for row in rows],
+        samples=samples if is_whole else [samples[row] for row in rows],
         table=table if is_whole else table.take(rows),
         bad=() if is_whole else tuple(filter(None, table.each(lambda shared: shared.error))),
     )
-
-
-def _redecoder(listing: Listing, table: FileTable, image_format: ImageFormat) -> Callable[[int], Pixels]:
-    """Return a function that decodes a row again; it keeps no images in memory."""
-    read, samples = read_again if listing.in_memory else listing.read, listing.samples
-
-    def decode(row: int) -> Pixels:
-        (entry,) = table.pick([row])
-        return decode_again(read, image_format, samples[row], entry)
-
-    return decode
 
 
 def _array_name(table: FileTable, image_format: ImageFormat) -> str:

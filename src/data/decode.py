@@ -85,7 +85,7 @@ def _decode(
         observed=(float(image.values.min()), float(image.values.max())),
         full=image.full,
         own=image.own,
-        levels=image.levels_name,
+        levels=image.levels.name if image.levels else "",
         corrected=image.corrected,
     )
 

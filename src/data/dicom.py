@@ -134,11 +134,7 @@ def _header(path: Path, dataset: "Dataset") -> Header:
 
 
 def _check_photometric(path: Path, dataset: "Dataset") -> None:
-    """Refuse a missing, unknown or contradictory PhotometricInterpretation; normalize its spelling.
-
-    Raises:
-        BadImage: The pixels cannot be interpreted.
-    """
+    """Refuse a missing, unknown or contradictory PhotometricInterpretation; normalize its spelling."""
     photometric = text_of(dataset, "PhotometricInterpretation")
     if not photometric:
         raise BadImage(f"{path}: names no PhotometricInterpretation, such as MONOCHROME2 or RGB; add it")
@@ -200,9 +196,8 @@ def _stored_pixels(path: Path, dataset: "Dataset") -> NDArray[Any]:
         raise BadImage(f"{path}: colour of {bits} bits is not read; convert it to 8 bits")
     if photometric in _JPEG_2000 and "JPEG 2000" not in syntax.name:
         raise BadImage(f"{path}: {photometric} without JPEG 2000 is not read; convert it to RGB")
-    dataset.pixel_array_options(
-        correct_unused_bits=False
-    )  # `used_bits` does it, and refuses wrong BitsStored
+    # `used_bits` clears unused bits, and refuses a wrong BitsStored.
+    dataset.pixel_array_options(correct_unused_bits=False)
     try:
         return np.asarray(dataset.pixel_array)
     except Exception:  # each decoder of pydicom raises other errors
@@ -219,7 +214,11 @@ def _palette_colours(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> ND
     from pydicom.pixels.processing import apply_color_lut
 
     if not dataset.file_meta.TransferSyntaxUID.is_little_endian:
-        _swap_palette(dataset)
+        # pydicom reads the palette as little-endian.
+        for color in ("Red", "Green", "Blue", "Alpha"):
+            element = f"{color}PaletteColorLookupTableData"
+            if element in dataset:
+                dataset[element].value = np.frombuffer(dataset[element].value, ">u2").byteswap().tobytes()
     count, first, _ = dataset.RedPaletteColorLookupTableDescriptor
     count = count or 2**16
     # Clipped to the table: pydicom computes positions in the data type of its entries.
@@ -228,14 +227,6 @@ def _palette_colours(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> ND
     if colours.dtype == np.uint8 and count > 2**8:
         raise BadImage(f"{path}: a palette of {count} colours of 8 bits is not read; convert it to RGB")
     return (colours >> 8 if colours.dtype == np.uint16 else colours).astype(np.uint8)
-
-
-def _swap_palette(dataset: "Dataset") -> None:
-    """Swap the bytes of a big-endian palette, which pydicom reads as little-endian."""
-    for color in ("Red", "Green", "Blue", "Alpha"):
-        element = f"{color}PaletteColorLookupTableData"
-        if element in dataset:
-            dataset[element].value = np.frombuffer(dataset[element].value, ">u2").astype("<u2").tobytes()
 
 
 def _first_line(error: Exception) -> str:

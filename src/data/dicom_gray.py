@@ -2,14 +2,14 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..utils.io import sha256
 from .dicom_file import has_embedded_overlay
-from .pixels import OWN_LEVELS, BadImage, DecodedImage, Range
+from .pixels import OWN_LEVELS, BadImage, DecodedImage, Levels, Range
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -38,13 +38,6 @@ def check_high_bit(path: Path, dataset: "Dataset") -> None:
             f"{path}: HighBit is {int(high)} and BitsStored is {bits}, so it is unclear which bits hold the "
             f"pixels; convert it to HighBit {bits - 1}"
         )
-
-
-class Levels(NamedTuple):
-    """Gray levels that a file asks for by other means than a linear window, and what names the means."""
-
-    pixels: NDArray[np.uint8]
-    name: str
 
 
 def decode_gray(
@@ -92,8 +85,7 @@ def decode_gray(
         own=own,
         inverted=inverted,
         no_window=no_window,
-        levels=None if levels is None else levels.pixels,
-        levels_name="" if levels is None else levels.name,
+        levels=levels,
         corrected=tuple(what for what, is_there in corrected.items() if is_there),
     )
 
@@ -135,11 +127,7 @@ def used_bits(path: Path, dataset: "Dataset", stored: NDArray[Any], padding: Mas
 
 
 def _complete_rescale(path: Path, dataset: "Dataset") -> bool:
-    """Fill in the slope or the intercept if the other one is given; pydicom rescales only with both.
-
-    Returns:
-        Whether that changes the values.
-    """
+    """Fill in a missing slope or intercept, since pydicom needs both; return whether values change."""
     given = {keyword: _number(path, dataset, keyword) for keyword in _RESCALE}
     has_one = any(value is not None for value in given.values())
     for keyword, default in _RESCALE.items():
@@ -153,11 +141,7 @@ def _complete_rescale(path: Path, dataset: "Dataset") -> bool:
 
 
 def _number(path: Path, dataset: "Dataset", keyword: str) -> float | None:
-    """Return an element that is one number, None if it is missing or empty.
-
-    Raises:
-        BadImage: It is something else.
-    """
+    """Return an element that is one number, None if it is missing or empty; refuse anything else."""
     try:
         value = dataset.get(keyword)
         return None if value is None or value == "" else float(value)
@@ -166,11 +150,7 @@ def _number(path: Path, dataset: "Dataset", keyword: str) -> float | None:
 
 
 def _rescaled(path: Path, dataset: "Dataset", used: NDArray[Any]) -> tuple[NDArray[np.float32], Range]:
-    """Return the values in the units of the file, and what they could be.
-
-    Raises:
-        BadImage: The rescaling gives no usable values.
-    """
+    """Return the values in the units of the file, and the range that they could have."""
     from pydicom.pixels.processing import apply_modality_lut
 
     bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
@@ -191,9 +171,6 @@ def _is_inverted(path: Path, dataset: "Dataset") -> bool:
     """Return whether low values are bright.
 
     An X-ray in MONOCHROME1 has the shape INVERSE as well, which is the same inversion (PS3.3, C.8.11.1).
-
-    Raises:
-        BadImage: The presentation look-up table is of a kind that is not read.
     """
     shape = text_of(dataset, "PresentationLUTShape")
     if shape not in ("", "IDENTITY", "INVERSE"):
@@ -207,10 +184,7 @@ def _blacken(
     """Set the padding to the darkest value that is possible, unless it is dark already.
 
     It is dark if the file's own window shows it black or, without a window, if no pixel is darker. Such
-    padding, as of -2000 in a CT, keeps its value, and the image its hash.
-
-    Returns:
-        Whether it was not.
+    padding, such as -2000 in a CT, keeps its value, and the image its hash. Return whether it was changed.
     """
     sign, dark = (-1, full[1]) if inverted else (1, full[0])
     if own is not None:
@@ -243,11 +217,7 @@ def own_window(dataset: "Dataset") -> Range | None:
 
 
 def _window(dataset: "Dataset") -> tuple[str, float, float] | None:
-    """Return function, center and width of the first window of a file, None if it has none or one of width 0.
-
-    Raises:
-        ValueError: It is malformed.
-    """
+    """Return function, center and width of a file's first window, None if it has none or one of width 0."""
     try:
         center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
     except (ValueError, TypeError, OverflowError):

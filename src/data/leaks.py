@@ -3,7 +3,7 @@
 import csv
 import io
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,9 +109,7 @@ def find_leaks(splits: Iterable[str], keys: Iterable[str | None]) -> Leaks:
 
 def describe_leaks(leaks: Leaks, what: str) -> str:
     """Return a summary such as ``1 image in train and test``, "" without leaks."""
-    pairs: dict[str, int] = defaultdict(int)
-    for found in leaks.values():
-        pairs[" and ".join(split for split in SPLITS if split in found)] += 1
+    pairs = Counter(" and ".join(split for split in SPLITS if split in found) for found in leaks.values())
     return ", ".join(
         f"{count} {what}{'s' if count > 1 else ''} in {where}" for where, count in sorted(pairs.items())
     )

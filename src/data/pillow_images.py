@@ -112,13 +112,12 @@ def _corrected(image: Image.Image) -> tuple[str, ...]:
     """Return what earlier versions decoded incorrectly in an image."""
     is_deep = image.mode in _16_BITS
     orientation = image.getexif().get(_ORIENTATION, 1)
-    is_plain_tiff = isinstance(image, TiffImageFile) and image.info.get("compression") == "raw"
+    is_tiff = isinstance(image, TiffImageFile)
+    is_plain_tiff = is_tiff and not is_deep and image.info.get("compression") == "raw"
     is_transparent = image.has_transparency_data and (is_deep or _alpha(image).getextrema()[0] != 255)
     found = {
         "16-bit image with an orientation": is_deep and orientation in range(2, 9),
-        "uncompressed TIFF with an orientation of 5 to 8": not is_deep
-        and is_plain_tiff
-        and orientation in range(5, 9),
+        "uncompressed TIFF with an orientation of 5 to 8": is_plain_tiff and orientation in range(5, 9),
         "16-bit TIFF with WhiteIsZero": is_deep and _tiff_tag(image, _PHOTOMETRIC) == (_WHITE_IS_ZERO,),
         "image with transparent pixels": is_transparent,
     }
@@ -130,11 +129,7 @@ def _alpha(image: Image.Image) -> Image.Image:
 
 
 def _check_samples(path: Path, image: Image.Image) -> None:
-    """Refuse samples that Pillow would change: it keeps the upper byte of 16-bit colors and drops signs.
-
-    Raises:
-        BadImage: The image has such samples.
-    """
+    """Refuse samples that Pillow would change: it keeps the upper byte of 16-bit colors and drops signs."""
     if image.mode not in _16_BITS and _sample_bits(image) > 8:
         raise BadImage(
             f"{path}: colour, or gray with transparency, of more than 8 bits is not read; convert it to 8 "
@@ -172,11 +167,7 @@ def _deep_values(image: Image.Image) -> NDArray[np.uint16]:
 
 
 def _on_black(path: Path, image: Image.Image, mode: str) -> Image.Image:
-    """Return an image pasted on black: pixels under transparency are not meant to be visible.
-
-    Raises:
-        BadImage: All pixels are transparent.
-    """
+    """Return an image pasted on black: pixels under transparency are not meant to be visible."""
     if not image.has_transparency_data:
         return image.convert(mode)
     alpha = _alpha(image)

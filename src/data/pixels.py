@@ -62,6 +62,13 @@ class Header(NamedTuple):
     bits: int = 8
 
 
+class Levels(NamedTuple):
+    """Gray levels that a file defines by other means than a linear window, and a key for them."""
+
+    pixels: Pixels
+    name: str
+
+
 @dataclass(frozen=True)
 class DecodedImage:
     """One decoded image.
@@ -73,9 +80,7 @@ class DecodedImage:
         inverted: Whether low values are bright (DICOM's MONOCHROME1).
         no_window: Why the file's own gray levels cannot be applied, so that a window must be configured; ""
             if they can.
-        levels: Gray levels that the file defines by other means than a window, before inversion; None if
-            none.
-        levels_name: Key of these gray levels, "" if none.
+        levels: Gray levels that the file defines by other means than a window, before inversion, or None.
         corrected: What earlier versions decoded incorrectly.
     """
 
@@ -84,8 +89,7 @@ class DecodedImage:
     own: Range | None = None
     inverted: bool = False
     no_window: str = ""
-    levels: Pixels | None = None
-    levels_name: str = ""
+    levels: Levels | None = None
     corrected: tuple[str, ...] = ()
 
     @property
@@ -145,7 +149,7 @@ def _scaled(picture: DecodedImage, configured: Range | None) -> NDArray[Any]:
     if configured is None and picture.no_window:
         raise BadImage(picture.no_window, lasting=False)  # another run may configure one
     if configured is None and picture.levels is not None:
-        return picture.levels.astype(np.float32)
+        return picture.levels.pixels.astype(np.float32)
     window = applied_window(picture.own, picture.full, configured)
     if window is None:
         return picture.values

@@ -1,7 +1,6 @@
 """Shortcuts: file properties and image shapes that reveal the class and could be learned instead."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple
@@ -25,15 +24,8 @@ _GROUPS = 10
 _SHOWN_CLASSES, _SHOWN_VALUES, _SHOWN_FILES = 4, 2, 5
 
 
-@dataclass(frozen=True)
-class _Property:
-    """A property of files.
-
-    Attributes:
-        name: What it is.
-        values: The number of each file's value, counted from 0.
-        value_name: Names a value.
-    """
+class _Property(NamedTuple):
+    """A property of files: its name, the number of each file's value (from 0), and a name for each value."""
 
     name: str
     values: NDArray[np.int64]
@@ -113,11 +105,8 @@ def _properties(table: FileTable) -> Iterator[_Property]:
 
 
 def _of_shared(name: str, table: FileTable, value: Callable[[SharedInfo], str]) -> _Property:
-    found = list(map(value, table.numbers))
-    names = sorted(set(found))
-    numbers = {each: number for number, each in enumerate(names)}
-    values = np.array([numbers[each] for each in found], dtype=np.int64)
-    return _Property(name, values[table.rows["shared"]], names.__getitem__)
+    names, numbers = np.unique(list(map(value, table.numbers)), return_inverse=True)
+    return _Property(name, numbers[table.rows["shared"]], names.__getitem__)
 
 
 def _cross(values: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> Counts:

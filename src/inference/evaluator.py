@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from ..data.dataset import Dataset, load_dataset
 from ..data.image_array import ImageSource
-from ..data.loading import load_batches, sequential_batches
 from ..data.samples import UNKNOWN
 from ..data.sources import Inputs, load_inputs
 from ..errors import ConfigError, DataError
@@ -20,7 +19,6 @@ from ..evaluation.predictions import write_predictions
 from ..evaluation.score_plots import save_score_plots
 from ..models.forward import predict_logits
 from ..utils.config import DataConfig
-from ..utils.console import track
 from ..utils.io import sha256
 from .trained import TrainedModel
 
@@ -167,9 +165,7 @@ class Judgement:
 
 def judge(trained: TrainedModel, cases: Cases) -> Judgement:
     """Score a model on the images, in float32, at its recorded threshold."""
-    batches = sequential_batches(np.arange(len(cases.labels)), trained.config.training.batch_size)
-    network = trained.network
-    images = track(load_batches(cases.images, batches, network.device), cases.split, len(batches))
+    network, images = trained.network, trained.batches(cases.images, cases.split)
     probabilities = softmax(predict_logits(network.model, network.spec, images, device=network.device))
     by_image = estimate(cases.labels, probabilities, cases.patients, trained.threshold)
     patients = by_patient(cases.labels, probabilities, cases.patients)

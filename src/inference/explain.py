@@ -1,8 +1,8 @@
 """Where a network looks: Grad-CAM overlays of its most wrong and its surest decisions."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,6 @@ from .evaluator import Judgement
 from .trained import TrainedModel
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _FINE, _COARSEST = 4, 2
@@ -64,27 +63,18 @@ def _maps(trained: TrainedModel) -> list[Layer]:
     """Every layer but the whole that gives a map, in the order in which they end."""
     found: list[Layer] = []
     network = trained.network
-    with _watching(network.model, found), eval_mode(network.model), torch.inference_mode():
+
+    def record(path: str, _module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            found.append(Layer(path, output.shape[2], output.shape[3]))
+
+    with ExitStack() as hooks, eval_mode(network.model), torch.inference_mode():
+        for path, module in network.model.named_modules():
+            if path:
+                hooks.callback(module.register_forward_hook(partial(record, path)).remove)
         shape = (1, network.spec.channels, network.spec.size, network.spec.size)
         network.model(torch.zeros(shape, device=network.device))
     return found
-
-
-@contextmanager
-def _watching(model: nn.Module, found: list[Layer]) -> Iterator[None]:
-    def hook_of(path: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
-                found.append(Layer(path, output.shape[2], output.shape[3]))
-
-        return hook
-
-    hooks = [m.register_forward_hook(hook_of(path)) for path, m in model.named_modules() if path]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def grad_cam(
@@ -154,13 +144,15 @@ def _draw_group(
         place.axis("off")
     for i, position in enumerate(chosen):
         row, column = 2 * (i // columns), i % columns
-        image = _shown(pixels[i])
-        _draw_image(axes[row, column], image)
-        _draw_overlay(axes[row + 1, column], image, maps[i])
-        told = names[judgement.cases.labels[position]]
+        image, peak = _shown(pixels[i]), float(maps[i].max())
+        for axis in (axes[row, column], axes[row + 1, column]):
+            axis.imshow(image, cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255)
+        heat = maps[i] / peak if peak > 0 else maps[i]
+        axes[row + 1, column].imshow(heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
+        label = names[judgement.cases.labels[position]]
         probability = judgement.probabilities[position, decisions[i]]
         axes[row, column].set_title(
-            f"is {told}\ndecided {names[decisions[i]]}\np = {probability:.3f}", fontsize=7
+            f"is {label}\ndecided {names[decisions[i]]}\np = {probability:.3f}", fontsize=7
         )
 
 
@@ -168,13 +160,3 @@ def _shown(pixels: Tensor) -> NDArray[np.uint8]:
     """RGB as it is; of anything else the first channel: (S, S) or (S, S, 3)."""
     array: NDArray[np.uint8] = pixels.numpy()
     return array.transpose(1, 2, 0) if len(array) == 3 else array[0]
-
-
-def _draw_image(axes: "Axes", image: NDArray[np.uint8]) -> None:
-    axes.imshow(image, cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255)
-
-
-def _draw_overlay(axes: "Axes", image: NDArray[np.uint8], heat: NDArray[np.float32]) -> None:
-    _draw_image(axes, image)
-    peak = float(heat.max())
-    axes.imshow(heat / peak if peak > 0 else heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1)

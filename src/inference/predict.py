@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ..data.loading import load_batches, sequential_batches
 from ..data.samples import UNKNOWN
 from ..data.sources import Inputs, load_inputs
 from ..errors import ConfigError, MlprojectError
@@ -20,7 +18,6 @@ from ..evaluation.metrics import decide, softmax
 from ..models.forward import extract_features, predict_logits
 from ..tracking.project_run import mark_project_run
 from ..utils.cli import warn
-from ..utils.console import track
 from ..utils.io import atomic_file, atomic_write_text
 from ..utils.runtime import determinism
 from ..utils.tables import escape_formula
@@ -83,8 +80,8 @@ def predictions(trained: TrainedModel, inputs: Inputs) -> "DataFrame":
     are empty where unknown. The decision is taken at the threshold that the model's run recorded.
     """
     network = trained.network
-    logits = predict_logits(network.model, network.spec, _batches(trained, inputs), device=network.device)
-    probabilities = softmax(logits)
+    images = trained.batches(inputs.images, "images")
+    probabilities = softmax(predict_logits(network.model, network.spec, images, device=network.device))
     table = _described(trained, inputs)
     for index, name in enumerate(trained.classes):
         table[f"p_{name}"] = probabilities[:, index]
@@ -100,15 +97,9 @@ def features(
     Raises:
         ModelError: There is no such layer.
     """
-    network, batches = trained.network, _batches(trained, inputs)
-    found = extract_features(network.model, network.spec, batches, device=network.device, layer=layer)
+    network, images = trained.network, trained.batches(inputs.images, "images")
+    found = extract_features(network.model, network.spec, images, device=network.device, layer=layer)
     return _described(trained, inputs), found.numpy()
-
-
-def _batches(trained: TrainedModel, inputs: Inputs) -> Iterator[torch.Tensor]:
-    """Yield all images in order, on the model's device, with a progress bar."""
-    batches = sequential_batches(np.arange(len(inputs)), trained.config.training.batch_size)
-    return track(load_batches(inputs.images, batches, trained.network.device), "images", len(batches))
 
 
 def _described(trained: TrainedModel, inputs: Inputs) -> "DataFrame":

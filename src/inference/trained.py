@@ -1,14 +1,17 @@
 """A trained model, put together again: network, settings, classes, threshold."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.image_array import ImageSource
+from ..data.loading import load_batches, sequential_batches
 from ..data.windows import CORRECT_FROM
 from ..errors import ClaimError, UserError
 from ..models.build import build_model
@@ -21,6 +24,7 @@ from ..tracking.store import open_store
 from ..tracking.stored_run import StoredRun, read_run
 from ..training.checkpoint import load_checkpoint
 from ..utils.config import Config
+from ..utils.console import track
 from ..utils.runtime import fit_threads, keep_freed_memory, pick_device
 from .reference import Reference
 
@@ -53,11 +57,16 @@ class TrainedModel:
     version: Version | None = None
     decoding: int = 0
 
+    def batches(self, images: ImageSource, title: str) -> Iterator[Tensor]:
+        """Yield all images in order, on the model's device, with a progress bar."""
+        batches = sequential_batches(np.arange(len(images)), self.config.training.batch_size)
+        return track(load_batches(images, batches, self.network.device), title, len(batches))
+
     def notes(self, corrected: str) -> list[str]:
         """Return a sentence if the training saw other pixels of some files than are read from them now.
 
         Args:
-            corrected: Kinds and numbers of files that earlier versions read wrongly.
+            corrected: Kinds and numbers of files that earlier versions decoded incorrectly.
         """
         if not corrected or self.decoding >= CORRECT_FROM:
             return []
@@ -180,11 +189,7 @@ def _rebuild(
     weights: Mapping[str, Tensor],
     device: torch.device,
 ) -> ModelContext:
-    """Build the network as training did, and load the weights.
-
-    Raises:
-        ClaimError: The weights are not of such a network.
-    """
+    """Build the network as training did, and load the weights."""
     model: nn.Module = build_model(
         config.model.name,
         num_classes=len(classes),
