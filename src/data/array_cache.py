@@ -68,12 +68,6 @@ class ArrayCache:
                 _remove(path)
             return None
 
-    def contents(self, image_shape: tuple[int, ...]) -> Iterator[tuple[str, list[str | None]]]:
-        """Yield the name and the pixel keys of each array with images of this shape."""
-        for path in sorted(self.folder.glob(f"*{_ROWS}")):
-            if not is_temp(path) and (rows := _read_rows(path, image_shape)):
-                yield path.stem, rows
-
     @contextmanager
     def new(self, key: str, shape: tuple[int, int, int, int]) -> Iterator["ArrayWriter"]:
         """Make room for an array and yield its writer.
@@ -152,10 +146,11 @@ class ArrayWriter:
 
     def copy_from_others(self, wanted: Mapping[int, str]) -> Iterator[int]:
         """Copy rows from other arrays that have the same pixels; yield the rows that were copied."""
-        for name, there in self.cache.contents(self.shape[1:]):
+        for path in sorted(self.cache.folder.glob(f"*{_ROWS}")):
+            there = [] if is_temp(path) else _read_rows(path, self.shape[1:])
             places = {pixels: place for place, pixels in enumerate(there) if pixels}
             found = [row for row, pixels in wanted.items() if pixels in places and row not in self.rows]
-            if not found or (source := self.cache.find(name)) is None:
+            if not found or (source := self.cache.find(path.stem)) is None:
                 continue
             for row in found:
                 image = source.read(np.array([places[wanted[row]]]))

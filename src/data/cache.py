@@ -26,11 +26,11 @@ from ..utils.io import file_lock, sha256, sha256_of_lines
 from .array_cache import GIGABYTE, ArrayCache, ArrayWriter
 from .decode import Task, Workers, decode_again, decode_all, read_headers
 from .file_index import FileIndex
-from .file_table import FORMAT, FileTable, concatenate_tables
+from .file_info import FORMAT, FileTable, concatenate_tables
 from .image_array import ImageArray
+from .listing import Listing, Sample
 from .npz import read_again
 from .pixels import ImageFormat
-from .samples import Listing, Sample
 
 AUTO_SIZE_LIMIT = 224
 
@@ -115,10 +115,10 @@ def _read_headers(listing: Listing, cache: _Cache) -> FileTable:
     """Return the information of each file that needs no decoding."""
     table = cache.index.look_up(listing.samples)
     new = np.flatnonzero(~table.is_done).tolist()
-    items = [(listing.samples[i], entry) for i, entry in zip(new, table.pick(new), strict=True)]
+    items = [(listing.samples[i], info) for i, info in zip(new, table.pick(new), strict=True)]
     looked = cache.workers.map(partial(read_headers, listing.header), items, in_memory=listing.in_memory)
-    for i, entry in zip(new, track(looked, f"Reading headers of {listing.modality}", len(new)), strict=True):
-        table[i] = entry
+    for i, info in zip(new, track(looked, f"Reading headers of {listing.modality}", len(new)), strict=True):
+        table[i] = info
     return table
 
 
@@ -176,7 +176,7 @@ def _decode_listing(
 
 def _array_name(table: FileTable, image_format: ImageFormat) -> str:
     kind = f"{FORMAT} {image_format.size} {image_format.channels}"
-    return sha256_of_lines(chain([kind], table.seen_as(image_format)))
+    return sha256_of_lines(chain([kind], table.pixel_keys(image_format)))
 
 
 def _build_array(listing: Listing, table: FileTable, cache: _Cache, image_format: ImageFormat) -> ImageArray:
@@ -191,15 +191,15 @@ def _build_array(listing: Listing, table: FileTable, cache: _Cache, image_format
         is_bad = table.where(lambda shared: shared.error)
         missing = [row for row in np.flatnonzero(~is_bad).tolist() if row not in writer.rows]
         tasks = [
-            Task(listing.samples[row], entry, writer.place(row))
-            for row, entry in zip(missing, table.pick(missing), strict=True)
+            Task(listing.samples[row], info, writer.place(row))
+            for row, info in zip(missing, table.pick(missing), strict=True)
         ]
         work = partial(decode_all, listing.read, image_format, writer.temp)
         decoded = cache.workers.map(work, tasks, in_memory=listing.in_memory)
-        for row, entry in zip(missing, decoded, strict=True):
-            table[row] = entry
-            writer.rows[row] = entry.seen_as(image_format)
-            cache.index.learn(listing.samples[row], entry)
+        for row, info in zip(missing, decoded, strict=True):
+            table[row] = info
+            writer.rows[row] = info.pixel_key(image_format)
+            cache.index.learn(listing.samples[row], info)
             advance("")
             if cache.index.is_due:
                 writer.save_rows()
@@ -212,7 +212,7 @@ def _build_array(listing: Listing, table: FileTable, cache: _Cache, image_format
 
 def _reuse_rows(writer: ArrayWriter, table: FileTable, image_format: ImageFormat) -> Iterator[int]:
     """Reuse rows that were decoded before, here or in another array; yield these rows."""
-    seen = enumerate(table.seen_as(image_format))
+    seen = enumerate(table.pixel_keys(image_format))
     wanted = {row: pixels for (row, pixels), done in zip(seen, table.is_done, strict=True) if done}
     writer.rows = {row: pixels for row, pixels in writer.rows.items() if wanted.get(row) == pixels}
     yield from writer.rows

@@ -13,14 +13,14 @@ from ..errors import DataError
 from ..utils.config import DataConfig
 from ..utils.io import sha256_of_lines
 from .cache import DecodedListing, decode_listings
-from .file_table import FileTable, concatenate_tables
+from .file_info import FileTable, concatenate_tables
 from .image_array import ImageArray, ImageSource
 from .image_files import dicom_modalities
-from .join import Records, StepResult, join, text_column
+from .join_modalities import Records, StepResult, join, text_column
 from .leaks import check_leaks, check_near_duplicates, find_contradictions
+from .listing import SPLITS, Listing
 from .pixels import LEGACY, Range
-from .samples import SPLITS, Listing
-from .shortcuts import Aspect, aspect_notes, aspects_by_class, find_captures, find_shortcuts
+from .shortcut_checks import Aspect, aspect_notes, aspects_by_class, find_rare_color, find_shortcuts
 from .sources import list_modalities
 from .split import assign_splits
 from .windows import (
@@ -219,7 +219,7 @@ def _load(
             *split.notes,
             *find_contradictions(records),
             *find_shortcuts(decoded),
-            *find_captures(decoded, config.channels),
+            *find_rare_color(decoded, config.channels),
             *aspect_notes(aspects),
         ),
         counts={

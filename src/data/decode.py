@@ -16,11 +16,11 @@ from ..errors import DataError
 from ..utils.cli import warn
 from ..utils.io import sha256
 from ..utils.runtime import usable_cores
-from .file_table import FileInfo
+from .file_info import FileInfo
 from .image_array import ImageOffsets
-from .names import hash_look, hash_patient
-from .pixels import BadImage, DecodedImage, Header, ImageFormat, Pixels, render
-from .samples import Sample
+from .listing import Sample
+from .name_spelling import hash_patient, hash_spelling
+from .pixels import DecodedImage, Header, ImageError, ImageFormat, Pixels, render
 
 
 class Task(NamedTuple):
@@ -41,10 +41,10 @@ def read_headers(
 def _read_header(read: Callable[[Sample], Header], sample: Sample, info: FileInfo) -> FileInfo:
     try:
         header = read(sample)
-    except BadImage as bad:
+    except ImageError as bad:
         return info.with_error(bad)
     # Hashed: the index only needs to know which images belong to one patient.
-    patient, alike = (hash_patient(name), hash_look(name)) if (name := header.patient) else ("", "")
+    patient, alike = (hash_patient(name), hash_spelling(name)) if (name := header.patient) else ("", "")
     return replace(
         info,
         height=header.height,
@@ -76,7 +76,7 @@ def _decode(
     try:
         image = read(task.sample)
         pixels = render(image, image_format).tobytes()
-    except BadImage as bad:
+    except ImageError as bad:
         return task.info.with_error(bad)
     task.place.write(file, pixels)
     return replace(
@@ -102,7 +102,7 @@ def decode_again(
     try:
         image = read(sample)
         pixels = render(image, image_format)
-    except (BadImage, DataError, OSError) as error:
+    except (ImageError, DataError, OSError) as error:
         raise DataError(
             f"{what}, and the file cannot be read any more ({error}); restore the file and start again",
             public="a decoded image in the cache is damaged, and its file cannot be read any more",

@@ -20,8 +20,8 @@ from .image_files import (
     read_image,
     unlisted,
 )
-from .names import check_classes, check_no_masks, is_like_split, name_splits, unify
-from .samples import UNKNOWN, Listing, Sample, order_classes
+from .listing import UNKNOWN, Listing, Sample, order_classes
+from .name_spelling import check_classes, check_no_masks, is_like_split, name_splits, unify
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,11 @@ class NamePatterns:
     must_match: bool = True
 
     def patient(self, file: str) -> str | None:
-        """Return the patient of a file, None if unknown.
-
-        Raises:
-            DataError: The name must match, and does not.
-        """
+        """Return the patient of a file, None if unknown; raise a DataError if the name has to match."""
         return self._find(self.patient_regex, "patient_regex", file)
 
     def image_id(self, file: str) -> str | None:
-        """Return the image id of a file, None if unknown.
-
-        Raises:
-            DataError: The name must match, and does not.
-        """
+        """Return the image id of a file, None if unknown; raise a DataError if the name has to match."""
         return self._find(self.image_id_regex, "image_id_regex", file)
 
     def _find(self, pattern: str | None, setting: str, file: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Leaks between splits: the same image, the same patient, or near-duplicate images."""
+"""Find leaks between splits: the same image, the same patient, or near-duplicate images."""
 
 import csv
 import io
@@ -17,9 +17,9 @@ from ..utils.tables import escape_formula
 from .file_index import DAMAGED
 from .image_array import ImageArray
 from .image_similarity import Comparison, compare
-from .join import Records, StepResult
+from .join_modalities import Records, StepResult
+from .listing import SPLITS
 from .npz import Arrays
-from .samples import SPLITS
 
 Leaks = dict[str, set[str]]
 """Splits by image hash or patient, of those that are in several."""
@@ -78,17 +78,13 @@ def _leaks_by_file(records: Records) -> Leaks:
 
 def find_contradictions(records: Records) -> list[str]:
     """Return a sentence if the same image has several labels, without naming the image."""
-    labels: dict[str, int] = {}
-    several = {
-        content
-        for content, label in zip(records.contents, records.labels.tolist(), strict=True)
-        if labels.setdefault(content, label) != label
-    }
+    labeled = set(zip(records.contents, records.labels.tolist(), strict=True))
+    several = sum(count > 1 for count in Counter(content for content, _ in labeled).values())
     if not several:
         return []
     return [
-        f"the same pixels under several labels: {len(several)} image{'s' * (len(several) > 1)}; a network "
-        "cannot learn both, so find out which label is right and remove the other"
+        f"the same pixels under several labels: {several} image{'s' * (several > 1)}; a network cannot learn "
+        "both, so find out which label is right and remove the other"
     ]
 
 

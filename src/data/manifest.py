@@ -10,8 +10,8 @@ from ..errors import DataError
 from ..utils.config import DataConfig
 from ..utils.tables import TableError, read_rows
 from .folders import NamePatterns, listing_of_files
-from .names import check_classes, name_splits, unify
-from .samples import UNKNOWN, Listing, Sample, order_classes
+from .listing import UNKNOWN, Listing, Sample, order_classes
+from .name_spelling import check_classes, name_splits, unify
 
 NAME = "manifest.csv"
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..utils.io import open_regular
 from ..utils.limits import ARRAY_BYTES, IMAGE_PIXELS, NPZ_DIRECTORY, NPZ_IMAGES, Limit
-from .names import is_like_split, name_splits
+from .listing import SPLITS, UNKNOWN, Listing, Sample, order_classes
+from .name_spelling import is_like_split, name_splits
 from .pixels import DecodedImage, Header, Pixels, check_limit
-from .samples import SPLITS, UNKNOWN, Listing, Sample, order_classes
 
 _SUFFIX = ".npy"
 _HEADER = 20_000  # bytes of an array's header; numpy itself reads up to 10,000 characters

@@ -9,16 +9,16 @@ from ..demo.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from ..errors import DataError
 from ..utils.config import DataConfig
 from .cache import decode_listings
-from .file_table import concatenate_tables
+from .file_info import concatenate_tables
 from .folders import NamePatterns, list_folder, list_unlabeled_folder, listing_of_files, unlabeled_sample
 from .image_array import ImageSource
 from .image_files import SUFFIXES, is_image
-from .join import Records, StepResult, join, to_records
+from .join_modalities import Records, StepResult, join, to_records
+from .listing import Listing
 from .manifest import NAME as MANIFEST_NAME
 from .manifest import list_manifest, list_unlabeled_manifest
-from .names import check_patients, unify
+from .name_spelling import check_patients, unify
 from .npz import list_npz, list_unlabeled_npz
-from .samples import Listing
 from .windows import blank_notes, describe_corrected
 
 
@@ -171,7 +171,7 @@ def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_d
         cache_dir: Folder of the decode cache and of the demo.
 
     Raises:
-        DataError: There is nothing usable, or no image can be read; the message says why.
+        DataError: No usable images are found, or none can be read; the message states the reason.
     """
     listings = [_list_unlabeled(path, modality, config, classes, cache_dir) for modality in config.modalities]
     for listing in listings:

@@ -13,7 +13,7 @@ from ..errors import DataError
 from ..utils.config import DataConfig
 from .image_array import ImageArray
 from .image_similarity import find_components
-from .join import Records, StepResult, text_column
+from .join_modalities import Records, StepResult, text_column
 
 _TOLERANCE = 0.05
 _MOST_PARTS = 100
@@ -166,7 +166,7 @@ def _too_few(name: str, patients: int, sides: Iterable[str], classes: int) -> Da
 
 
 def _count_parts(sides: dict[str, float], groups: int) -> tuple[int, dict[str, int]]:
-    """Return into how many parts to divide, and how many of them each split but train gets."""
+    """Return the number of parts to divide into, and how many of them val and test get."""
     most = min(_MOST_PARTS, groups)
     for number in range(2, most + 1):
         counts = {side: max(1, round(share * number)) for side, share in sides.items()}
@@ -254,7 +254,7 @@ def group_near_duplicates(
 
 
 def _links(records: Records) -> list[tuple[str, str]]:
-    """Pairs of groups that have an image in common."""
+    """Return the pairs of groups that have an image in common."""
     first: dict[str, str] = {}
     return [
         (group, other)

@@ -1,4 +1,4 @@
-"""The window of a run: the shared one, percentiles if files name none, and notes for the user."""
+"""Choose the gray-level window of a run, and describe its effect on the images for the user."""
 
 import json
 from collections import Counter
@@ -13,9 +13,9 @@ from ..errors import DataError
 from ..utils.console import track
 from ..utils.io import atomic_write_text, sha256_of_lines
 from .decode import Workers
-from .file_table import FileTable, SharedInfo, gray_level_key
+from .file_info import FileTable, SharedInfo, gray_level_key
+from .listing import Listing, Sample
 from .pixels import OWN_LEVELS, DecodedImage, Range, applied_window
-from .samples import Listing, Sample
 
 _8_BIT_SPAN = 255
 _SHOWN = 3
@@ -29,7 +29,7 @@ def shared_window(table: FileTable, configured: Range | None) -> Range | None:
 
 
 def check_window(table: FileTable, configured: Range | None) -> list[str]:
-    """Return `blank_notes`.
+    """Return a sentence on images that become one gray by the window, if there are any, but not all.
 
     Raises:
         DataError: All images become one gray, so that nothing could be learned.
@@ -181,10 +181,10 @@ def values_of_all(
     return [_values_of(read(sample)) for sample in samples]
 
 
-def _values_of(picture: DecodedImage) -> NDArray[np.float32]:
-    if picture.full is None:
+def _values_of(image: DecodedImage) -> NDArray[np.float32]:
+    if image.full is None:
         return np.empty(0, np.float32)
-    values = picture.values.ravel()
+    values = image.values.ravel()
     chosen = np.linspace(0, values.size - 1, min(values.size, _PIXELS)).astype(np.int64)
     return values[chosen].astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Probabilities, decisions and features of images by a trained model, as tables."""
+"""Compute tables of probabilities, decisions and features of images by a trained model."""
 
 import argparse
 import tempfile
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.samples import UNKNOWN
+from ..data.listing import UNKNOWN
 from ..data.sources import Inputs, load_inputs
 from ..errors import ConfigError, MlprojectError
 from ..evaluation.metrics import decide, softmax
@@ -21,8 +21,8 @@ from ..utils.cli import warn
 from ..utils.io import atomic_file, atomic_write_text
 from ..utils.runtime import determinism
 from ..utils.tables import escape_formula
+from .load_model import TrainedModel, describe, load_trained
 from .reference import Reference
-from .trained import TrainedModel, describe, load_trained
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,9 +33,9 @@ def trained_model(reference: Reference, device: str, role: str) -> Iterator[tupl
     """Load a model, print a line about it, and provide a temporary folder.
 
     Args:
-        reference: Which one.
-        device: Where it is to compute.
-        role: What the run is that ``mlflow run`` has made for this process, where it has.
+        reference: The model to load.
+        device: Device to compute on.
+        role: Role to record on the run that ``mlflow run`` created for this process, if any.
     """
     mark_project_run(role)
     with tempfile.TemporaryDirectory(prefix="mlproject-") as folder:
@@ -49,11 +49,11 @@ def read_inputs(args: argparse.Namespace, trained: TrainedModel) -> Inputs:
     """Return the images that ``--input`` names.
 
     Raises:
-        ConfigError: It names none.
-        DataError: There is nothing usable.
+        ConfigError: ``--input`` is missing.
+        DataError: No usable images are found.
     """
     if not args.input:
-        raise ConfigError("--input: an image, a folder, a manifest.csv or an .npz belongs here")
+        raise ConfigError("--input is missing: expected an image, a folder, a manifest.csv or an .npz")
     config = trained.config
     inputs = load_inputs(args.input, config.data, trained.classes, config.cache_dir)
     for note in (*inputs.notes, *trained.notes(inputs.corrected)):
@@ -62,10 +62,10 @@ def read_inputs(args: argparse.Namespace, trained: TrainedModel) -> Inputs:
 
 
 def refuse_bad(bad: Sequence[str], output: Path) -> None:
-    """Names what could not be read, after everything else was written.
+    """Report the images that could not be read, after everything else was written.
 
     Raises:
-        MlprojectError: There is anything.
+        MlprojectError: There are such images.
     """
     for message in bad:
         warn(message)
@@ -74,7 +74,7 @@ def refuse_bad(bad: Sequence[str], output: Path) -> None:
 
 
 def predictions(trained: TrainedModel, inputs: Inputs) -> "DataFrame":
-    """One row per image: ``image, sample, patient, label``, ``p_{class}`` per class, ``decision``.
+    """Return one row per image: ``image, sample, patient, label``, ``p_{class}`` per class, ``decision``.
 
     ``image`` is the path below the input, ``sample`` the hash of the pixels; ``patient`` and ``label``
     are empty where unknown. The decision is taken at the threshold that the model's run recorded.
@@ -117,7 +117,7 @@ def _described(trained: TrainedModel, inputs: Inputs) -> "DataFrame":
 
 
 def write_table(table: "DataFrame", path: Path) -> None:
-    """Write a ``.csv`` (numbers in full precision) or a ``.parquet``, whole or not at all.
+    """Write a ``.csv`` (numbers in full precision) or a ``.parquet`` atomically.
 
     In a ``.csv``, an apostrophe is put before text that a spreadsheet would run as a formula.
     """

@@ -1,4 +1,4 @@
-"""Which images go into which batch."""
+"""Cut splits into batches, and read the batches in the background."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -94,7 +94,7 @@ def read_ahead(
 
 
 class _GpuReader:
-    """Reads batches into reused pinned memory and copies them to a GPU on a stream of their own."""
+    """Read batches into reused pinned memory, and copy them to a GPU on a separate stream."""
 
     def __init__(self, images: ImageSource, largest: int, device: torch.device) -> None:
         self.threads = min(_GPU_READERS, usable_cores())

@@ -1,4 +1,4 @@
-"""Shortcuts: file properties and image shapes that reveal the class and could be learned instead."""
+"""Warn of shortcuts: file properties and image shapes that reveal the class and could be learned."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cache import DecodedListing
-from .file_table import FileTable, SharedInfo
-from .join import Records
+from .file_info import FileTable, SharedInfo
+from .join_modalities import Records
 
 Counts = NDArray[np.int64]
 """Images by value of a property (rows) and class (columns)."""
@@ -46,12 +46,12 @@ def find_shortcuts(decoded: Sequence[DecodedListing]) -> list[str]:
     ]
 
 
-def find_captures(decoded: Sequence[DecodedListing], channels: str | int) -> list[str]:
+def find_rare_color(decoded: Sequence[DecodedListing], channels: str | int) -> list[str]:
     """Return a sentence for each modality in which a minority in color makes all images RGB.
 
     Args:
         decoded: The images of each modality.
-        channels: What ``data.channels`` says.
+        channels: Value of ``data.channels``.
     """
     return [note for images in decoded if channels == "auto" for note in _captures(images)]
 
@@ -71,7 +71,7 @@ def _captures(images: DecodedListing) -> Iterator[str]:
 
 
 def _revealing(images: DecodedListing) -> list[str]:
-    """Return the properties that reveal the class, each with what the files of a class are."""
+    """Return the properties that reveal the class, each with the most common values by class."""
     if len(images.table) < _FEWEST:
         return []
     classes = images.listing.classes

@@ -1,4 +1,4 @@
-"""Spelling of the names of classes, patients and splits."""
+"""Unify spellings of class, patient and split names, and refuse ambiguous ones."""
 
 import re
 import unicodedata
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from ..errors import DataError
 from ..utils.io import sha256
-from .samples import SPLITS
+from .listing import SPLITS
 
 _END = "\0"
 _NUMBER = re.compile(r"\d+(\.0+)?")
@@ -84,7 +84,7 @@ def hash_patient(name: str) -> str:
     return sha256(f"patient {name}".encode())
 
 
-def hash_look(name: str) -> str:
+def hash_spelling(name: str) -> str:
     """Return a hash that is equal for all spellings that may be the same name."""
     return sha256(f"alike {_looks(_plain([name]))[0]}".encode())
 
@@ -199,7 +199,7 @@ def _plain(names: list[str]) -> list[str]:
 
 
 def _looks(names: list[str]) -> list[str]:
-    """Return a key for each name that is equal for similar names.
+    """Return a key for each name; similar names have the same key.
 
     The names are processed as one text: a million calls would take seconds.
     """

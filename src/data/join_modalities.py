@@ -1,4 +1,4 @@
-"""The samples of a run: one image of each modality, joined by patient and image id."""
+"""Join the images of all modalities into samples, by patient and image id."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..utils.io import sha256
 from .cache import DecodedListing
-from .names import hash_patient, unify
-from .samples import Sample
+from .listing import Sample
+from .name_spelling import hash_patient, unify
 
 _SHOWN = 5
 Key = tuple[str, str]
