@@ -2,13 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
 from ..errors import DataError
-from ..utils.config import DataConfig
 from .image_files import (
     SUFFIXES,
     Exclude,
@@ -58,19 +57,22 @@ class NamePatterns:
         return match[1] if match else None
 
 
-def list_folder(root: Path, modality: str, config: DataConfig, patterns: NamePatterns) -> Listing:
+def list_folder(
+    root: Path, modality: str, patterns: NamePatterns, excluded: Sequence[str], positive_class: str | None
+) -> Listing:
     """List one modality of a folder for training.
 
     Args:
         root: The folder.
         modality: Name of its subfolder.
-        config: The data section.
         patterns: Patterns for file names.
+        excluded: Glob patterns of ``data.exclude``.
+        positive_class: Class that becomes the last of two, None for alphabetical order.
 
     Raises:
         DataError: The layout is not supported, or fewer than two classes have images.
     """
-    exclude, skipped = Exclude(config.exclude), SkippedFiles()
+    exclude, skipped = Exclude(excluded), SkippedFiles()
     if modality not in _folders(root):
         raise _no_modality(root, modality, exclude)
     base = root / modality
@@ -81,7 +83,7 @@ def list_folder(root: Path, modality: str, config: DataConfig, patterns: NamePat
     names = unify(places, "class", str(base))
     check_classes(places, str(base))
     check_no_masks(places, str(base))
-    classes = _classes(sorted(set(names.values())), config.positive_class, base, skipped)
+    classes = _classes(sorted(set(names.values())), positive_class, base, skipped)
     labels = {spelling: classes.index(name) for spelling, name in names.items()}
     samples = (
         Sample(file, key, labels[name], patterns.patient(file), splits[split], patterns.image_id(file))
@@ -214,19 +216,11 @@ def unlabeled_sample(file: str, key: str, classes: tuple[str, ...], patterns: Na
 
 
 def list_unlabeled_folder(
-    root: Path, modality: str, config: DataConfig, classes: tuple[str, ...], patterns: NamePatterns
+    root: Path, modality: str, classes: tuple[str, ...], patterns: NamePatterns, excluded: Sequence[str]
 ) -> Listing:
-    """List every image below a folder, or below its subfolder named as the modality, for inference.
-
-    Raises:
-        DataError: A model of several modalities finds no folder for one of them.
-    """
-    base, modalities = root / modality, config.modalities
-    if not base.is_dir():
-        if len(modalities) > 1:
-            raise DataError(f"{root}: no folder {modality}; the model stacks {', '.join(modalities)}")
-        base = root
+    """List every image below a folder, or below its subfolder named as the modality, for inference."""
+    base = root / modality if (root / modality).is_dir() else root
     skipped = SkippedFiles()
-    files = image_files(base, root, Exclude(config.exclude), skipped)
+    files = image_files(base, root, Exclude(excluded), skipped)
     samples = [unlabeled_sample(file, key, classes, patterns) for file, key in files]
     return listing_of_files(root, modality, classes, samples, skipped.notes(str(base)))

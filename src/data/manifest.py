@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError
-from ..utils.config import DataConfig
 from ..utils.tables import TableError, read_rows
 from .folders import NamePatterns, listing_of_files
 from .listing import UNKNOWN, Listing, Sample, order_classes
@@ -36,15 +35,18 @@ class Line(NamedTuple):
     cells: Row
 
 
-def list_manifest(path: Path, modality: str, config: DataConfig, patterns: NamePatterns) -> Listing:
+def list_manifest(
+    path: Path, modality: str, patterns: NamePatterns, *, positive_class: str | None, allow_outside: bool
+) -> Listing:
     """List one modality of a manifest for training; paths are relative to the folder of the manifest.
 
     Args:
         path: The CSV file (UTF-8, comma-separated) with the columns ``path, label, modality`` and
             perhaps ``patient_id, image_id, split``; other columns are ignored.
         modality: Which lines to use.
-        config: The data section.
         patterns: Patterns for file names, used if the manifest has no such column.
+        positive_class: Class that becomes the last of two, None for alphabetical order.
+        allow_outside: Whether files may lie outside of the folder of the manifest.
 
     Raises:
         DataError: A column is missing, a cell empty or wrong, a file outside the folder, or there are
@@ -63,11 +65,11 @@ def list_manifest(path: Path, modality: str, config: DataConfig, patterns: NameP
     check_classes(first_occurrences(chosen, "label"), str(path))
     if len(names) < 2:
         raise DataError(f"{path}: {modality} has the label {names[0]!r} only; two or more are needed")
-    classes = order_classes(names, config.positive_class)
+    classes = order_classes(names, positive_class)
     _check_all_or_none(path, chosen, "split")
     _check_all_or_none(path, chosen, "patient_id")
     _check_patterns_unused(path, chosen[0].cells, patterns)
-    find_file = file_finder(path, allow_outside=config.allow_outside_root)
+    find_file = file_finder(path, allow_outside=allow_outside)
     numbers = {spelling: classes.index(name) for spelling, name in labels.items()}
     samples = [_sample(line, find_file(line), numbers, splits, patterns) for line in chosen]
     _check_repeats(path, chosen)

@@ -67,12 +67,15 @@ def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
     patterns = NamePatterns(config.patient_regex, config.image_id_regex)
     if config.root_dir == DEMO_NAME:
         patterns = replace(patterns, patient_regex=config.patient_regex or DEMO_PATIENT_REGEX)
-        return list_folder(make_demo(cache_dir), modality, config, patterns)
-    layout, root = _find_layout(Path(config.root_dir).expanduser())
+        layout, root = "folder", make_demo(cache_dir)
+    else:
+        layout, root = _find_layout(Path(config.root_dir).expanduser())
+    positive = config.positive_class
     if layout == "manifest":
-        return list_manifest(root, modality, config, patterns)
+        allow_outside = config.allow_outside_root
+        return list_manifest(root, modality, patterns, positive_class=positive, allow_outside=allow_outside)
     if layout == "folder":
-        return list_folder(root, modality, config, patterns)
+        return list_folder(root, modality, patterns, config.exclude, positive)
     if layout == "missing":
         raise DataError(
             f"{root}: no such folder or file; --data takes demo, a folder "
@@ -83,7 +86,7 @@ def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
         raise DataError(f"{root}: an .npz holds one modality; choose one of {', '.join(config.modalities)}")
     if config.patient_regex or config.image_id_regex:
         raise DataError(f"{root}: an .npz has no file names for data.patient_regex or data.image_id_regex")
-    return list_npz(root, modality, config.positive_class)
+    return list_npz(root, modality, positive)
 
 
 def _list_unlabeled(
@@ -99,7 +102,9 @@ def _list_unlabeled(
     if layout == "manifest":
         return list_unlabeled_manifest(root, modality, config.modalities, classes, patterns)
     if layout == "folder":
-        return list_unlabeled_folder(root, modality, config, classes, patterns)
+        if len(config.modalities) > 1 and not (root / modality).is_dir():
+            raise DataError(f"{root}: no folder {modality}; the model stacks {', '.join(config.modalities)}")
+        return list_unlabeled_folder(root, modality, classes, patterns, config.exclude)
     if layout == "missing":
         raise DataError(
             f"{root}: no such file or folder; an image, a folder, a manifest.csv or an .npz is taken"
