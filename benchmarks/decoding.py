@@ -32,7 +32,7 @@ import sys, time
 from pathlib import Path
 from src.data.image_files import read_header, read_image
 from src.data.pixels import ImageFormat, render
-from src.data.samples import Sample
+from src.data.listing import Sample
 from src.utils.io import sha256
 root, share, shares = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 samples = [Sample(file, file.name, 0, None, None) for file in sorted(Path(root).rglob("*.*"))[share::shares]]

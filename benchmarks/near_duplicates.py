@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from src.data.image_similarity import Comparison, compare
 from src.data.image_array import ImageArray
-from src.data.join import Records, text_column
+from src.data.join_modalities import Records, text_column
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

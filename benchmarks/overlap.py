@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measuring import keep, show, spread
-from src.data.loading import BATCHES_AHEAD, read_ahead
+from src.data.batches import BATCHES_AHEAD, read_ahead
 
 
 def compute(milliseconds: float) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from src.data.augment import augment, draw_changes
+from src.data.batches import sequential_batches, training_batches
 from src.data.dataset import Dataset, load_dataset
-from src.data.loading import sequential_batches, training_batches
 from src.models.input_spec import unit_range
 from src.training.setup import Setup, set_up
 from src.utils.config import Config

@@ -23,8 +23,8 @@ from torch import Tensor
 from benchmarks.measuring import keep, python, show, spread
 from benchmarks.peers import Work
 from src.data.augment import augment, draw_changes
+from src.data.batches import training_batches
 from src.data.dataset import Dataset, load_dataset
-from src.data.loading import training_batches
 from src.models.forward import train_mode
 from src.models.input_spec import unit_range
 from src.training.recorder import StateRecorder

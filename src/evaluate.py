@@ -1,4 +1,4 @@
-"""``python -m src.evaluate``: how good a trained model is on labelled images, as an MLflow run of its own."""
+"""``python -m src.evaluate``: scores of a trained model on labeled images, as its own MLflow run."""
 
 import sys
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from .utils.cli import CommandParser, run_command, warn, whole_number
 
 if TYPE_CHECKING:
-    from .inference.evaluator import Cases
-    from .inference.trained import TrainedModel
+    from .inference.evaluator import LabeledImages
+    from .inference.load_model import TrainedModel
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def _parser() -> CommandParser:
     parser = CommandParser("python -m src.evaluate", __doc__.partition(": ")[2])
     add_model_arguments(parser)
     parser.add_argument(
-        "--data", metavar="PATH", default="", help="labelled images; without it, those of the model's run"
+        "--data", metavar="PATH", default="", help="labeled images; without it, those of the model's run"
     )
     parser.add_argument(
         "--split", metavar="NAME", default="test", help="train, val, test (default), or all of --data"
@@ -40,7 +40,7 @@ def _parser() -> CommandParser:
 def _evaluate(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     from .inference import evaluation
-    from .inference.evaluator import judge, load_cases
+    from .inference.evaluator import evaluate, load_labeled_images
     from .inference.explain import check_explainable
     from .inference.predict import refuse_bad, trained_model
     from .inference.reference import read_reference
@@ -54,32 +54,32 @@ def _evaluate(argv: Sequence[str] | None) -> None:
         reference = read_reference(args)
         with trained_model(reference, args.device, evaluation.ROLE) as (trained, _):
             layer = check_explainable(trained) if args.explain else None
-            cases = load_cases(trained, args.data, args.split)
-            _warn(trained, cases)
-            judgement = judge(trained, cases)
+            labeled = load_labeled_images(trained, args.data, args.split)
+            _warn(trained, labeled)
+            result = evaluate(trained, labeled)
             open_store()  # a checkpoint needs none until here
-            with tracked_run(evaluation.tags_of(trained, judgement)) as run:
-                folder = evaluation.record_evaluation(run, trained, judgement, layer, args.explain)
-        evaluation.tell_version(trained, judgement, run.run_id)
-        evaluation.show(judgement, trained)
-        if cases.split in ("test", "all"):
-            evaluation.show_looks(cases.split, cases.split_fingerprint)
-        evaluation.show_place(run, folder)
-        refuse_bad(cases.bad, folder)
+            with tracked_run(evaluation.tags_of(trained, result)) as run:
+                folder = evaluation.record_evaluation(run, trained, result, layer, args.explain)
+        evaluation.tag_version(trained, result, run.run_id)
+        evaluation.print_scores(result, trained)
+        if labeled.split in ("test", "all"):
+            evaluation.print_split_usage(labeled.split, labeled.split_fingerprint)
+        evaluation.print_location(run, folder)
+        refuse_bad(labeled.bad, folder)
 
 
-def _warn(trained: "TrainedModel", cases: "Cases") -> None:
+def _warn(trained: "TrainedModel", labeled: "LabeledImages") -> None:
     from .tracking.names import DATA_FINGERPRINT
 
-    for note in (*cases.notes, *trained.notes(cases.corrected)):
+    for note in (*labeled.notes, *trained.notes(labeled.corrected)):
         warn(note)
-    if cases.split == "train":
-        warn("the model was trained on these images: this says how well it remembers")
-    told = trained.run.tags.get(DATA_FINGERPRINT) if trained.run else cases.data_fingerprint
-    if told != cases.data_fingerprint:
+    if labeled.split == "train":
+        warn("the model was trained on these images, so the scores only show how well it remembers them")
+    recorded = trained.run.tags.get(DATA_FINGERPRINT) if trained.run else labeled.data_fingerprint
+    if recorded != labeled.data_fingerprint:
         warn(
-            "these are other images, or another split, than the model's run saw: where they overlap with "
-            "what it was trained on, the scores are too good"
+            "the images or the split differ from those of the model's run: if they include images that it "
+            "was trained on, the scores are too good"
         )
 
 

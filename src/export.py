@@ -1,4 +1,4 @@
-"""``python -m src.export``: a trained model as an ONNX file, checked against the network itself."""
+"""``python -m src.export``: a trained model as an ONNX file, checked against the network."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""``python -m src.extract``: features of images, as a layer of a trained model sees them."""
+"""``python -m src.extract``: features of images from a layer of a trained model."""
 
 import sys
 from collections.abc import Sequence
@@ -24,9 +24,11 @@ def _parser() -> CommandParser:
         "--output",
         metavar="FILE",
         default="features.parquet",
-        help="a .parquet or .csv, or an .npy with a .csv of the images beside it (features.parquet)",
+        help="a .parquet or .csv, or an .npy with a .csv of the images next to it (features.parquet)",
     )
-    parser.add_argument("--layer", metavar="NAME", help="whose output; without it, the last layer's input")
+    parser.add_argument(
+        "--layer", metavar="NAME", help="layer whose output is taken (default: the input of the last layer)"
+    )
     return parser
 
 

@@ -26,7 +26,7 @@ def _parser() -> CommandParser:
 
 def _predict(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
-    # Not before: torch and MLflow take seconds, and whoever asks for --help needs neither.
+    # Imported late: torch and MLflow take seconds to load, and --help needs neither.
     from .inference.predict import predictions, read_inputs, refuse_bad, trained_model, write_table
     from .inference.reference import read_reference
     from .tracking import project_run_errors

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -67,12 +67,6 @@ class ArrayCache:
                 warn(f"{path}: {error}; its images are decoded again")
                 _remove(path)
             return None
-
-    def contents(self, image_shape: tuple[int, ...]) -> Iterator[tuple[str, list[str | None]]]:
-        """Yield the name and the pixel keys of each array with images of this shape."""
-        for path in sorted(self.folder.glob(f"*{_ROWS}")):
-            if not is_temp(path) and (rows := _read_rows(path, image_shape)):
-                yield path.stem, rows
 
     @contextmanager
     def new(self, key: str, shape: tuple[int, int, int, int]) -> Iterator["ArrayWriter"]:
@@ -152,10 +146,11 @@ class ArrayWriter:
 
     def copy_from_others(self, wanted: Mapping[int, str]) -> Iterator[int]:
         """Copy rows from other arrays that have the same pixels; yield the rows that were copied."""
-        for name, there in self.cache.contents(self.shape[1:]):
+        for path in sorted(self.cache.folder.glob(f"*{_ROWS}")):
+            there = [] if is_temp(path) else _read_rows(path, self.shape[1:])
             places = {pixels: place for place, pixels in enumerate(there) if pixels}
             found = [row for row, pixels in wanted.items() if pixels in places and row not in self.rows]
-            if not found or (source := self.cache.find(name)) is None:
+            if not found or (source := self.cache.find(path.stem)) is None:
                 continue
             for row in found:
                 image = source.read(np.array([places[wanted[row]]]))
@@ -175,7 +170,9 @@ class ArrayWriter:
             place = self.place(row)  # unreadable image: black, because nothing was written
             place.write(number, os.pread(number, size, place.pixels))
         self.file.seek(0)
-        _write_header(self.file, self.shape)
+        header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(self.file, header)
+        assert self.file.tell() == _HEADER
         self.file.flush()
         os.fsync(self.file.fileno())
         path = self.cache._path(name)
@@ -213,7 +210,7 @@ def find_unused(folder: Path, seconds: float) -> list[UnusedArray]:
     arrays = [
         UnusedArray(path, _size(path), now - _last_use(path))
         for path in folder.glob("*.npy")
-        if not is_temp(path) and not _is_used(path)
+        if not is_temp(path) and _remove_unused(path, dry_run=True)
     ]
     return sorted((array for array in arrays if array.age > seconds), key=lambda array: -array.age)
 
@@ -242,12 +239,6 @@ def _remove(array: Path) -> None:
     _rows_of(array).unlink(missing_ok=True)
 
 
-def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    assert file.tell() == _HEADER
-
-
 def _last_use(path: Path) -> float:
     with suppress(FileNotFoundError):
         return path.stat().st_mtime
@@ -260,29 +251,13 @@ def _size(path: Path) -> int:
     return 0
 
 
-@contextmanager
-def _try_exclusive(path: Path) -> Iterator[bool]:
-    """Lock an array exclusively and yield whether that succeeded; a missing array counts as locked."""
-    with ExitStack() as held:
+def _remove_unused(path: Path, *, dry_run: bool = False) -> bool:
+    """Remove an array unless a process uses it; return whether it was (or could be) removed."""
+    with suppress(FileNotFoundError), path.open("rb+") as file:
         try:
-            file = held.enter_context(path.open("rb+"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            yield True
         except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def _is_used(path: Path) -> bool:
-    with _try_exclusive(path) as is_free:
-        return not is_free
-
-
-def _remove_unused(path: Path) -> bool:
-    """Remove an array unless a process uses it; return whether it was removed."""
-    with _try_exclusive(path) as is_free:
-        if is_free:
+            return False
+        if not dry_run:
             _remove(path)
-        return is_free
+    return True

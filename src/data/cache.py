@@ -7,8 +7,8 @@ image. ``packs/`` holds one array of resized uint8 images per modality, named by
 import errno
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -26,11 +26,11 @@ from ..utils.io import file_lock, sha256, sha256_of_lines
 from .array_cache import GIGABYTE, ArrayCache, ArrayWriter
 from .decode import Task, Workers, decode_again, decode_all, read_headers
 from .file_index import FileIndex
-from .file_table import FORMAT, FileTable, concatenate_tables
+from .file_info import FORMAT, FileTable, concatenate_tables
 from .image_array import ImageArray
+from .listing import Listing, Sample
 from .npz import read_again
-from .pixels import ImageFormat, Pixels
-from .samples import Listing, Sample
+from .pixels import ImageFormat
 
 AUTO_SIZE_LIMIT = 224
 
@@ -46,7 +46,7 @@ class DecodedListing:
         pixels: The decoded images, black for unreadable ones.
         rows: int64 ``(R,)``, row of each readable image in ``pixels``.
         samples: The readable samples, in the order of ``rows``.
-        entries: What is known of each.
+        table: Information on their files.
         bad: One message per image that could not be read.
     """
 
@@ -88,8 +88,9 @@ def decode_listings(
     path = cache_dir / "index" / f"{root}-v{FORMAT}.npz"
     arrays = ArrayCache(cache_dir / "packs", int(config.cache_gb * GIGABYTE))
     try:
-        with _exclusive(path.with_suffix(".lock"), listings[0].root), Workers() as workers:
-            cache = _Cache(FileIndex.load(path), arrays, workers)
+        with ExitStack() as held:
+            _lock(held, path.with_suffix(".lock"), listings[0].root)
+            cache = _Cache(FileIndex.load(path), arrays, held.enter_context(Workers()))
             if rehash:
                 for listing in listings:
                     cache.index.forget(listing.samples)
@@ -101,26 +102,23 @@ def decode_listings(
         raise DataError(f"{cache_dir}: the cache of decoded images cannot be written: {error}") from None
 
 
-@contextmanager
-def _exclusive(lock: Path, root: Path) -> Iterator[None]:
+def _lock(held: ExitStack, lock: Path, root: Path) -> None:
     """Hold the lock of a root; warn if waiting takes long."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(file_lock(lock, _SILENT_WAIT))
-        except Timeout:
-            warn(f"waiting for another process that decodes the images of {root}")
-            held.enter_context(file_lock(lock))
-        yield
+    try:
+        held.enter_context(file_lock(lock, _SILENT_WAIT))
+    except Timeout:
+        warn(f"waiting for another process that decodes the images of {root}")
+        held.enter_context(file_lock(lock))
 
 
 def _read_headers(listing: Listing, cache: _Cache) -> FileTable:
     """Return the information of each file that needs no decoding."""
     table = cache.index.look_up(listing.samples)
     new = np.flatnonzero(~table.is_done).tolist()
-    items = [(listing.samples[i], entry) for i, entry in zip(new, table.pick(new), strict=True)]
+    items = [(listing.samples[i], info) for i, info in zip(new, table.pick(new), strict=True)]
     looked = cache.workers.map(partial(read_headers, listing.header), items, in_memory=listing.in_memory)
-    for i, entry in zip(new, track(looked, f"Reading headers of {listing.modality}", len(new)), strict=True):
-        table[i] = entry
+    for i, info in zip(new, track(looked, f"Reading headers of {listing.modality}", len(new)), strict=True):
+        table[i] = info
     return table
 
 
@@ -161,33 +159,24 @@ def _decode_listing(
     pixels = cache.arrays.find(_array_name(table, image_format), shape) if is_known else None
     if pixels is None:
         pixels = _build_array(listing, table, cache, image_format)
-    pixels.decode_again = _redecoder(listing, table, image_format)
     rows = np.flatnonzero(table.has_pixels)
     is_whole = len(rows) == len(table)
+    # Lambdas keep what they use: this one must not keep `listing.read`, which may hold images in memory.
+    read, samples = read_again if listing.in_memory else listing.read, listing.samples
+    pixels.decode_again = lambda row: decode_again(read, image_format, samples[row], next(table.pick([row])))
     return DecodedListing(
         listing,
         pixels,
         rows=rows,
-        samples=listing.samples if is_whole else [listing.samples[row] for row in rows],
+        samples=samples if is_whole else [samples[row] for row in rows],
         table=table if is_whole else table.take(rows),
         bad=() if is_whole else tuple(filter(None, table.each(lambda shared: shared.error))),
     )
 
 
-def _redecoder(listing: Listing, table: FileTable, image_format: ImageFormat) -> Callable[[int], Pixels]:
-    """Return a function that decodes a row again; it keeps no images in memory."""
-    read, samples = read_again if listing.in_memory else listing.read, listing.samples
-
-    def decode(row: int) -> Pixels:
-        (entry,) = table.pick([row])
-        return decode_again(read, image_format, samples[row], entry)
-
-    return decode
-
-
 def _array_name(table: FileTable, image_format: ImageFormat) -> str:
     kind = f"{FORMAT} {image_format.size} {image_format.channels}"
-    return sha256_of_lines(chain([kind], table.seen_as(image_format)))
+    return sha256_of_lines(chain([kind], table.pixel_keys(image_format)))
 
 
 def _build_array(listing: Listing, table: FileTable, cache: _Cache, image_format: ImageFormat) -> ImageArray:
@@ -202,15 +191,15 @@ def _build_array(listing: Listing, table: FileTable, cache: _Cache, image_format
         is_bad = table.where(lambda shared: shared.error)
         missing = [row for row in np.flatnonzero(~is_bad).tolist() if row not in writer.rows]
         tasks = [
-            Task(listing.samples[row], entry, writer.place(row))
-            for row, entry in zip(missing, table.pick(missing), strict=True)
+            Task(listing.samples[row], info, writer.place(row))
+            for row, info in zip(missing, table.pick(missing), strict=True)
         ]
         work = partial(decode_all, listing.read, image_format, writer.temp)
         decoded = cache.workers.map(work, tasks, in_memory=listing.in_memory)
-        for row, entry in zip(missing, decoded, strict=True):
-            table[row] = entry
-            writer.rows[row] = entry.seen_as(image_format)
-            cache.index.learn(listing.samples[row], entry)
+        for row, info in zip(missing, decoded, strict=True):
+            table[row] = info
+            writer.rows[row] = info.pixel_key(image_format)
+            cache.index.learn(listing.samples[row], info)
             advance("")
             if cache.index.is_due:
                 writer.save_rows()
@@ -223,7 +212,7 @@ def _build_array(listing: Listing, table: FileTable, cache: _Cache, image_format
 
 def _reuse_rows(writer: ArrayWriter, table: FileTable, image_format: ImageFormat) -> Iterator[int]:
     """Reuse rows that were decoded before, here or in another array; yield these rows."""
-    seen = enumerate(table.seen_as(image_format))
+    seen = enumerate(table.pixel_keys(image_format))
     wanted = {row: pixels for (row, pixels), done in zip(seen, table.is_done, strict=True) if done}
     writer.rows = {row: pixels for row, pixels in writer.rows.items() if wanted.get(row) == pixels}
     yield from writer.rows

@@ -13,14 +13,14 @@ from ..errors import DataError
 from ..utils.config import DataConfig
 from ..utils.io import sha256_of_lines
 from .cache import DecodedListing, decode_listings
-from .file_table import FileTable, concatenate_tables
+from .file_info import FileTable, concatenate_tables
 from .image_array import ImageArray, ImageSource
 from .image_files import dicom_modalities
-from .join import Records, join, text_column
-from .leaks import LeakCheck, check_leaks, check_near_duplicates, find_contradictions
+from .join_modalities import Records, StepResult, join, text_column
+from .leaks import check_leaks, check_near_duplicates, find_contradictions
+from .listing import SPLITS, Listing
 from .pixels import LEGACY, Range
-from .samples import SPLITS, Listing
-from .shortcuts import Aspect, aspect_notes, aspects_by_class, find_captures, find_shortcuts
+from .shortcut_checks import Aspect, aspect_notes, aspects_by_class, find_rare_color, find_shortcuts
 from .sources import list_modalities
 from .split import assign_splits
 from .windows import (
@@ -63,7 +63,7 @@ class Dataset:
     Attributes:
         root: Folder or file that was read.
         classes: Class names; with two classes, the last is the positive one.
-        packs: The decoded images of each modality.
+        arrays: The decoded images of each modality.
         window: (low, high) that is applied to all images of more than plain 8-bit pixels; None if there are
             no such images, or if their files name different windows.
         splits: ``train``, ``val`` and perhaps ``test``.
@@ -95,17 +95,17 @@ class Dataset:
     @property
     def channels(self) -> int:
         """Channels of a sample, over all modalities."""
-        return sum(int(pack.shape[1]) for pack in self.arrays)
+        return sum(array.shape[1] for array in self.arrays)
 
     @property
     def channels_each(self) -> int:
         """Channels of each modality."""
-        return int(self.arrays[0].shape[1])
+        return self.arrays[0].shape[1]
 
     @property
     def size(self) -> int:
         """Side of every image in pixels."""
-        return int(self.arrays[0].shape[2])
+        return self.arrays[0].shape[2]
 
     def images(self, split: str) -> ImageSource:
         """Return the images of a split, to be read in batches."""
@@ -188,20 +188,20 @@ def _load(
     """
     classes, root = listings[0].classes, listings[0].root
     decoded = decode_listings(listings, config, cache_dir, rehash=rehash)
-    bad_notes = _check_bad(decoded, config)
+    bad_notes = _check_bad(decoded, config.on_bad_image)
     table = concatenate_tables([images.table for images in decoded])
     blank_notes = check_window(table, config.window)
     joined = join(decoded)
     arrays = tuple(images.pixels for images in decoded)
-    placed, group_notes = assign_splits(joined.records, arrays, classes, config)
-    checked = check_leaks(placed, config.on_leak)
-    compared = LeakCheck(_sorted(checked.records), {}, [])
-    if has_window or not _lacks_window(table, config):
-        compared = check_near_duplicates(compared.records, arrays, config, cache_dir)
-    records = compared.records
+    is_final = has_window or not _lacks_window(table, config)
+    split = _split(joined.records, arrays, classes, config, cache_dir if is_final else None)
+    records = split.records
     patients = _patient_indices(records)
-    split_notes = [*group_notes, *checked.notes, *compared.notes]
     aspects = aspects_by_class(decoded, records, classes)
+    modalities = frozenset[str]()
+    if config.augment.horizontal_flip == "auto":
+        files = [listing.samples for listing in listings if not listing.in_memory]
+        modalities = modalities.union(*map(dicom_modalities, files))
     dataset = Dataset(
         root=root,
         classes=classes,
@@ -216,38 +216,51 @@ def _load(
             *window_notes(table, config.window),
             *blank_notes,
             *joined.notes,
-            *split_notes,
+            *split.notes,
             *find_contradictions(records),
             *find_shortcuts(decoded),
-            *find_captures(decoded, config.channels),
+            *find_rare_color(decoded, config.channels),
             *aspect_notes(aspects),
         ),
         counts={
             "bad_images": sum(len(images.bad) for images in decoded),
-            "unpaired_images": joined.unpaired,
-            **checked.counts,
-            **compared.counts,
+            **joined.counts,
+            **split.counts,
         },
         corrected=describe_corrected(table, config.window),
-        modalities=_modalities(listings) if config.augment.horizontal_flip == "auto" else frozenset(),
+        modalities=modalities,
         aspects=aspects,
     )
-    _check_classes(dataset, split_notes)
+    _check_classes(dataset, split.notes)
     return dataset, table
 
 
-def _modalities(listings: Sequence[Listing]) -> frozenset[str]:
-    files = [listing.samples for listing in listings if not listing.in_memory]
-    return frozenset[str]().union(*map(dicom_modalities, files))
+def _split(
+    records: Records,
+    arrays: tuple[ImageArray, ...],
+    classes: tuple[str, ...],
+    config: DataConfig,
+    cache_dir: Path | None,
+) -> StepResult:
+    """Split the samples and resolve leaks; search for near-duplicates if a cache folder is given."""
+    placed = assign_splits(records, arrays, classes, config)
+    checked = check_leaks(placed.records, config.on_leak)
+    compared = StepResult(_sorted(checked.records), [])
+    if cache_dir is not None:
+        action, threshold = config.on_near_duplicate, config.near_duplicate_threshold
+        compared = check_near_duplicates(
+            compared.records, arrays, cache_dir, action=action, threshold=threshold
+        )
+    notes = [*placed.notes, *checked.notes, *compared.notes]
+    return StepResult(compared.records, notes, {**checked.counts, **compared.counts})
 
 
-def _check_bad(decoded: Sequence[DecodedListing], config: DataConfig) -> list[str]:
+def _check_bad(decoded: Sequence[DecodedListing], on_bad_image: str) -> list[str]:
     bad = [message for images in decoded for message in images.bad]
     if not bad:
         return []
-    more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-    named = "; ".join(bad[:_SHOWN]) + more
-    if config.on_bad_image == "error":
+    named = "; ".join(bad[:_SHOWN]) + f"; and {len(bad) - _SHOWN} more" * (len(bad) > _SHOWN)
+    if on_bad_image == "error":
         raise DataError(
             f"{named}. Repair or remove these files, or leave them out with data.on_bad_image=skip",
             public=f"{len(bad)} of the images cannot be read; stderr names them",
@@ -273,16 +286,12 @@ def _patient_indices(records: Records) -> list[int | None]:
 def _make_splits(records: Records, patients: list[int | None]) -> dict[str, Split]:
     names = text_column(records.samples)
     numbers = np.array(patients, dtype=object)
-    sides = {name: records.splits == name for name in SPLITS}
     return {
         name: Split(
-            records.rows[chosen],
-            records.labels[chosen],
-            tuple(names[chosen].tolist()),
-            tuple(numbers[chosen].tolist()),
+            records.rows[chosen], records.labels[chosen], tuple(names[chosen]), tuple(numbers[chosen])
         )
-        for name, chosen in sides.items()
-        if chosen.any()
+        for name in SPLITS
+        if (chosen := records.splits == name).any()
     }
 
 

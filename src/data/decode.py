@@ -7,24 +7,23 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..errors import DataError
 from ..utils.cli import warn
 from ..utils.io import sha256
 from ..utils.runtime import usable_cores
-from .file_table import FileInfo
+from .file_info import FileInfo
 from .image_array import ImageOffsets
-from .names import hash_look, hash_patient
-from .pixels import BadImage, DecodedImage, Header, ImageFormat, Pixels, render
-from .samples import Sample
+from .listing import Sample
+from .name_spelling import hash_patient, hash_spelling
+from .pixels import DecodedImage, Header, ImageError, ImageFormat, Pixels, render
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """One image to decode, and its offsets in the array."""
 
     sample: Sample
@@ -42,10 +41,10 @@ def read_headers(
 def _read_header(read: Callable[[Sample], Header], sample: Sample, info: FileInfo) -> FileInfo:
     try:
         header = read(sample)
-    except BadImage as bad:
+    except ImageError as bad:
         return info.with_error(bad)
     # Hashed: the index only needs to know which images belong to one patient.
-    patient, alike = (hash_patient(name), hash_look(name)) if (name := header.patient) else ("", "")
+    patient, alike = (hash_patient(name), hash_spelling(name)) if (name := header.patient) else ("", "")
     return replace(
         info,
         height=header.height,
@@ -76,12 +75,19 @@ def _decode(
 ) -> FileInfo:
     try:
         image = read(task.sample)
-        info = _with_pixels(task.info, image)
         pixels = render(image, image_format).tobytes()
-    except BadImage as bad:
+    except ImageError as bad:
         return task.info.with_error(bad)
     task.place.write(file, pixels)
-    return info
+    return replace(
+        task.info,
+        sha=sha256(image.content),
+        observed=(float(image.values.min()), float(image.values.max())),
+        full=image.full,
+        own=image.own,
+        levels=image.levels.name if image.levels else "",
+        corrected=image.corrected,
+    )
 
 
 def decode_again(
@@ -96,7 +102,7 @@ def decode_again(
     try:
         image = read(sample)
         pixels = render(image, image_format)
-    except (BadImage, DataError, OSError) as error:
+    except (ImageError, DataError, OSError) as error:
         raise DataError(
             f"{what}, and the file cannot be read any more ({error}); restore the file and start again",
             public="a decoded image in the cache is damaged, and its file cannot be read any more",
@@ -110,18 +116,6 @@ def decode_again(
     return pixels
 
 
-def _with_pixels(info: FileInfo, image: DecodedImage) -> FileInfo:
-    return replace(
-        info,
-        sha=sha256(image.content),
-        observed=(float(image.values.min()), float(image.values.max())),
-        full=image.full,
-        own=image.own,
-        levels=image.levels_name,
-        corrected=image.corrected,
-    )
-
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -129,13 +123,14 @@ _FEW = 256  # fewer images are done before worker processes would have started
 _CHUNK = 32
 
 
-class Workers:
+class Workers(ExitStack):
     """Worker processes, started when there is enough work; a context manager that ends them.
 
     Processes rather than threads, because reading image files holds the GIL.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._pools: dict[bool, Executor] = {}
 
     def map(
@@ -166,17 +161,10 @@ class Workers:
 
     def _pool(self, in_memory: bool) -> Executor:
         if in_memory not in self._pools:
-            self._pools[in_memory] = ThreadPoolExecutor(usable_cores()) if in_memory else _processes()
+            pool = ThreadPoolExecutor(usable_cores()) if in_memory else _processes()
+            self._pools[in_memory] = pool
+            self.callback(pool.shutdown, cancel_futures=True)
         return self._pools[in_memory]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for pool in self._pools.values():
-            pool.shutdown(cancel_futures=True)
 
 
 def _processes() -> Executor:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..utils.io import open_regular
-from ..utils.limits import IMAGE_VALUES
+from ..utils.limits import IMAGE_PIXELS, IMAGE_VALUES
 from .dicom_file import BARE_BYTES, DicomFile, check_palette, check_pixel_data, is_bare
 from .dicom_gray import check_high_bit, decode_gray, text_of, used_bits
-from .names import normalize_patient
-from .pixels import BadImage, DecodedImage, Header, check_limit, check_pixels, open_image
+from .name_spelling import normalize_patient
+from .pixels import DecodedImage, Header, ImageError, check_limit, open_image
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -27,7 +27,7 @@ _MAGIC_AT, _MAGIC = 128, b"DICM"
 _GRAY = frozenset({"MONOCHROME1", "MONOCHROME2"})
 _PALETTE = "PALETTE COLOR"
 _JPEG_2000 = frozenset({"YBR_ICT", "YBR_RCT"})
-_COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422"}) | _JPEG_2000
+_COLOR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422"}) | _JPEG_2000
 _HEADER_TAGS = (
     "Rows",
     "Columns",
@@ -38,7 +38,7 @@ _HEADER_TAGS = (
     "BitsAllocated",
     "PatientID",
 )
-_PICTURE_TAGS = (
+_IMAGE_TAGS = (
     *_HEADER_TAGS,
     "PlanarConfiguration",
     "HighBit",
@@ -77,76 +77,74 @@ def is_dicom(path: Path) -> bool:
 
 
 @contextmanager
-def _as_bad_image(path: Path) -> Iterator[None]:
-    """Convert every error of a bad file to `BadImage`."""
+def _as_image_error(path: Path) -> Iterator[None]:
+    """Convert every error of a bad file to `ImageError`."""
     from pydicom.errors import InvalidDicomError
 
     try:
         yield
-    except (BadImage, MemoryError):
+    except (ImageError, MemoryError):
         raise
     except InvalidDicomError:
-        raise BadImage(f"{path}: not a DICOM file (its header lacks the mark DICM)") from None
+        raise ImageError(f"{path}: not a DICOM file (no DICM prefix)") from None
     except RecursionError:
-        raise BadImage(f"{path}: its sequences are nested too deeply") from None
+        raise ImageError(f"{path}: its sequences are nested too deeply") from None
     except OSError as error:
-        raise BadImage(f"{path}: damaged or unreadable: {error}", lasting=error.errno is None) from None
+        raise ImageError(f"{path}: damaged or unreadable: {error}", lasting=error.errno is None) from None
     except Exception as error:  # pydicom's parsers raise a dozen kinds on damaged files
-        raise BadImage(f"{path}: damaged or unreadable: {_first_line(error)}") from None
+        raise ImageError(f"{path}: damaged or unreadable: {_first_line(error)}") from None
 
 
 def read_header(path: Path) -> Header:
     """Read size, channels and patient of a DICOM file, without its pixels.
 
     Raises:
-        BadImage: The file is not DICOM, holds no image, or an image of an unsupported kind.
+        ImageError: The file is not DICOM, holds no image, or an image of an unsupported kind.
     """
-    with _as_bad_image(path), open_image(path) as file:
+    with _as_image_error(path), open_image(path) as file:
         return _header(path, DicomFile(path, file).read_header(_HEADER_TAGS))
 
 
 def read_modality(path: Path) -> str:
     """Return the Modality of a DICOM file, such as CT or DX; "" if it cannot be read."""
     try:
-        with _as_bad_image(path), open_image(path) as file:
+        with _as_image_error(path), open_image(path) as file:
             return text_of(DicomFile(path, file).read_header(("Modality",)), "Modality")
-    except BadImage:
+    except ImageError:
         return ""
 
 
 def _header(path: Path, dataset: "Dataset") -> Header:
     if "Rows" not in dataset or "Columns" not in dataset:
-        raise BadImage(f"{path}: holds no image (it may be a report, a plan or a waveform)")
+        raise ImageError(f"{path}: holds no image (it may be a report, a plan or a waveform)")
     height, width, bits = int(dataset.Rows), int(dataset.Columns), int(dataset.get("BitsStored") or 8)
-    check_pixels(path, width, height)
+    check_limit(path, IMAGE_PIXELS, width * height)
     frames = int(dataset.get("NumberOfFrames") or 1)
     check_limit(path, IMAGE_VALUES, width * height * frames * int(dataset.get("SamplesPerPixel") or 1))
     if frames > 1:
-        raise BadImage(f"{path}: holds {frames} frames; export each slice as a file of its own")
+        raise ImageError(f"{path}: holds {frames} frames; export each slice as a file of its own")
     _check_photometric(path, dataset)
     is_gray = dataset.PhotometricInterpretation in _GRAY
     if is_gray and bits > _MAX_GRAY_BITS:
-        raise BadImage(f"{path}: pixels of {bits} bits are not read; convert it to 16 bits")
+        raise ImageError(f"{path}: pixels of {bits} bits are not read; convert it to 16 bits")
     if not is_gray and int(dataset.get("BitsAllocated") or 8) > 8 and not _is_palette(dataset):
-        raise BadImage(f"{path}: colour of more than 8 bits is not read; convert it to 8 bits")
+        raise ImageError(f"{path}: color of more than 8 bits is not read; convert it to 8 bits")
     patient = normalize_patient(str(dataset.get("PatientID") or ""))
     return Header(height, width, 1 if is_gray else 3, patient, "DICOM", bits)
 
 
 def _check_photometric(path: Path, dataset: "Dataset") -> None:
-    """Refuse a missing, unknown or contradictory PhotometricInterpretation; normalize its spelling.
-
-    Raises:
-        BadImage: The pixels cannot be interpreted.
-    """
+    """Refuse a missing, unknown or contradictory PhotometricInterpretation; normalize its spelling."""
     photometric = text_of(dataset, "PhotometricInterpretation")
     if not photometric:
-        raise BadImage(f"{path}: names no PhotometricInterpretation, such as MONOCHROME2 or RGB; add it")
+        raise ImageError(f"{path}: has no PhotometricInterpretation; add one, such as MONOCHROME2 or RGB")
     samples = int(dataset.get("SamplesPerPixel") or 1)
-    if photometric not in _GRAY | _COLOUR | {_PALETTE}:
-        raise BadImage(f"{path}: PhotometricInterpretation {photometric} is not read; convert it to RGB")
-    if samples != (3 if photometric in _COLOUR else 1):
-        raise BadImage(f"{path}: {photometric} with SamplesPerPixel {samples} is contradictory; correct one")
+    if photometric not in _GRAY | _COLOR | {_PALETTE}:
+        raise ImageError(f"{path}: PhotometricInterpretation {photometric} is not read; convert it to RGB")
+    if samples != (3 if photometric in _COLOR else 1):
+        raise ImageError(
+            f"{path}: {photometric} with SamplesPerPixel {samples} is contradictory; correct one"
+        )
     dataset.PhotometricInterpretation = photometric
 
 
@@ -169,15 +167,15 @@ def read_image(path: Path) -> DecodedImage:
         float32 gray values with their range and the file's own window, or uint8 RGB.
 
     Raises:
-        BadImage: The file is damaged, holds no image, or its transfer syntax cannot be decoded here.
+        ImageError: The file is damaged, holds no image, or its transfer syntax cannot be decoded here.
     """
-    with _as_bad_image(path), open_image(path) as file:
+    with _as_image_error(path), open_image(path) as file:
         content = DicomFile(path, file)
-        dataset = content.read_header(_PICTURE_TAGS)
+        dataset = content.read_header(_IMAGE_TAGS)
         header, pixel_bytes = _header(path, dataset), _pixel_bytes(dataset)
         of_frame = content.add_pixels(dataset, pixel_bytes)
         if "PixelData" not in dataset:
-            raise BadImage(f"{path}: holds no pixels")
+            raise ImageError(f"{path}: holds no pixels")
         check_pixel_data(path, dataset, pixel_bytes)
         check_palette(path, dataset)
         for keyword in ("ModalityLUTSequence", "VOILUTSequence"):
@@ -189,53 +187,48 @@ def read_image(path: Path) -> DecodedImage:
             return DecodedImage(stored)
         is_swapped = not dataset.file_meta.TransferSyntaxUID.is_little_endian
         corrected = ("big-endian DICOM with a palette",) * is_swapped
-        return DecodedImage(_palette_colours(path, dataset, stored), corrected=corrected)
+        return DecodedImage(_palette_colors(path, dataset, stored), corrected=corrected)
 
 
 def _stored_pixels(path: Path, dataset: "Dataset") -> NDArray[Any]:
     syntax = dataset.file_meta.TransferSyntaxUID
     check_high_bit(path, dataset)
     photometric, bits = dataset.PhotometricInterpretation, int(dataset.BitsStored)
-    if photometric in _COLOUR and bits != 8:
-        raise BadImage(f"{path}: colour of {bits} bits is not read; convert it to 8 bits")
+    if photometric in _COLOR and bits != 8:
+        raise ImageError(f"{path}: color of {bits} bits is not read; convert it to 8 bits")
     if photometric in _JPEG_2000 and "JPEG 2000" not in syntax.name:
-        raise BadImage(f"{path}: {photometric} without JPEG 2000 is not read; convert it to RGB")
-    dataset.pixel_array_options(
-        correct_unused_bits=False
-    )  # `used_bits` does it, and refuses wrong BitsStored
+        raise ImageError(f"{path}: {photometric} without JPEG 2000 is not read; convert it to RGB")
+    # `used_bits` clears unused bits, and refuses a wrong BitsStored.
+    dataset.pixel_array_options(correct_unused_bits=False)
     try:
         return np.asarray(dataset.pixel_array)
     except Exception:  # each decoder of pydicom raises other errors
         if not syntax.is_compressed:
             raise
-        raise BadImage(
+        raise ImageError(
             f"{path}: damaged, or its transfer syntax, {syntax.name}, cannot be decoded here; if other "
             "programs show it, convert it to an uncompressed one (dcmdjpeg, gdcmconv --raw)",
             lasting=False,  # a decoder may be installed later
         ) from None
 
 
-def _palette_colours(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> NDArray[np.uint8]:
+def _palette_colors(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> NDArray[np.uint8]:
     from pydicom.pixels.processing import apply_color_lut
 
     if not dataset.file_meta.TransferSyntaxUID.is_little_endian:
-        _swap_palette(dataset)
+        # pydicom reads the palette as little-endian.
+        for color in ("Red", "Green", "Blue", "Alpha"):
+            element = f"{color}PaletteColorLookupTableData"
+            if element in dataset:
+                dataset[element].value = np.frombuffer(dataset[element].value, ">u2").byteswap().tobytes()
     count, first, _ = dataset.RedPaletteColorLookupTableDescriptor
     count = count or 2**16
     # Clipped to the table: pydicom computes positions in the data type of its entries.
     places = np.clip(used_bits(path, dataset, stored, None).astype(np.int32), first, first + count - 1)
-    colours = apply_color_lut(places, dataset)[..., :3]
-    if colours.dtype == np.uint8 and count > 2**8:
-        raise BadImage(f"{path}: a palette of {count} colours of 8 bits is not read; convert it to RGB")
-    return (colours >> 8 if colours.dtype == np.uint16 else colours).astype(np.uint8)
-
-
-def _swap_palette(dataset: "Dataset") -> None:
-    """Swap the bytes of a big-endian palette, which pydicom reads as little-endian."""
-    for color in ("Red", "Green", "Blue", "Alpha"):
-        element = f"{color}PaletteColorLookupTableData"
-        if element in dataset:
-            dataset[element].value = np.frombuffer(dataset[element].value, ">u2").astype("<u2").tobytes()
+    colors = apply_color_lut(places, dataset)[..., :3]
+    if colors.dtype == np.uint8 and count > 2**8:
+        raise ImageError(f"{path}: a palette of {count} colors of 8 bits is not read; convert it to RGB")
+    return (colors >> 8 if colors.dtype == np.uint16 else colors).astype(np.uint8)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The elements of a DICOM file, by pydicom, in bounded time and memory: whatever the file says of itself."""
+"""Read the elements of a DICOM file by pydicom, in bounded time and memory even if the file is malicious."""
 
 import io
 import re
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ..utils.limits import DICOM_HEADER, DICOM_PARTS
-from .pixels import BadImage, check_limit
+from .pixels import ImageError, check_limit
 
 if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.tag import BaseTag
 
-_FRAMES_FROM = 0x52000000  # what describes each frame of a multi-frame image, and then its pixels
+_FRAMES_FROM = 0x52000000  # first tag of the per-frame descriptions, which precede the pixels
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _OVERLAY_BITS = tuple(0x60000102 + (number << 17) for number in range(16))
 _PIXELS = (*_GROUPS, *_OVERLAY_BITS, "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData")
@@ -42,13 +42,13 @@ _BARE = re.compile(
 
 
 class _DeflatedError(Exception):
-    """pydicom is about to read the rest of the file at once, as it does to inflate it."""
+    """pydicom tries to read the rest of the file at once, which means that the file is deflated."""
 
 
 class _Bounded:
-    """A file of which pydicom may read a number of bytes and of parts.
+    """A file that limits how many bytes and elements pydicom may read.
 
-    Empty items take a hundred times their bytes in memory, and a length in the file may be a lie.
+    An empty item takes a hundred times its size in memory, and a length in the file may be wrong.
     """
 
     def __init__(self, path: Path, file: BinaryIO, pixel_bytes: int = 0) -> None:
@@ -62,7 +62,7 @@ class _Bounded:
         """Read some bytes.
 
         Raises:
-            BadImage: More was read than an image of this size takes.
+            ImageError: More was read than an image of this size takes.
         """
         if size < 0:
             raise _DeflatedError
@@ -73,10 +73,10 @@ class _Bounded:
         return self._read(size)
 
     def check(self) -> None:
-        """Say so where pydicom has put an error of its own in place of a refusal.
+        """Raise the error for an exceeded limit again, which pydicom has replaced by an error of its own.
 
         Raises:
-            BadImage: More was read than an image of this size takes.
+            ImageError: More was read than an image of this size takes.
         """
         check_limit(self.name, DICOM_HEADER, self._bytes - self._pixel_bytes)
         check_limit(self.name, DICOM_PARTS, self._parts)
@@ -94,7 +94,7 @@ class DicomFile:
         """Read some elements that precede the pixels and the descriptions of single frames.
 
         Raises:
-            BadImage: What is read exceeds a limit.
+            ImageError: The header exceeds a limit.
         """
         from pydicom.filereader import _read_file_meta_info, read_dataset, read_partial, read_preamble
 
@@ -123,14 +123,14 @@ class DicomFile:
         """Read the pixels and the functional groups, and add them to what `read_header` returned.
 
         Args:
-            dataset: What it returned.
-            pixel_bytes: How much the pixels take once they are decoded.
+            dataset: The result of `read_header`.
+            pixel_bytes: Size of the decoded pixels.
 
         Returns:
             Which elements are from functional groups.
 
         Raises:
-            BadImage: The file takes more than that and a header.
+            ImageError: The file is larger than its pixels and a header.
         """
         from pydicom.filereader import read_dataset
 
@@ -154,7 +154,7 @@ class DicomFile:
         counted here first. A sequence within an item is counted when it is asked for in turn.
 
         Raises:
-            BadImage: The sequence exceeds a limit.
+            ImageError: The sequence exceeds a limit.
         """
         from pydicom.filereader import read_sequence
 
@@ -189,7 +189,7 @@ class DicomFile:
                     yield tag
 
     def _inflated(self, most: int) -> bytes:
-        """Inflate the first bytes of what pydicom would inflate as a whole, however much that is."""
+        """Inflate at most so many bytes, where pydicom would inflate the whole file."""
         self._file.seek(self._deflated_at or 0)
         inflater, found = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
         while len(found) < most and (some := inflater.unconsumed_tail or self._file.read(_SOME)):
@@ -203,7 +203,7 @@ def is_bare(start: bytes) -> bool:
 
 
 def _complete_syntax(dataset: "Dataset") -> None:
-    """Name the transfer syntax of a file that names none: it is one of those without compression."""
+    """Set a missing transfer syntax to the uncompressed one that fits the encoding of the file."""
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     if "TransferSyntaxUID" not in dataset.file_meta:
@@ -224,7 +224,7 @@ def _at_frames(tag: int, _vr: str | None, _length: int) -> bool:
 
 
 def has_embedded_overlay(dataset: "Dataset") -> bool:
-    """Return whether bits of the pixels beside the stored ones hold an overlay (retired in DICOM 2004)."""
+    """Return whether unused bits of the pixels hold an overlay (retired in DICOM 2004)."""
     return any(tag in dataset and dataset[tag].value for tag in _OVERLAY_BITS)
 
 
@@ -232,23 +232,23 @@ def check_pixel_data(path: Path, dataset: "Dataset", pixel_bytes: int) -> None:
     """Refuse compressed pixels that would become a larger image than the header describes.
 
     Raises:
-        BadImage: They are longer than the decoded image, or say themselves that the image is larger.
+        ImageError: They are longer than the decoded image, or their own header describes a larger image.
     """
     from pydicom.encaps import get_frame
 
     data: bytes = dataset.PixelData
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         if dataset["PixelData"].is_undefined_length:
-            raise BadImage(f"{path}: its pixels are compressed and no transfer syntax says how; convert it")
+            raise ImageError(f"{path}: its pixels are compressed, but it has no transfer syntax; convert it")
         return
     if len(data) > _RATIO * pixel_bytes + _SOME:
-        raise BadImage(
+        raise ImageError(
             f"{path}: holds {len(data):,} bytes of compressed pixels for an image of {pixel_bytes:,} bytes"
         )
     width, height, samples = _coded_size(get_frame(data, 0, number_of_frames=1))
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if width * height * samples > rows * columns * int(dataset.SamplesPerPixel):
-        raise BadImage(
+        raise ImageError(
             f"{path}: its header says {columns} x {rows} pixels, its compressed image {width} x {height} "
             f"with {samples} samples each"
         )
@@ -270,10 +270,10 @@ def _coded_size(code: bytes) -> tuple[int, int, int]:
 
 
 def check_palette(path: Path, dataset: "Dataset") -> None:
-    """Refuse a segmented palette of more colors than a palette has: a few bytes of it can stand for many.
+    """Refuse a segmented palette with too many colors, since a few bytes can expand to very many.
 
     Raises:
-        BadImage: It has more.
+        ImageError: There are too many colors.
     """
     for color in ("Red", "Green", "Blue", "Alpha"):
         data: bytes | None = dataset.get(f"Segmented{color}PaletteColorLookupTableData")
@@ -283,11 +283,11 @@ def check_palette(path: Path, dataset: "Dataset") -> None:
         size = 1 if dataset.RedPaletteColorLookupTableDescriptor[2] == 8 else 2
         words = np.frombuffer(data[: len(data) // size * size], f"{order}u{size}").tolist()
         if _expanded(words) > _PALETTE:
-            raise BadImage(f"{path}: its palette has more than {_PALETTE:,} colors")
+            raise ImageError(f"{path}: its palette has more than {_PALETTE:,} colors")
 
 
 def _expanded(words: list[int]) -> int:
-    """Return how many entries a segmented look-up table has at least (DICOM PS3.3, C.7.9.2)."""
+    """Return the minimum number of entries of a segmented look-up table (DICOM PS3.3, C.7.9.2)."""
     at = total = 0
     while at + 1 < len(words):
         opcode, count = words[at], words[at + 1]

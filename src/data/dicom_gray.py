@@ -2,14 +2,14 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..utils.io import sha256
 from .dicom_file import has_embedded_overlay
-from .pixels import OWN_LEVELS, BadImage, DecodedImage, Range
+from .pixels import OWN_LEVELS, DecodedImage, ImageError, Levels, Range
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -30,21 +30,14 @@ def check_high_bit(path: Path, dataset: "Dataset") -> None:
     """Refuse pixels that do not start at the lowest bit.
 
     Raises:
-        BadImage: HighBit is not BitsStored - 1, as the standard demands (PS3.5, 8.1.1).
+        ImageError: HighBit is not BitsStored - 1, as the standard demands (PS3.5, 8.1.1).
     """
     bits, high = int(dataset.BitsStored), dataset.get("HighBit")
     if high is not None and int(high) != bits - 1:
-        raise BadImage(
+        raise ImageError(
             f"{path}: HighBit is {int(high)} and BitsStored is {bits}, so it is unclear which bits hold the "
             f"pixels; convert it to HighBit {bits - 1}"
         )
-
-
-class Levels(NamedTuple):
-    """Gray levels that a file asks for by other means than a linear window, and what names the means."""
-
-    pixels: NDArray[np.uint8]
-    name: str
 
 
 def decode_gray(
@@ -53,13 +46,13 @@ def decode_gray(
     """Return the values of a gray image in its own units.
 
     Args:
-        path: Of the file, for messages.
-        dataset: Its elements.
-        stored: Pixels as decoded, with all bits that are allocated.
-        of_frame: Which elements are from functional groups.
+        path: Path of the file, for messages.
+        dataset: Elements of the file.
+        stored: Decoded pixels, with all allocated bits.
+        of_frame: Elements that come from functional groups.
 
     Raises:
-        BadImage: The pixels exceed BitsStored, or the rescaling gives no usable values.
+        ImageError: The pixels exceed BitsStored, or the rescaling gives no usable values.
     """
     padding = _padding(path, dataset, stored)
     used = used_bits(path, dataset, stored, padding)
@@ -92,8 +85,7 @@ def decode_gray(
         own=own,
         inverted=inverted,
         no_window=no_window,
-        levels=None if levels is None else levels.pixels,
-        levels_name="" if levels is None else levels.name,
+        levels=levels,
         corrected=tuple(what for what, is_there in corrected.items() if is_there),
     )
 
@@ -104,7 +96,7 @@ def _padding(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> Mask | Non
     if first is None:
         return None
     last = _number(path, dataset, "PixelPaddingRangeLimit")
-    # Stored as signed or unsigned, whatever the pixels are: as in 63536 for -2000.
+    # May be stored as unsigned for signed pixels: 63536 for -2000.
     ends = np.array([first, first if last is None else last], dtype=np.int64).astype(stored.dtype)
     return np.asarray((stored >= ends.min()) & (stored <= ends.max()))
 
@@ -113,7 +105,7 @@ def used_bits(path: Path, dataset: "Dataset", stored: NDArray[Any], padding: Mas
     """Return the pixels without the bits above BitsStored, which may hold an overlay or lack the sign.
 
     Raises:
-        BadImage: Those bits hold something else, so that BitsStored is wrong.
+        ImageError: Those bits hold something else, so that BitsStored is wrong.
     """
     bits = int(dataset.BitsStored)
     shift = 8 * stored.dtype.itemsize - bits
@@ -127,7 +119,7 @@ def used_bits(path: Path, dataset: "Dataset", stored: NDArray[Any], padding: Mas
         odd = stored[other]
         lacks_sign = dataset.PixelRepresentation and odd.min() >= 0 and odd.max() < 1 << bits
         if not lacks_sign:
-            raise BadImage(
+            raise ImageError(
                 f"{path}: BitsStored is {bits}, and its pixels hold {stored.min()} to {stored.max()}; "
                 "correct BitsStored and HighBit, or convert the file"
             )
@@ -135,11 +127,7 @@ def used_bits(path: Path, dataset: "Dataset", stored: NDArray[Any], padding: Mas
 
 
 def _complete_rescale(path: Path, dataset: "Dataset") -> bool:
-    """Fill in the slope or the intercept if the other one is given; pydicom rescales only with both.
-
-    Returns:
-        Whether that changes the values.
-    """
+    """Fill in a missing slope or intercept, since pydicom needs both; return whether values change."""
     given = {keyword: _number(path, dataset, keyword) for keyword in _RESCALE}
     has_one = any(value is not None for value in given.values())
     for keyword, default in _RESCALE.items():
@@ -153,29 +141,21 @@ def _complete_rescale(path: Path, dataset: "Dataset") -> bool:
 
 
 def _number(path: Path, dataset: "Dataset", keyword: str) -> float | None:
-    """Return an element that is one number, None if it is missing or empty.
-
-    Raises:
-        BadImage: It is something else.
-    """
+    """Return an element that is one number, None if it is missing or empty; refuse anything else."""
     try:
         value = dataset.get(keyword)
         return None if value is None or value == "" else float(value)
     except (ValueError, TypeError, OverflowError):
-        raise BadImage(f"{path}: its {keyword} is not a number") from None
+        raise ImageError(f"{path}: its {keyword} is not a number") from None
 
 
 def _rescaled(path: Path, dataset: "Dataset", used: NDArray[Any]) -> tuple[NDArray[np.float32], Range]:
-    """Return the values in the units of the file, and what they could be.
-
-    Raises:
-        BadImage: The rescaling gives no usable values.
-    """
+    """Return the values in the units of the file, and the range that they could have."""
     from pydicom.pixels.processing import apply_modality_lut
 
     bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
-    # A look-up table need not rise, so all its values are looked at.
+    # A look-up table need not be monotonic, so all its values are computed.
     possible = np.arange(low, high + 1) if dataset.get("ModalityLUTSequence") else np.array([low, high])
     full = np.asarray(apply_modality_lut(possible, dataset), dtype=np.float64)
     with np.errstate(over="ignore"):
@@ -183,7 +163,7 @@ def _rescaled(path: Path, dataset: "Dataset", used: NDArray[Any]) -> tuple[NDArr
         values = np.array(apply_modality_lut(used.astype(np.int32), dataset), dtype=np.float32)
     ends = float(full.min()), float(full.max())
     if not (np.isfinite(ends).all() and ends[0] < ends[1] and np.isfinite(values).all()):
-        raise BadImage(f"{path}: its rescale slope, intercept or look-up table gives no usable values")
+        raise ImageError(f"{path}: its rescale slope, intercept or look-up table gives no usable values")
     return values, ends
 
 
@@ -191,13 +171,12 @@ def _is_inverted(path: Path, dataset: "Dataset") -> bool:
     """Return whether low values are bright.
 
     An X-ray in MONOCHROME1 has the shape INVERSE as well, which is the same inversion (PS3.3, C.8.11.1).
-
-    Raises:
-        BadImage: The presentation look-up table is of a kind that is not read.
     """
     shape = text_of(dataset, "PresentationLUTShape")
     if shape not in ("", "IDENTITY", "INVERSE"):
-        raise BadImage(f"{path}: PresentationLUTShape {shape} is not read; convert it to IDENTITY or INVERSE")
+        raise ImageError(
+            f"{path}: PresentationLUTShape {shape} is not read; convert it to IDENTITY or INVERSE"
+        )
     return bool(dataset.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE")
 
 
@@ -207,10 +186,7 @@ def _blacken(
     """Set the padding to the darkest value that is possible, unless it is dark already.
 
     It is dark if the file's own window shows it black or, without a window, if no pixel is darker. Such
-    padding, as of -2000 in a CT, keeps its value, and the image its hash.
-
-    Returns:
-        Whether it was not.
+    padding, such as -2000 in a CT, keeps its value, and the image its hash. Return whether it was changed.
     """
     sign, dark = (-1, full[1]) if inverted else (1, full[0])
     if own is not None:
@@ -229,7 +205,7 @@ def own_window(dataset: "Dataset") -> Range | None:
     Source: DICOM PS3.3, C.11.2.1.2 (functions LINEAR and LINEAR_EXACT).
 
     Raises:
-        ValueError: The file describes its gray levels in a way that is not read; the message says how.
+        ValueError: The gray levels are described in an unsupported way, which the message names.
     """
     window = _window(dataset)
     if window is None or window[0] == _SIGMOID:
@@ -243,11 +219,7 @@ def own_window(dataset: "Dataset") -> Range | None:
 
 
 def _window(dataset: "Dataset") -> tuple[str, float, float] | None:
-    """Return function, center and width of the first window of a file, None if it has none or one of width 0.
-
-    Raises:
-        ValueError: It is malformed.
-    """
+    """Return function, center and width of a file's first window, None if it has none or one of width 0."""
     try:
         center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
     except (ValueError, TypeError, OverflowError):
@@ -268,7 +240,7 @@ def own_levels(dataset: "Dataset", values: NDArray[np.float32]) -> Levels | None
     Source: DICOM PS3.3, C.11.2.1.1 and C.11.2.1.3.1, by pydicom.
 
     Raises:
-        ValueError: They cannot be applied; the message says why.
+        ValueError: They cannot be applied; the message states the reason.
     """
     window = _window(dataset)
     if window is None:

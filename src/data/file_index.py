@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..utils.io import atomic_file, open_regular
-from .file_table import COLUMNS, STATE, FileInfo, FileTable, SharedInfo, stat_files
+from .file_info import COLUMNS, STATE, FileInfo, FileTable, SharedInfo, stat_files
+from .listing import Sample
 from .npz import Arrays
-from .samples import Sample
 
 _SHARE = 20  # writing the index takes at most 1 / _SHARE of the time
 DAMAGED = (
@@ -35,9 +35,9 @@ class FileIndex:
 
     Attributes:
         path: The ``.npz``.
-        entries: What is known of each file.
+        table: Information on the files, in columns.
         places: Position in ``table`` by the sample's key.
-        learned: Entries by key that were added since the last `save`.
+        learned: Information by key that were added since the last `save`.
     """
 
     path: Path
@@ -91,9 +91,9 @@ class FileIndex:
         found.rows[positions[same]] = known[same]
         return found
 
-    def learn(self, sample: Sample, entry: FileInfo) -> None:
+    def learn(self, sample: Sample, info: FileInfo) -> None:
         """Add a file; `save` writes it to disk."""
-        self.learned[sample.key] = entry
+        self.learned[sample.key] = info
 
     @property
     def is_due(self) -> bool:

@@ -2,13 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
 from ..errors import DataError
-from ..utils.config import DataConfig
 from .image_files import (
     SUFFIXES,
     Exclude,
@@ -20,31 +19,60 @@ from .image_files import (
     read_image,
     unlisted,
 )
-from .names import check_classes, check_no_masks, is_like_split, name_splits, unify
-from .samples import UNKNOWN, Listing, Sample, order_classes
+from .listing import UNKNOWN, Listing, Sample, order_classes
+from .name_spelling import check_classes, check_no_masks, is_like_split, name_splits, unify
 
 
 @dataclass(frozen=True)
 class NamePatterns:
-    """Patterns for file names: group 1 of each match is the patient, or the image id."""
+    """Regular expressions for file names: group 1 of a match is the patient, or the image id.
 
-    patient: re.Pattern[str] | None = None
-    image_id: re.Pattern[str] | None = None
+    Attributes:
+        patient_regex: For the patient, None if names do not hold it.
+        image_id_regex: For the image id, None if names do not hold it.
+        must_match: Whether to refuse a name that does not match, as training does.
+    """
+
+    patient_regex: str | None = None
+    image_id_regex: str | None = None
+    must_match: bool = True
+
+    def patient(self, file: str) -> str | None:
+        """Return the patient of a file, None if unknown; raise a DataError if the name has to match."""
+        return self._find(self.patient_regex, "patient_regex", file)
+
+    def image_id(self, file: str) -> str | None:
+        """Return the image id of a file, None if unknown; raise a DataError if the name has to match."""
+        return self._find(self.image_id_regex, "image_id_regex", file)
+
+    def _find(self, pattern: str | None, setting: str, file: str) -> str | None:
+        if pattern is None:
+            return None
+        match = re.search(pattern, file.rpartition("/")[2])
+        if self.must_match and not (match and match[1]):
+            raise DataError(
+                f"{file}: its name does not match data.{setting}={pattern}",
+                public=f"a file's name does not match data.{setting}={pattern}",
+            )
+        return match[1] if match else None
 
 
-def list_folder(root: Path, modality: str, config: DataConfig, patterns: NamePatterns) -> Listing:
+def list_folder(
+    root: Path, modality: str, patterns: NamePatterns, excluded: Sequence[str], positive_class: str | None
+) -> Listing:
     """List one modality of a folder for training.
 
     Args:
         root: The folder.
         modality: Name of its subfolder.
-        config: The data section.
         patterns: Patterns for file names.
+        excluded: Glob patterns of ``data.exclude``.
+        positive_class: Class that becomes the last of two, None for alphabetical order.
 
     Raises:
         DataError: The layout is not supported, or fewer than two classes have images.
     """
-    exclude, skipped = Exclude(config.exclude), SkippedFiles()
+    exclude, skipped = Exclude(excluded), SkippedFiles()
     if modality not in _folders(root):
         raise _no_modality(root, modality, exclude)
     base = root / modality
@@ -55,17 +83,10 @@ def list_folder(root: Path, modality: str, config: DataConfig, patterns: NamePat
     names = unify(places, "class", str(base))
     check_classes(places, str(base))
     check_no_masks(places, str(base))
-    classes = _classes(sorted(set(names.values())), config.positive_class, base, skipped)
+    classes = _classes(sorted(set(names.values())), positive_class, base, skipped)
     labels = {spelling: classes.index(name) for spelling, name in names.items()}
     samples = (
-        Sample(
-            file,
-            key,
-            labels[name],
-            read_name(file, patterns.patient, "patient_regex"),
-            splits[split],
-            read_name(file, patterns.image_id, "image_id_regex"),
-        )
+        Sample(file, key, labels[name], patterns.patient(file), splits[split], patterns.image_id(file))
         for (split, name), found in files.items()
         for file, key in found
     )
@@ -93,14 +114,13 @@ def _no_modality(root: Path, modality: str, exclude: Exclude) -> DataError:
             f"splits of one modality, start with --data {whole.parent} --modality {whole.name}"
         )
     found = f"modalities there: {', '.join(present)}" if present else "it holds no folders"
-    tables = sorted(root.glob("*.csv"))[:1]
-    return DataError(
+    message = (
         f"{root}: no modality {modality!r}; {found}; choose one with --modality, or put the folders of "
         f"classes or splits into {root / modality}"
-        + "".join(
-            f", or list the images in a manifest, if {table.name} is one: --data {table}" for table in tables
-        )
     )
+    if tables := sorted(root.glob("*.csv")):
+        message += f", or list the images in a manifest, if {tables[0].name} is one: --data {tables[0]}"
+    return DataError(message)
 
 
 def _folders(path: Path, exclude: Exclude | None = None) -> list[str]:
@@ -118,9 +138,6 @@ def _splits(base: Path, exclude: Exclude, skipped: SkippedFiles) -> dict[str, st
     """Map the split folders to splits, or the folder itself to None if it holds classes.
 
     Images outside of the split folders are counted.
-
-    Raises:
-        DataError: The folders are not ``train``, ``val`` and perhaps ``test``.
     """
     below = _folders(base, exclude)
     named = [name for name in below if is_like_split(name)]
@@ -160,11 +177,7 @@ def _files_by_class(
 
 
 def _class_folders(folder: Path, exclude: Exclude, skipped: SkippedFiles) -> list[str]:
-    """Return the class folders; count images outside of them.
-
-    Raises:
-        DataError: A class folder holds split folders.
-    """
+    """Return the class folders; count images outside of them, and refuse split folders inside of them."""
     folders, links, names = entries_of(f"{folder}/", exclude, skipped)
     skipped.stray += sum(map(is_image_name, names))
     found = sorted(folders + links)
@@ -195,73 +208,19 @@ def _classes(names: list[str], positive: str | None, base: Path, skipped: Skippe
     return order_classes(names, positive)
 
 
-def read_name(file: str, pattern: re.Pattern[str] | None, setting: str) -> str | None:
-    """Return group 1 of a pattern in a file name, None without a pattern.
-
-    Raises:
-        DataError: The name does not match.
-    """
-    if pattern is None:
-        return None
-    match = pattern.search(file.rpartition("/")[2])
-    if match is None or not match[1]:
-        raise DataError(
-            f"{file}: its name does not match data.{setting}={pattern.pattern}",
-            public=f"a file's name does not match data.{setting}={pattern.pattern}",
-        )
-    return match[1]
+def unlabeled_sample(file: str, key: str, classes: tuple[str, ...], patterns: NamePatterns) -> Sample:
+    """Return the sample of an image file; it has a label if exactly one folder of its key names a class."""
+    named = [folder for folder in key.split("/")[:-1] if folder in classes]
+    label = classes.index(named[0]) if len(named) == 1 else UNKNOWN
+    return Sample(file, key, label, patterns.patient(file), None, patterns.image_id(file))
 
 
-@dataclass(frozen=True)
-class NameHints:
-    """Label, patient and image id of an image, as far as its path names them (inference needs none).
-
-    Attributes:
-        classes: Classes of the model.
-        patient_regex: Group 1 of a match in the file name is the patient.
-        image_id_regex: Group 1 of a match in the file name is the image id.
-    """
-
-    classes: tuple[str, ...]
-    patient_regex: str | None
-    image_id_regex: str | None
-
-    def sample(self, file: str, key: str) -> Sample:
-        """Return the sample of an image file; exactly one folder named as a class labels it."""
-        *folders, name = key.split("/")
-        named = [folder for folder in folders if folder in self.classes]
-        return Sample(
-            file,
-            key,
-            self.label(named[0] if len(named) == 1 else ""),
-            find_group(self.patient_regex, name),
-            None,
-            find_group(self.image_id_regex, name),
-        )
-
-    def label(self, name: str) -> int:
-        """Return the index of a class, `UNKNOWN` for another name."""
-        return self.classes.index(name) if name in self.classes else UNKNOWN
-
-
-def find_group(pattern: str | None, name: str) -> str | None:
-    """Return group 1 of the first match of a pattern in a name, None without a match or a pattern."""
-    match = re.search(pattern, name) if pattern else None
-    return match[1] if match else None
-
-
-def list_unlabeled_folder(root: Path, modality: str, config: DataConfig, names: NameHints) -> Listing:
-    """List every image below a folder, or below its subfolder named as the modality, for inference.
-
-    Raises:
-        DataError: A model of several modalities finds no folder for one of them.
-    """
-    base, modalities = root / modality, config.modalities
-    if not base.is_dir():
-        if len(modalities) > 1:
-            raise DataError(f"{root}: no folder {modality}; the model stacks {', '.join(modalities)}")
-        base = root
+def list_unlabeled_folder(
+    root: Path, modality: str, classes: tuple[str, ...], patterns: NamePatterns, excluded: Sequence[str]
+) -> Listing:
+    """List every image below a folder, or below its subfolder named as the modality, for inference."""
+    base = root / modality if (root / modality).is_dir() else root
     skipped = SkippedFiles()
-    files = image_files(base, root, Exclude(config.exclude), skipped)
-    samples = [names.sample(file, key) for file, key in files]
-    return listing_of_files(root, modality, names.classes, samples, skipped.notes(str(base)))
+    files = image_files(base, root, Exclude(excluded), skipped)
+    samples = [unlabeled_sample(file, key, classes, patterns) for file, key in files]
+    return listing_of_files(root, modality, classes, samples, skipped.notes(str(base)))

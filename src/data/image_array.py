@@ -73,7 +73,7 @@ class ImageArray:
         """Read the header of an open ``.npy`` file.
 
         Raises:
-            ValueError: The file has no such header, or is shorter than it says.
+            ValueError: The header is missing or damaged, or the file is shorter than the header states.
         """
         file.seek(0)
         try:

@@ -1,4 +1,4 @@
-"""One image file: which reader takes it."""
+"""Find image files in folders, and read each with the reader for its format."""
 
 import os
 import re
@@ -13,8 +13,8 @@ import numpy as np
 
 from ..errors import DataError
 from . import dicom, pillow_images
+from .listing import Sample
 from .pixels import DecodedImage, Header
-from .samples import Sample
 
 SUFFIXES = pillow_images.SUFFIXES | dicom.SUFFIXES
 
@@ -38,7 +38,7 @@ def read_header(sample: Sample) -> Header:
     """Read size, channels and patient of a file, without its pixels.
 
     Raises:
-        BadImage: The file cannot be read.
+        ImageError: The file cannot be read.
     """
     path = Path(sample.file)
     header: Header = _reader(path).read_header(path)
@@ -49,11 +49,11 @@ def read_image(sample: Sample) -> DecodedImage:
     """Decode a file.
 
     Raises:
-        BadImage: The file cannot be read.
+        ImageError: The file cannot be read.
     """
     path = Path(sample.file)
-    picture: DecodedImage = _reader(path).read_image(path)
-    return picture
+    image: DecodedImage = _reader(path).read_image(path)
+    return image
 
 
 def dicom_modalities(samples: Sequence[Sample]) -> frozenset[str]:

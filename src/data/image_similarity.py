@@ -1,4 +1,4 @@
-"""Thumbnails of decoded images, and how alike they are by normalized cross-correlation.
+"""Compare thumbnails of decoded images by normalized cross-correlation.
 
 The correlation of two thumbnails (Lewis, Fast Normalized Cross-Correlation, Vision Interface 1995) is 1 for
 images that differ in brightness and contrast only. Here it is the highest over four orientations of one of
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..utils.console import bar
 from .image_array import ImageArray
-from .join import Records
+from .join_modalities import Records
 
 Thumbnails = NDArray[np.int16]
 """``(4, N, 64)``: sums and differences of the four quarters of each thumbnail, folded over its two axes."""
@@ -49,7 +49,7 @@ def correlate(some: Thumbnails, others: Thumbnails) -> Tensor:
 
 
 def are_blank(thumbnails: Thumbnails) -> NDArray[np.bool_]:
-    """Whether each image has no contrast at all, so that it correlates with nothing."""
+    """Return which images have no contrast at all, so that they correlate with nothing."""
     return np.asarray((thumbnails == 0).all(axis=(0, 2)))
 
 
@@ -86,7 +86,7 @@ _BINS = 10_000
 
 @dataclass
 class Comparison:
-    """How alike training images are to val and test images.
+    """Similarity of training images to val and test images.
 
     Attributes:
         held_out: float32 ``(H,)``, highest correlation of each val or test image with a training image.
@@ -136,10 +136,10 @@ def compare(state: Comparison, records: Records, arrays: Sequence[ImageArray], *
     """Compare training images in random order with all val and test images, until the deadline.
 
     Args:
-        state: What is known so far; updated.
+        state: Results so far; updated in place.
         records: All samples.
         arrays: The decoded images of each modality.
-        deadline: In the seconds of `time.monotonic`; looked at after each block of training images.
+        deadline: Time on the clock of `time.monotonic`, checked after each block of training images.
     """
     is_train = records.splits == "train"
     train, held_out = np.flatnonzero(is_train), np.flatnonzero(~is_train)
@@ -200,7 +200,7 @@ def _histogram(
 
 
 def find_components(records: Records, arrays: Sequence[ImageArray], threshold: float) -> NDArray[np.int64]:
-    """Return a number for each image that all images alike share with it, directly or through others."""
+    """Return a group number for each image; images alike, directly or through others, have the same one."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

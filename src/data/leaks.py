@@ -1,11 +1,10 @@
-"""Leaks between splits: the same image, the same patient, or near-duplicate images."""
+"""Find leaks between splits: the same image, the same patient, or near-duplicate images."""
 
 import csv
 import io
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +12,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..utils.config import DataConfig
 from ..utils.io import atomic_file, file_lock, open_regular, sha256_of_lines
 from ..utils.tables import escape_formula
 from .file_index import DAMAGED
 from .image_array import ImageArray
 from .image_similarity import Comparison, compare
-from .join import Records
+from .join_modalities import Records, StepResult
+from .listing import SPLITS
 from .npz import Arrays
-from .samples import SPLITS
 
 Leaks = dict[str, set[str]]
 """Splits by image hash or patient, of those that are in several."""
 
 
-@dataclass(frozen=True)
-class LeakCheck:
-    """Result of a leak check.
-
-    Attributes:
-        records: The samples that remain.
-        counts: ``leaked_images``, dropped from train; ``allowed_leaks``, images and patients that train
-            shares with another split by permission.
-        notes: Sentences for the user; they name no image and no patient.
-    """
-
-    records: Records
-    counts: Mapping[str, int]
-    notes: list[str]
-
-
-def check_leaks(records: Records, on_leak: str) -> LeakCheck:
+def check_leaks(records: Records, on_leak: str) -> StepResult:
     """Find the same image (of any modality) or the same patient in two splits.
 
     Args:
         records: All samples, assigned to splits.
         on_leak: ``drop`` (from train; leaks between val and test stay), ``error``, or ``allow``.
 
+    Returns:
+        The samples that remain, notes that name no image and no patient, and the counts ``leaked_images``
+        (dropped from train) and ``allowed_leaks`` (images and patients that train may share with another
+        split).
+
     Raises:
         DataError: There is a leak, and ``on_leak`` is ``error``.
     """
-    images: Leaks = find_leaks(
-        np.repeat(records.splits, records.shas.shape[1]).tolist(), records.shas.ravel().tolist()
-    )
-    patients = find_leaks(records.splits.tolist(), records.patients.tolist())
+    images = find_leaks(np.repeat(records.splits, records.shas.shape[1]), records.shas.ravel())
+    patients = find_leaks(records.splits, records.patients)
     patients |= _leaks_by_file(records)
     found = "; ".join(filter(None, [describe_leaks(images, "image"), describe_leaks(patients, "patient")]))
     counts = {"leaked_images": 0, "allowed_leaks": 0}
     if not found:
-        return LeakCheck(records, counts, [])
+        return StepResult(records, [], counts)
     if on_leak == "error":
         raise DataError(
             f"leak between splits: {found}. Correct the split, or choose data.on_leak=drop or allow"
@@ -69,20 +54,18 @@ def check_leaks(records: Records, on_leak: str) -> LeakCheck:
     if on_leak == "allow":
         allowed = sum("train" in splits for splits in [*images.values(), *patients.values()])
         note = f"leak between splits, allowed by data.on_leak: {found}"
-        return LeakCheck(records, counts | {"allowed_leaks": allowed}, [note])
+        return StepResult(records, [note], counts | {"allowed_leaks": allowed})
     kept = records.take((records.splits != "train") | ~_are_leaked(records, images, patients))
     dropped = len(records) - len(kept)
     note = f"leak between splits: {found}; dropped from train: {dropped}; val and test stay"
-    return LeakCheck(kept, counts | {"leaked_images": dropped}, [note])
+    return StepResult(kept, [note], counts | {"leaked_images": dropped})
 
 
 def _are_leaked(records: Records, images: Leaks, patients: Leaks) -> NDArray[np.bool_]:
     columns = [(records.patients, patients), (records.file_patients, patients)]
     columns += [(shas, images) for shas in records.shas.T]
-    is_leaked = np.zeros(len(records), bool)
-    for column, leaks in columns:
-        is_leaked |= np.fromiter((key in leaks for key in column), bool, len(records))
-    return is_leaked
+    is_leaked = [[key in leaks for key in column] for column, leaks in columns]
+    return np.asarray(np.any(is_leaked, axis=0))
 
 
 def _leaks_by_file(records: Records) -> Leaks:
@@ -95,17 +78,13 @@ def _leaks_by_file(records: Records) -> Leaks:
 
 def find_contradictions(records: Records) -> list[str]:
     """Return a sentence if the same image has several labels, without naming the image."""
-    labels: dict[str, int] = {}
-    several = {
-        content
-        for content, label in zip(records.contents, records.labels.tolist(), strict=True)
-        if labels.setdefault(content, label) != label
-    }
+    labeled = set(zip(records.contents, records.labels.tolist(), strict=True))
+    several = sum(count > 1 for count in Counter(content for content, _ in labeled).values())
     if not several:
         return []
     return [
-        f"the same pixels under several labels: {len(several)} image{'s' * (len(several) > 1)}; a network "
-        "cannot learn both, so find out which label is right and remove the other"
+        f"the same pixels under several labels: {several} image{'s' * (several > 1)}; a network cannot learn "
+        "both, so find out which label is right and remove the other"
     ]
 
 
@@ -126,9 +105,7 @@ def find_leaks(splits: Iterable[str], keys: Iterable[str | None]) -> Leaks:
 
 def describe_leaks(leaks: Leaks, what: str) -> str:
     """Return a summary such as ``1 image in train and test``, "" without leaks."""
-    pairs: dict[str, int] = defaultdict(int)
-    for found in leaks.values():
-        pairs[" and ".join(split for split in SPLITS if split in found)] += 1
+    pairs = Counter(" and ".join(split for split in SPLITS if split in found) for found in leaks.values())
     return ", ".join(
         f"{count} {what}{'s' if count > 1 else ''} in {where}" for where, count in sorted(pairs.items())
     )
@@ -142,15 +119,16 @@ _COLUMNS = ("split", "image", "training_image", "same_class", "correlation")
 
 
 def check_near_duplicates(
-    records: Records, arrays: Sequence[ImageArray], config: DataConfig, cache_dir: Path
-) -> LeakCheck:
+    records: Records, arrays: Sequence[ImageArray], cache_dir: Path, *, action: str, threshold: float
+) -> StepResult:
     """Compare val and test with training images, and report, drop or refuse near-duplicates.
 
     Args:
         records: All samples, in the order of the fingerprint.
         arrays: The decoded images of each modality.
-        config: The data section.
         cache_dir: Folder of the cache, for the comparison and a table of the pairs.
+        action: Value of ``data.on_near_duplicate``.
+        threshold: Thumbnail correlation above which images are near-duplicates.
 
     Raises:
         DataError: There are near-duplicates and ``data.on_near_duplicate`` is ``error``, or the cache cannot
@@ -160,20 +138,37 @@ def check_near_duplicates(
     train, held_out = np.flatnonzero(is_train), np.flatnonzero(~is_train)
     folder = cache_dir / "near_duplicates"
     path = folder / f"{_name(records, arrays)[:16]}.npz"
-    deadline = time.monotonic() + (SECONDS if config.on_near_duplicate == "report" else np.inf)
+    deadline = time.monotonic() + (SECONDS if action == "report" else np.inf)
     try:
         with file_lock(path.with_suffix(".lock")):
             comparison = _load(path, len(held_out), len(train))
             if not comparison.is_complete and (not comparison.compared or np.isinf(deadline)):
                 compare(comparison, records, arrays, deadline=deadline)
-                _save(path, vars(comparison))
-            is_alike = comparison.held_out > config.near_duplicate_threshold
+                with atomic_file(path) as file:
+                    np.savez(file, **vars(comparison))
+            is_alike = comparison.held_out > threshold
+            pairs = path.with_suffix(".csv")
             if is_alike.any():
-                _write_pairs(path.with_suffix(".csv"), records, comparison, is_alike)
+                _write_pairs(pairs, records, comparison, is_alike)
     except OSError as error:
         raise DataError(f"{folder}: the comparison of images cannot be saved: {error}") from None
-    found = _describe(records.splits[held_out], is_alike, comparison, config)
-    return _resolve(records, comparison, config, found=found, pairs=path.with_suffix(".csv"))
+    found = _describe(records.splits[held_out], is_alike, comparison, threshold)
+    count = int(is_alike.sum())
+    if not count:
+        return StepResult(records, [found] if found else [], {"near_duplicates": 0})
+    found += f"; the pairs are in {pairs}"
+    if action == "error":
+        raise DataError(
+            f"{found}. Correct the split, or choose data.on_near_duplicate=drop or report",
+            public=f"{count} val and test images look like a training image (data.on_near_duplicate=error)",
+        )
+    if action != "drop":
+        note = f"{found}; nothing is dropped (data.on_near_duplicate={action})"
+        return StepResult(records, [note], {"near_duplicates": count})
+    is_dropped = np.zeros(len(records), bool)
+    is_dropped[train] = comparison.train > threshold
+    note = f"{found}; dropped from train: {is_dropped.sum()}; val and test stay"
+    return StepResult(records.take(~is_dropped), [note], {"near_duplicates": count})
 
 
 def _name(records: Records, arrays: Sequence[ImageArray]) -> str:
@@ -194,11 +189,6 @@ def _load(path: Path, held_out: int, train: int) -> Comparison:
         return empty
     is_same = all(arrays[name].shape == value.shape for name, value in vars(empty).items())
     return Comparison(**arrays) if is_same else empty
-
-
-def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    with atomic_file(path) as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _write_pairs(path: Path, records: Records, found: Comparison, is_alike: NDArray[np.bool_]) -> None:
@@ -223,10 +213,10 @@ def _write_pairs(path: Path, records: Records, found: Comparison, is_alike: NDAr
 
 
 def _describe(
-    splits: NDArray[np.object_], is_alike: NDArray[np.bool_], found: Comparison, config: DataConfig
+    splits: NDArray[np.object_], is_alike: NDArray[np.bool_], found: Comparison, threshold: float
 ) -> str:
     """Return a sentence on near-duplicates and on images that were not compared, "" if there are none."""
-    threshold, said = config.near_duplicate_threshold, []
+    said = []
     if is_alike.any():
         counts = [
             f"{is_alike[splits == split].sum()} of {(splits == split).sum()} {split} images"
@@ -252,30 +242,3 @@ def _describe(
     if blank := int(found.numbers[1]):
         said += [f"{blank} images without any contrast cannot be compared"]
     return "; ".join(said)
-
-
-def _resolve(
-    records: Records, comparison: Comparison, config: DataConfig, *, found: str, pairs: Path
-) -> LeakCheck:
-    """Apply ``data.on_near_duplicate``."""
-    threshold = config.near_duplicate_threshold
-    count = int((comparison.held_out > threshold).sum())
-    counts = {"near_duplicates": count}
-    if not count:
-        return LeakCheck(records, counts, [found] if found else [])
-    found += f"; the pairs are in {pairs}"
-    if config.on_near_duplicate == "error":
-        raise DataError(
-            f"{found}. Correct the split, or choose data.on_near_duplicate=drop or report",
-            public=f"{count} val and test images look like a training image (data.on_near_duplicate=error)",
-        )
-    if config.on_near_duplicate != "drop":
-        return LeakCheck(
-            records,
-            counts,
-            [f"{found}; nothing is dropped (data.on_near_duplicate={config.on_near_duplicate})"],
-        )
-    is_dropped = np.zeros(len(records), bool)
-    is_dropped[np.flatnonzero(records.splits == "train")] = comparison.train > threshold
-    note = f"{found}; dropped from train: {is_dropped.sum()}; val and test stay"
-    return LeakCheck(records.take(~is_dropped), counts, [note])

@@ -2,16 +2,15 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import DataError
-from ..utils.config import DataConfig
 from ..utils.tables import TableError, read_rows
-from .folders import NameHints, NamePatterns, find_group, listing_of_files, read_name
-from .names import check_classes, name_splits, unify
-from .samples import UNKNOWN, Listing, Sample, order_classes
+from .folders import NamePatterns, listing_of_files
+from .listing import UNKNOWN, Listing, Sample, order_classes
+from .name_spelling import check_classes, name_splits, unify
 
 NAME = "manifest.csv"
 
@@ -29,23 +28,25 @@ _MEANT |= {other: name for name, others in _SYNONYMS.items() for other in others
 Row = Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One line: its number, and its cells by column; unknown columns are dropped."""
 
     number: int
     cells: Row
 
 
-def list_manifest(path: Path, modality: str, config: DataConfig, patterns: NamePatterns) -> Listing:
+def list_manifest(
+    path: Path, modality: str, patterns: NamePatterns, *, positive_class: str | None, allow_outside: bool
+) -> Listing:
     """List one modality of a manifest for training; paths are relative to the folder of the manifest.
 
     Args:
         path: The CSV file (UTF-8, comma-separated) with the columns ``path, label, modality`` and
             perhaps ``patient_id, image_id, split``; other columns are ignored.
         modality: Which lines to use.
-        config: The data section.
         patterns: Patterns for file names, used if the manifest has no such column.
+        positive_class: Class that becomes the last of two, None for alphabetical order.
+        allow_outside: Whether files may lie outside of the folder of the manifest.
 
     Raises:
         DataError: A column is missing, a cell empty or wrong, a file outside the folder, or there are
@@ -64,12 +65,13 @@ def list_manifest(path: Path, modality: str, config: DataConfig, patterns: NameP
     check_classes(first_occurrences(chosen, "label"), str(path))
     if len(names) < 2:
         raise DataError(f"{path}: {modality} has the label {names[0]!r} only; two or more are needed")
-    classes = order_classes(names, config.positive_class)
+    classes = order_classes(names, positive_class)
     _check_all_or_none(path, chosen, "split")
     _check_all_or_none(path, chosen, "patient_id")
-    place = path_resolver(path.parent, allow_outside=config.allow_outside_root)
     _check_patterns_unused(path, chosen[0].cells, patterns)
-    samples = [_sample(path, _renamed(line, labels, splits), classes, place, patterns) for line in chosen]
+    find_file = file_finder(path, allow_outside=allow_outside)
+    numbers = {spelling: classes.index(name) for spelling, name in labels.items()}
+    samples = [_sample(line, find_file(line), numbers, splits, patterns) for line in chosen]
     _check_repeats(path, chosen)
     return listing_of_files(path.parent, modality, classes, samples)
 
@@ -151,12 +153,13 @@ def _check_repeats(path: Path, lines: Iterable[Line]) -> None:
             raise DataError(f"{path}, line {line.number}: the same file as in line {before}")
 
 
-def path_resolver(root: Path, *, allow_outside: bool) -> Callable[[str], Path]:
-    """Return a function from a cell to a file path, which raises ValueError outside of the root."""
+def file_finder(manifest: Path, *, allow_outside: bool) -> Callable[[Line], str]:
+    """Return a function that returns the file of a line, and refuses a path outside of the root."""
+    root = manifest.parent
     real_root = root.resolve()
     is_inside = cache(lambda folder: folder.resolve().is_relative_to(real_root))
 
-    def place(cell: str) -> Path:
+    def resolve(cell: str) -> Path:
         if "\0" in cell:
             raise ValueError("holds a NUL")
         if "\\" in cell and not (root / cell).exists():
@@ -172,13 +175,22 @@ def path_resolver(root: Path, *, allow_outside: bool) -> Callable[[str], Path]:
             raise ValueError(f"lies outside the folder of the manifest; move the file there, {_OR_ALLOW}")
         return file
 
-    return place
+    def find(line: Line) -> str:
+        try:
+            return str(resolve(line.cells["path"]))
+        except (ValueError, OSError, RuntimeError) as error:
+            raise DataError(
+                f"{manifest}, line {line.number}: the path {line.cells['path']!r} {error}",
+                public=f"a path in line {line.number} of the manifest is refused; stderr shows it",
+            ) from None
+
+    return find
 
 
 def _check_patterns_unused(path: Path, cells: Row, patterns: NamePatterns) -> None:
     for column, pattern, setting in (
-        ("patient_id", patterns.patient, "patient_regex"),
-        ("image_id", patterns.image_id, "image_id_regex"),
+        ("patient_id", patterns.patient_regex, "patient_regex"),
+        ("image_id", patterns.image_id_regex, "image_id_regex"),
     ):
         if pattern is not None and column in cells:
             raise DataError(
@@ -186,39 +198,27 @@ def _check_patterns_unused(path: Path, cells: Row, patterns: NamePatterns) -> No
             )
 
 
-def _renamed(line: Line, labels: Row, splits: Row) -> Line:
-    """Return the line with unified spellings of label and split."""
-    label, split = labels[line.cells["label"]], splits.get(line.cells.get("split", ""), "")
-    return Line(line.number, {**line.cells, "label": label, "split": split})
-
-
-def _sample(
-    path: Path,
-    line: Line,
-    classes: tuple[str, ...],
-    place: Callable[[str], Path],
-    patterns: NamePatterns,
-) -> Sample:
+def _sample(line: Line, file: str, labels: Mapping[str, int], splits: Row, patterns: NamePatterns) -> Sample:
     cells = line.cells
-    try:
-        file = str(place(cells["path"]))
-    except (ValueError, OSError, RuntimeError) as error:
-        raise DataError(
-            f"{path}, line {line.number}: the path {cells['path']!r} {error}",
-            public=f"a path in line {line.number} of the manifest is refused; stderr shows it",
-        ) from None
+    image_id = cells.get("image_id") or patterns.image_id(file)
+    if image_id is None and patterns.must_match:
+        image_id = cells.get("image_id")  # in training, an empty cell is the id of a patient's only image
     return Sample(
         file,
         cells["path"],
-        classes.index(cells["label"]),
-        cells.get("patient_id") or read_name(file, patterns.patient, "patient_regex"),
-        cells.get("split") or None,
-        cells["image_id"] if "image_id" in cells else read_name(file, patterns.image_id, "image_id_regex"),
+        labels.get(cells.get("label", ""), UNKNOWN),
+        cells.get("patient_id") or patterns.patient(file),
+        splits.get(cells.get("split", "")),
+        image_id,
     )
 
 
 def list_unlabeled_manifest(
-    path: Path, modality: str, modalities: tuple[str, ...], names: NameHints
+    path: Path,
+    modality: str,
+    modalities: tuple[str, ...],
+    classes: tuple[str, ...],
+    patterns: NamePatterns,
 ) -> Listing:
     """List the images of one modality of a manifest for inference: only the column ``path`` is required.
 
@@ -228,28 +228,10 @@ def list_unlabeled_manifest(
     needed = ("path", "modality") if len(modalities) > 1 else ("path",)
     lines = [line for line in read_lines(path, needed) if line.cells.get("modality", modality) == modality]
     # The listed files may be anywhere: they are only ever decoded as images.
-    place = path_resolver(path.parent, allow_outside=True)
-    places = first_occurrences(lines, "label") | dict.fromkeys(names.classes, "a class of the model")
+    find_file = file_finder(path, allow_outside=True)
+    places = first_occurrences(lines, "label") | dict.fromkeys(classes, "a class of the model")
     spellings = unify(places, "class", str(path))
-    known = {spellings[name]: label for label, name in enumerate(names.classes)}
+    known = {spellings[name]: label for label, name in enumerate(classes)}
     labels = {spelling: known.get(name, UNKNOWN) for spelling, name in spellings.items()}
-    samples = [_unlabeled_sample(line, place, names, labels) for line in lines]
-    return listing_of_files(path.parent, modality, names.classes, samples)
-
-
-def _unlabeled_sample(
-    line: Line, place: Callable[[str], Path], names: NameHints, labels: Mapping[str, int]
-) -> Sample:
-    cells = line.cells
-    try:
-        file = place(cells["path"])
-    except (ValueError, OSError, RuntimeError) as error:
-        raise DataError(f"line {line.number}: the path {cells['path']!r} {error}") from None
-    return Sample(
-        str(file),
-        cells["path"],
-        labels.get(cells.get("label", ""), UNKNOWN),
-        cells.get("patient_id") or find_group(names.patient_regex, file.name),
-        None,
-        cells.get("image_id") or find_group(names.image_id_regex, file.name),
-    )
+    samples = [_sample(line, find_file(line), labels, {}, patterns) for line in lines]
+    return listing_of_files(path.parent, modality, classes, samples)

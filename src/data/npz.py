@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import psutil
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..utils.io import open_regular
-from ..utils.limits import ARRAY_BYTES, NPZ_DIRECTORY, NPZ_IMAGES, Limit
-from .names import is_like_split, name_splits
-from .pixels import DecodedImage, Header, Pixels, check_pixels
-from .samples import SPLITS, UNKNOWN, Listing, Sample, order_classes
+from ..utils.limits import ARRAY_BYTES, IMAGE_PIXELS, NPZ_DIRECTORY, NPZ_IMAGES, Limit
+from .listing import SPLITS, UNKNOWN, Listing, Sample, order_classes
+from .name_spelling import is_like_split, name_splits
+from .pixels import DecodedImage, Header, Pixels, check_limit
 
 _SUFFIX = ".npy"
 _HEADER = 20_000  # bytes of an array's header; numpy itself reads up to 10,000 characters
@@ -29,11 +29,8 @@ _SLACK = 1000
 _IMAGES, _LABELS = "images", "labels"
 
 
-class Shape(NamedTuple):
-    """Shape and data type from the header of an array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
+ArrayHeader = tuple[tuple[int, ...], np.dtype[np.generic]]
+"""Shape and data type of an array."""
 
 
 class Arrays(Mapping[str, NDArray[Any]]):
@@ -68,7 +65,7 @@ class Arrays(Mapping[str, NDArray[Any]]):
             array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
         return array
 
-    def describe(self, name: str) -> Shape:
+    def describe(self, name: str) -> ArrayHeader:
         """Read the header of an array and check that the array can be read, without allocating it."""
         entry = self._entries[name]
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -77,18 +74,18 @@ class Arrays(Mapping[str, NDArray[Any]]):
         if entry.compress_size > self._size or entry.file_size > most:
             raise ValueError(f"{name} cannot have the {entry.file_size:,} bytes that its header claims")
         with self._archive.open(entry) as stream:
-            found, start = _read_header(stream.read(_HEADER))
-        size = math.prod(found.shape) * found.dtype.itemsize
-        if min(found.shape, default=0) < 0 or size != entry.file_size - start:
+            (shape, dtype), start = _read_header(stream.read(_HEADER))
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or size != entry.file_size - start:
             raise ValueError(
-                f"{name} holds {entry.file_size - start:,} bytes, and its header says {found.shape} of "
-                f"{found.dtype}, which is {size:,}"
+                f"{name} holds {entry.file_size - start:,} bytes, and its header says {shape} of {dtype}, "
+                f"which is {size:,}"
             )
         _check(name, ARRAY_BYTES, size)
         free = psutil.virtual_memory().available + psutil.swap_memory().free
         if size > free:
             raise ValueError(f"{name} needs {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
-        return found
+        return shape, dtype
 
 
 class _Pieces:
@@ -109,7 +106,7 @@ def _check(name: str, limit: Limit, amount: int) -> None:
         raise ValueError(f"refused as too large: {name}{': ' if name else ''}{excess}")
 
 
-def _read_header(start: bytes) -> tuple[Shape, int]:
+def _read_header(start: bytes) -> tuple[ArrayHeader, int]:
     """Return the shape and data type of an array, and the length of its header."""
     stream = io.BytesIO(start)
     version = npy.read_magic(stream)
@@ -118,7 +115,7 @@ def _read_header(start: bytes) -> tuple[Shape, int]:
     shape, _, dtype = read(stream)
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
-    return Shape(shape, dtype), stream.tell()
+    return (shape, dtype), stream.tell()
 
 
 @contextmanager
@@ -162,11 +159,7 @@ def list_npz(path: Path, modality: str, positive_class: str | None) -> Listing:
 
 
 def _splits(arrays: Arrays, path: Path) -> dict[str, str]:
-    """Map the prefixes of array names to splits.
-
-    Raises:
-        DataError: It is unclear which split a name means.
-    """
+    """Map the prefixes of array names to splits."""
     starts = {name.rpartition("_")[0] for name in arrays if name.lower().endswith(("_images", "_labels"))}
     named = {name: f"array {name}_images" for name in sorted(starts) if is_like_split(name)}
     found = name_splits(named, str(path))
@@ -208,7 +201,7 @@ def read_again(sample: Sample) -> DecodedImage:
     return DecodedImage(images[int(row)])
 
 
-def _describe(arrays: Arrays, path: Path, name: str) -> Shape:
+def _describe(arrays: Arrays, path: Path, name: str) -> ArrayHeader:
     if name not in arrays:
         there = ", ".join(arrays)[:500] or "none"
         raise DataError(f"{path}: no array {name} (as MedMNIST files have); there are: {there}")
@@ -227,7 +220,7 @@ def images_of(arrays: Arrays, path: Path, name: str) -> Pixels:
         raise DataError(
             f"{path}: {name} has shape {shape} and type {dtype}; uint8 (N, H, W) or (N, H, W, 3) is needed"
         )
-    check_pixels(f"{path}: {name}", shape[1], shape[2])
+    check_limit(f"{path}: {name}", IMAGE_PIXELS, shape[1] * shape[2])
     if excess := NPZ_IMAGES.excess(shape[0]):
         raise DataError(f"{path}: {name}: refused as too large: {excess}")
     return arrays[name].view(np.uint8)

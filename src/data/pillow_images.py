@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..utils.limits import HINT, IMAGE_PIXELS
-from .pixels import BadImage, DecodedImage, Header, check_pixels, open_image
+from .pixels import DecodedImage, Header, ImageError, check_limit, open_image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}) | frozenset(
     {".jpe", ".jfif", ".webp", ".gif", ".jp2", ".j2k", ".pgm", ".ppm"}
@@ -24,7 +24,7 @@ _SHOWN_FORMATS = {"MPO": "JPEG", "DIB": "BMP"}
 
 _16_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _GRAY_MODES = frozenset({"1", "L", "LA"}) | _16_BITS
-_COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+_COLOR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _FULL_16_BITS = (0.0, 65535.0)
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _ORIENTATION = 274  # of EXIF
@@ -36,45 +36,45 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image; convert every error of a bad file to `BadImage`."""
+    """Open an image; convert every error of a bad file to `ImageError`."""
     try:
         Image.MAX_IMAGE_PIXELS = IMAGE_PIXELS.value // 2  # Pillow refuses more than twice as many
         with open_image(path) as file, Image.open(file, formats=_FORMATS) as image:
             yield image
-    except (BadImage, MemoryError):
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise BadImage(
+        raise ImageError(
             f"{path}: not an image that can be read (is it a text file, empty, or of a rare kind of "
             "pixels?); if other programs show it, convert it to PNG"
         ) from None
     except Image.DecompressionBombError as error:
-        raise BadImage(f"{path}: refused as too large: {error} {HINT}", lasting=False) from None
+        raise ImageError(f"{path}: refused as too large: {error} {HINT}", lasting=False) from None
     except OSError as error:
         # With an errno the file system failed, not the image.
-        raise BadImage(f"{path}: damaged or unreadable: {error}", lasting=error.errno is None) from None
+        raise ImageError(f"{path}: damaged or unreadable: {error}", lasting=error.errno is None) from None
     except Exception as error:  # Pillow's parsers raise a dozen kinds on damaged files
-        raise BadImage(f"{path}: damaged or unreadable: {error}") from None
+        raise ImageError(f"{path}: damaged or unreadable: {error}") from None
 
 
 def read_header(path: Path) -> Header:
     """Read size and channels of an image file from its header.
 
     Raises:
-        BadImage: The file is not an image, has several pages, or pixels of an unsupported kind.
+        ImageError: The file is not an image, has several pages, or pixels of an unsupported kind.
     """
     with _opened(path) as image:
         return _header(path, image)
 
 
 def _header(path: Path, image: Image.Image) -> Header:
-    check_pixels(path, image.width, image.height)
+    check_limit(path, IMAGE_PIXELS, image.width * image.height)
     # Not n_frames, for which Pillow reads through all pages of a TIFF. The further pictures of a phone's
     # JPEG (MPO: previews, depth, gain maps) are no pages; its first one is the image.
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise BadImage(f"{path}: holds several pages; export each slice as a file of its own")
-    if image.mode not in _GRAY_MODES | _COLOUR_MODES:
-        raise BadImage(
+        raise ImageError(f"{path}: holds several pages; export each slice as a file of its own")
+    if image.mode not in _GRAY_MODES | _COLOR_MODES:
+        raise ImageError(
             f"{path}: pixels of kind {image.mode!r} are not read; convert it to unsigned 8 or 16 bits"
         )
     _check_samples(path, image)
@@ -94,7 +94,7 @@ def read_image(path: Path) -> DecodedImage:
         Upright uint8 pixels, gray or RGB, with transparent pixels in black; 16-bit gray as raw values.
 
     Raises:
-        BadImage: The file is damaged, not an image, too large, or of an unsupported kind.
+        ImageError: The file is damaged, not an image, too large, or of an unsupported kind.
     """
     with _opened(path) as image:
         header = _header(path, image)
@@ -112,13 +112,12 @@ def _corrected(image: Image.Image) -> tuple[str, ...]:
     """Return what earlier versions decoded incorrectly in an image."""
     is_deep = image.mode in _16_BITS
     orientation = image.getexif().get(_ORIENTATION, 1)
-    is_plain_tiff = isinstance(image, TiffImageFile) and image.info.get("compression") == "raw"
+    is_tiff = isinstance(image, TiffImageFile)
+    is_plain_tiff = is_tiff and not is_deep and image.info.get("compression") == "raw"
     is_transparent = image.has_transparency_data and (is_deep or _alpha(image).getextrema()[0] != 255)
     found = {
         "16-bit image with an orientation": is_deep and orientation in range(2, 9),
-        "uncompressed TIFF with an orientation of 5 to 8": not is_deep
-        and is_plain_tiff
-        and orientation in range(5, 9),
+        "uncompressed TIFF with an orientation of 5 to 8": is_plain_tiff and orientation in range(5, 9),
         "16-bit TIFF with WhiteIsZero": is_deep and _tiff_tag(image, _PHOTOMETRIC) == (_WHITE_IS_ZERO,),
         "image with transparent pixels": is_transparent,
     }
@@ -130,18 +129,14 @@ def _alpha(image: Image.Image) -> Image.Image:
 
 
 def _check_samples(path: Path, image: Image.Image) -> None:
-    """Refuse samples that Pillow would change: it keeps the upper byte of 16-bit colors and drops signs.
-
-    Raises:
-        BadImage: The image has such samples.
-    """
+    """Refuse samples that Pillow would change: it keeps the upper byte of 16-bit colors and drops signs."""
     if image.mode not in _16_BITS and _sample_bits(image) > 8:
-        raise BadImage(
-            f"{path}: colour, or gray with transparency, of more than 8 bits is not read; convert it to 8 "
+        raise ImageError(
+            f"{path}: color, or gray with transparency, of more than 8 bits is not read; convert it to 8 "
             "bits a channel, or to 16-bit gray without transparency"
         )
     if _SIGNED in _tiff_tag(image, _SAMPLE_FORMAT):
-        raise BadImage(f"{path}: signed pixels are not read; convert it to unsigned 8 or 16 bits")
+        raise ImageError(f"{path}: signed pixels are not read; convert it to unsigned 8 or 16 bits")
 
 
 def _sample_bits(image: Image.Image) -> int:
@@ -172,16 +167,12 @@ def _deep_values(image: Image.Image) -> NDArray[np.uint16]:
 
 
 def _on_black(path: Path, image: Image.Image, mode: str) -> Image.Image:
-    """Return an image pasted on black: pixels under transparency are not meant to be visible.
-
-    Raises:
-        BadImage: All pixels are transparent.
-    """
+    """Return an image pasted on black: pixels under transparency are not meant to be visible."""
     if not image.has_transparency_data:
         return image.convert(mode)
     alpha = _alpha(image)
     if alpha.getextrema()[1] == 0:
-        raise BadImage(f"{path}: all pixels are transparent; remove the transparency")
+        raise ImageError(f"{path}: all pixels are transparent; remove the transparency")
     black = Image.new(mode, image.size)
     black.paste(image.convert(mode), mask=alpha)
     return black

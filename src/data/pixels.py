@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..utils.io import open_regular
-from ..utils.limits import IMAGE_BYTES, IMAGE_PIXELS, Limit
+from ..utils.limits import IMAGE_BYTES, Limit
 
 Pixels = NDArray[np.uint8]
 """``(H, W)`` gray or ``(H, W, 3)`` RGB."""
@@ -30,7 +30,7 @@ OWN_LEVELS = "DICOM with a look-up table, SIGMOID, a threshold or functional gro
 """What earlier versions decoded incorrectly only without ``data.window``; see `DecodedImage.corrected`."""
 
 
-class BadImage(DataError):  # noqa: N818 -- named like data.on_bad_image
+class ImageError(DataError):
     """An image that cannot be used; the message names its file.
 
     Attributes:
@@ -62,6 +62,13 @@ class Header(NamedTuple):
     bits: int = 8
 
 
+class Levels(NamedTuple):
+    """Gray levels that a file defines by other means than a linear window, and a key for them."""
+
+    pixels: Pixels
+    name: str
+
+
 @dataclass(frozen=True)
 class DecodedImage:
     """One decoded image.
@@ -73,9 +80,7 @@ class DecodedImage:
         inverted: Whether low values are bright (DICOM's MONOCHROME1).
         no_window: Why the file's own gray levels cannot be applied, so that a window must be configured; ""
             if they can.
-        levels: Gray levels that the file defines by other means than a window, before inversion; None if
-            none.
-        levels_name: Key of these gray levels, "" if none.
+        levels: Gray levels that the file defines by other means than a window, before inversion, or None.
         corrected: What earlier versions decoded incorrectly.
     """
 
@@ -84,8 +89,7 @@ class DecodedImage:
     own: Range | None = None
     inverted: bool = False
     no_window: str = ""
-    levels: Pixels | None = None
-    levels_name: str = ""
+    levels: Levels | None = None
     corrected: tuple[str, ...] = ()
 
     @property
@@ -121,44 +125,43 @@ def applied_window(own: Range | None, full: Range | None, configured: Range | No
     return None if full is None else configured or own or full
 
 
-def to_8_bits(picture: DecodedImage, configured: Range | None) -> Pixels:
+def to_8_bits(decoded: DecodedImage, configured: Range | None) -> Pixels:
     """Return the windowed image: ``low`` and below black, ``high`` and above white, linear in between.
 
     Args:
-        picture: The image.
+        decoded: The image.
         configured: The configured window; None uses the image's own window, else its full range.
 
     Raises:
-        BadImage: No window is configured, and the file's own gray levels cannot be applied.
+        ImageError: No window is configured, and the file's own gray levels cannot be applied.
     """
-    scaled = _scaled(picture, configured)
-    if picture.full is None:
-        pixels: Pixels = scaled
-        return pixels
+    scaled = _scaled(decoded, configured)
+    if decoded.full is None:
+        return scaled
     np.rint(scaled, out=scaled)
     np.clip(scaled, 0, 255, out=scaled)
     seen = scaled.astype(np.uint8)
-    return 255 - seen if picture.inverted else seen
+    return 255 - seen if decoded.inverted else seen
 
 
-def _scaled(picture: DecodedImage, configured: Range | None) -> NDArray[Any]:
+def _scaled(decoded: DecodedImage, configured: Range | None) -> NDArray[Any]:
     """Return plain pixels as they are, others in float32 with the window at 0 to 255, not yet clipped."""
-    if configured is None and picture.no_window:
-        raise BadImage(picture.no_window, lasting=False)  # another run may configure one
-    if configured is None and picture.levels is not None:
-        return picture.levels.astype(np.float32)
-    window = applied_window(picture.own, picture.full, configured)
+    if configured is None and decoded.no_window:
+        raise ImageError(decoded.no_window, lasting=False)  # another run may configure one
+    if configured is None and decoded.levels is not None:
+        return decoded.levels.pixels.astype(np.float32)
+    window = applied_window(decoded.own, decoded.full, configured)
     if window is None:
-        return picture.values
+        return decoded.values
     low, high = window
     # In place and in float32: an image may have tens of millions of pixels.
-    scaled = picture.values.astype(np.float32)
+    scaled = decoded.values.astype(np.float32)
     scaled -= low
     scaled *= 255 / (high - low)
     return scaled
 
 
-def render(picture: DecodedImage, image_format: ImageFormat) -> Pixels:
+def render(decoded: DecodedImage, image_format: ImageFormat) -> Pixels:
     """Return the network input of an image: windowed, and fitted to a square.
 
     The whole image is kept (no crop: a lesion may be at the edge). It is resized in float, by Pillow's
@@ -168,11 +171,11 @@ def render(picture: DecodedImage, image_format: ImageFormat) -> Pixels:
         uint8 array ``(channels, size, size)``.
 
     Raises:
-        BadImage: No window is configured, and the file's own gray levels cannot be applied.
+        ImageError: No window is configured, and the file's own gray levels cannot be applied.
     """
-    height, width = picture.values.shape[:2]
+    height, width = decoded.values.shape[:2]
     if not image_format.changes(height, width):
-        return resize(to_8_bits(picture, image_format.window), image_format.size, image_format.channels)
+        return resize(to_8_bits(decoded, image_format.window), image_format.size, image_format.channels)
     size, longer = image_format.size, max(height, width)
     if image_format.fit == "pad":
         height, width = (max(1, round(side * size / longer)) for side in (height, width))
@@ -180,19 +183,19 @@ def render(picture: DecodedImage, image_format: ImageFormat) -> Pixels:
         height, width = size, size
     top, left = (size - height) // 2, (size - width) // 2
     seen = np.zeros((image_format.channels, size, size), np.uint8)
-    for channel, plane in enumerate(_planes(picture, image_format)):
+    for channel, plane in enumerate(_planes(decoded, image_format)):
         image = Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR)
         rounded = np.rint(np.asarray(image)).clip(0, 255)
         seen[channel:, top : top + height, left : left + width] = rounded
     return seen
 
 
-def _planes(picture: DecodedImage, image_format: ImageFormat) -> Iterator[NDArray[np.float32]]:
+def _planes(decoded: DecodedImage, image_format: ImageFormat) -> Iterator[NDArray[np.float32]]:
     """Yield the channels of an image in float32 from 0 to 255, only one if they are equal."""
-    values = _scaled(picture, image_format.window)
-    if picture.full is not None:
+    values = _scaled(decoded, image_format.window)
+    if decoded.full is not None:
         np.clip(values, 0, 255, out=values)
-        yield 255 - values if picture.inverted else values
+        yield 255 - values if decoded.inverted else values
     elif values.ndim == 2:
         yield values.astype(np.float32)
     elif image_format.channels == 1:
@@ -214,23 +217,14 @@ def resize(pixels: Pixels, size: int, channels: int) -> Pixels:
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def check_pixels(path: object, width: int, height: int) -> None:
-    """Refuse an image of too many pixels before it is decoded.
-
-    Raises:
-        BadImage: There are too many pixels.
-    """
-    check_limit(path, IMAGE_PIXELS, width * height)
-
-
 def check_limit(path: object, limit: Limit, amount: int) -> None:
     """Refuse an image that exceeds a limit.
 
     Raises:
-        BadImage: The limit is exceeded (not lasting, because the limit may be raised).
+        ImageError: The limit is exceeded (not lasting, because the limit may be raised).
     """
     if excess := limit.excess(amount):
-        raise BadImage(f"{path}: refused as too large: {excess}", lasting=False)
+        raise ImageError(f"{path}: refused as too large: {excess}", lasting=False)
 
 
 @contextmanager
@@ -238,7 +232,7 @@ def open_image(path: Path) -> Iterator[BinaryIO]:
     """Open an image file, which must be a regular file of bounded size.
 
     Raises:
-        BadImage: It is too large.
+        ImageError: It is too large.
         OSError: It is missing, not a regular file, or cannot be opened.
     """
     with open_regular(path) as file:

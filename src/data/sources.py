@@ -9,16 +9,16 @@ from ..demo.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from ..errors import DataError
 from ..utils.config import DataConfig
 from .cache import decode_listings
-from .file_table import concatenate_tables
-from .folders import NameHints, NamePatterns, list_folder, list_unlabeled_folder, listing_of_files
-from .image_array import ImageArray, ImageSource
+from .file_info import concatenate_tables
+from .folders import NamePatterns, list_folder, list_unlabeled_folder, listing_of_files, unlabeled_sample
+from .image_array import ImageSource
 from .image_files import SUFFIXES, is_image
-from .join import Records, join, to_records
+from .join_modalities import Records, StepResult, join, to_records
+from .listing import Listing
 from .manifest import NAME as MANIFEST_NAME
 from .manifest import list_manifest, list_unlabeled_manifest
-from .names import check_patients, unify
+from .name_spelling import check_patients, unify
 from .npz import list_npz, list_unlabeled_npz
-from .samples import Listing
 from .windows import blank_notes, describe_corrected
 
 
@@ -43,11 +43,7 @@ def list_modalities(config: DataConfig, cache_dir: Path) -> list[Listing]:
 
 
 def _with_one_spelling(listings: Sequence[Listing]) -> list[Listing]:
-    """Return the listings with one spelling per patient, so that no patient is in two splits.
-
-    Raises:
-        DataError: Two spellings may be the same patient, or a name stands for an unknown one.
-    """
+    """Return the listings with one spelling per patient, so that no patient is in two splits."""
     places = {s.patient: s.key for listing in listings for s in listing.samples if s.patient is not None}
     where = str(listings[0].root)
     check_patients(places, where)
@@ -66,17 +62,20 @@ def _with_one_spelling(listings: Sequence[Listing]) -> list[Listing]:
 
 
 def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
-    patterns = NamePatterns(
-        _pattern(config.patient_regex, "patient_regex"), _pattern(config.image_id_regex, "image_id_regex")
-    )
+    _check_pattern(config.patient_regex, "patient_regex")
+    _check_pattern(config.image_id_regex, "image_id_regex")
+    patterns = NamePatterns(config.patient_regex, config.image_id_regex)
     if config.root_dir == DEMO_NAME:
-        patterns = NamePatterns(patterns.patient or re.compile(DEMO_PATIENT_REGEX), patterns.image_id)
-        return list_folder(make_demo(cache_dir), modality, config, patterns)
-    layout, root = _find_layout(Path(config.root_dir).expanduser())
+        patterns = replace(patterns, patient_regex=config.patient_regex or DEMO_PATIENT_REGEX)
+        layout, root = "folder", make_demo(cache_dir)
+    else:
+        layout, root = _find_layout(Path(config.root_dir).expanduser())
+    positive = config.positive_class
     if layout == "manifest":
-        return list_manifest(root, modality, config, patterns)
+        allow_outside = config.allow_outside_root
+        return list_manifest(root, modality, patterns, positive_class=positive, allow_outside=allow_outside)
     if layout == "folder":
-        return list_folder(root, modality, config, patterns)
+        return list_folder(root, modality, patterns, config.exclude, positive)
     if layout == "missing":
         raise DataError(
             f"{root}: no such folder or file; --data takes demo, a folder "
@@ -85,46 +84,27 @@ def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
         )
     if len(config.modalities) > 1:
         raise DataError(f"{root}: an .npz holds one modality; choose one of {', '.join(config.modalities)}")
-    if patterns.patient or patterns.image_id:
+    if config.patient_regex or config.image_id_regex:
         raise DataError(f"{root}: an .npz has no file names for data.patient_regex or data.image_id_regex")
-    return list_npz(root, modality, config.positive_class)
-
-
-def list_unlabeled(path: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path) -> list[Listing]:
-    """List images for inference, one listing per modality: any layout, labels optional, no split.
-
-    Args:
-        path: An image, a folder, a manifest (or a folder that holds one), an ``.npz``, or ``demo``.
-        config: The data section of the model's run.
-        classes: Classes of the model.
-        cache_dir: Where the demo is made on first use.
-
-    Raises:
-        DataError: No images are found; the message says what was looked for and what was found.
-    """
-    listings = [_list_unlabeled(path, modality, config, classes, cache_dir) for modality in config.modalities]
-    for listing in listings:
-        if not listing.samples:
-            why = "".join(f". {note}" for note in listing.notes)
-            raise DataError(
-                f"{listing.root}: no images; an image, a folder with images anywhere below it, a manifest or "
-                f"an .npz is taken, of {', '.join(sorted(SUFFIXES))}{why}"
-            )
-    return listings
+    return list_npz(root, modality, positive)
 
 
 def _list_unlabeled(
     path: str, modality: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path
 ) -> Listing:
-    root, patient_regex = Path(path).expanduser(), config.patient_regex
+    """List one modality for inference: any layout, labels optional, no split."""
+    root = Path(path).expanduser()
+    patterns = NamePatterns(config.patient_regex, config.image_id_regex, must_match=False)
     if path == DEMO_NAME and not root.exists():
-        root, patient_regex = make_demo(cache_dir), patient_regex or DEMO_PATIENT_REGEX
-    names = NameHints(classes, patient_regex, config.image_id_regex)
+        root = make_demo(cache_dir)
+        patterns = replace(patterns, patient_regex=config.patient_regex or DEMO_PATIENT_REGEX)
     layout, root = _find_layout(root)
     if layout == "manifest":
-        return list_unlabeled_manifest(root, modality, config.modalities, names)
+        return list_unlabeled_manifest(root, modality, config.modalities, classes, patterns)
     if layout == "folder":
-        return list_unlabeled_folder(root, modality, config, names)
+        if len(config.modalities) > 1 and not (root / modality).is_dir():
+            raise DataError(f"{root}: no folder {modality}; the model stacks {', '.join(config.modalities)}")
+        return list_unlabeled_folder(root, modality, classes, patterns, config.exclude)
     if layout == "missing":
         raise DataError(
             f"{root}: no such file or folder; an image, a folder, a manifest.csv or an .npz is taken"
@@ -135,7 +115,8 @@ def _list_unlabeled(
             "a folder with a folder for each, or a manifest, is needed"
         )
     if is_image(str(root)):
-        return listing_of_files(root.parent, modality, classes, [names.sample(str(root), root.name)])
+        sample = unlabeled_sample(str(root), root.name, classes, patterns)
+        return listing_of_files(root.parent, modality, classes, [sample])
     return list_unlabeled_npz(root, modality, classes)
 
 
@@ -151,16 +132,12 @@ def _find_layout(root: Path) -> tuple[str, Path]:
     return ("file" if root.exists() else "missing"), root
 
 
-def _pattern(text: str | None, setting: str) -> re.Pattern[str] | None:
-    if text is None:
-        return None
+def _check_pattern(pattern: str | None, setting: str) -> None:
     try:
-        pattern = re.compile(text)
+        if pattern is not None and re.compile(pattern).groups < 1:
+            raise DataError(rf"data.{setting}: {pattern!r} has no group; for p0001_2.png write ^(p\d+)_")
     except re.error as error:
-        raise DataError(f"data.{setting}: {text!r} is not a valid regular expression: {error}") from None
-    if pattern.groups < 1:
-        raise DataError(rf"data.{setting}: {text!r} has no group; for p0001_2.png write ^(p\d+)_")
-    return pattern
+        raise DataError(f"data.{setting}: {pattern!r} is not a valid regular expression: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -169,25 +146,20 @@ class Inputs:
 
     Attributes:
         records: One per sample; the label is `UNKNOWN` if it is not known.
-        packs: The decoded images of each modality.
+        images: The images, to be read in batches.
         bad: One message per image that could not be read.
         notes: Sentences to show.
         corrected: Kinds and counts of files that earlier versions decoded incorrectly, "" if none.
     """
 
     records: Records
-    arrays: tuple[ImageArray, ...]
+    images: ImageSource
     bad: tuple[str, ...]
     notes: tuple[str, ...]
     corrected: str
 
     def __len__(self) -> int:
         return len(self.records)
-
-    @property
-    def images(self) -> ImageSource:
-        """The images, to be read in batches."""
-        return ImageSource(self.arrays, self.records.rows)
 
 
 def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_dir: Path) -> Inputs:
@@ -204,22 +176,24 @@ def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_d
         cache_dir: Folder of the decode cache and of the demo.
 
     Raises:
-        DataError: There is nothing usable, or no image can be read; the message says why.
+        DataError: No usable images are found, or none can be read; the message states the reason.
     """
-    listings = list_unlabeled(path, config, classes, cache_dir)
+    listings = [_list_unlabeled(path, modality, config, classes, cache_dir) for modality in config.modalities]
+    for listing in listings:
+        if not listing.samples:
+            why = "".join(f". {note}" for note in listing.notes)
+            raise DataError(
+                f"{listing.root}: no images; an image, a folder with images anywhere below it, a manifest or "
+                f"an .npz is taken, of {', '.join(sorted(SUFFIXES))}{why}"
+            )
     decoded = decode_listings(listings, config, cache_dir)
-    if len(decoded) == 1:
-        records, notes = to_records(decoded[0]), list[str]()
-    else:
-        joined = join(decoded)
-        records, notes = joined.records, joined.notes
-    bad = tuple(message for images in decoded for message in images.bad)
+    joined = join(decoded) if len(decoded) > 1 else StepResult(to_records(decoded[0]), [])
     table = concatenate_tables([images.table for images in decoded])
     listed = (note for listing in listings for note in listing.notes)
     return Inputs(
-        records,
-        tuple(images.pixels for images in decoded),
-        bad,
-        (*listed, *notes, *blank_notes(table, config.window)),
+        joined.records,
+        ImageSource(tuple(images.pixels for images in decoded), joined.records.rows),
+        tuple(message for images in decoded for message in images.bad),
+        (*listed, *joined.notes, *blank_notes(table, config.window)),
         describe_corrected(table, config.window),
     )

@@ -13,26 +13,24 @@ from ..errors import DataError
 from ..utils.config import DataConfig
 from .image_array import ImageArray
 from .image_similarity import find_components
-from .join import Records, text_column
+from .join_modalities import Records, StepResult, text_column
 
 _TOLERANCE = 0.05
 _MOST_PARTS = 100
 _ARRANGEMENTS = 1000
 
 
-def merge_groups(groups: Sequence[str], links: Iterable[tuple[str, str]]) -> list[str]:
+def merge_groups(groups: Sequence[str], links: Sequence[tuple[str, str]]) -> list[str]:
     """Merge groups that are linked, directly or through others; each is named by its first name in order."""
-    parents: dict[str, str] = {}
+    from scipy.cluster.hierarchy import DisjointSet
 
-    def root(name: str) -> str:
-        while (parent := parents.get(name, name)) != name:
-            parents[name] = name = parents.get(parent, parent)
-        return name
-
+    if not links:
+        return list(groups)
+    merged = DisjointSet(groups)
     for one, other in links:
-        first, second = sorted((root(one), root(other)))
-        parents[second] = first
-    return [root(group) for group in groups] if parents else list(groups)
+        merged.merge(one, other)
+    first = {name: min(names) for names in merged.subsets() for name in names}
+    return [first[group] for group in groups]
 
 
 def split_by_image(
@@ -57,9 +55,9 @@ def split_by_image(
         DataError: A class has too few groups to be in every split, or the fractions leave no training data.
     """
     sides = _sides(val_fraction, test_fraction)
-    for name, members in sorted(_members_by_class(groups, classes).items()):
-        if len(members) <= len(sides):
-            raise _too_few(name, len(members), sides, len(set(classes)))
+    for name, count in sorted(Counter(name for _, name in set(zip(groups, classes, strict=True))).items()):
+        if count <= len(sides):
+            raise _too_few(name, count, sides, len(set(classes)))
     group_count = len(set(groups))
     number, counts = _count_parts(sides, min(group_count, max(Counter(classes).values())))
     names, labels = np.unique(np.array(classes, dtype=object), return_inverse=True)
@@ -82,20 +80,11 @@ def split_by_image(
 def split_by_group(
     groups: Sequence[str], classes: Sequence[str], *, val_fraction: float, test_fraction: float, seed: int
 ) -> list[str]:
-    """Assign every sample to train, val or test; samples of one group stay together.
+    """Assign every sample to train, val or test; arguments and result are those of `split_by_image`.
 
-    Groups are sorted, shuffled class by class, and distributed by the fractions. A group with several classes
-    counts for the rarest of them, so that a rare class reaches every split.
-
-    Args:
-        groups: Group (patient) of each sample.
-        classes: Class of each sample.
-        val_fraction: Share of a class's groups that go to val, at least one.
-        test_fraction: Share that goes to test; 0 makes no test split.
-        seed: Seed of the shuffle.
-
-    Returns:
-        One of ``train``, ``val``, ``test`` per sample.
+    Groups are sorted, shuffled class by class, and distributed by the fractions, which are shares of a
+    class's groups here. A group with several classes counts for the rarest of them, so that a rare class
+    reaches every split.
 
     Raises:
         DataError: A class has too few groups for all splits, or the fractions leave no training data.
@@ -144,9 +133,8 @@ def _divide(
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     order = sorted(range(len(groups)), key=lambda place: (groups[place], labels[place]))
-    kind = (
-        StratifiedGroupKFold if is_grouped else StratifiedKFold
-    )  # the first takes seconds for 100,000 groups
+    # StratifiedGroupKFold takes seconds for 100,000 groups.
+    kind = StratifiedGroupKFold if is_grouped else StratifiedKFold
     splitter = kind(parts, shuffle=True, random_state=seed)
     part = np.zeros(len(groups), np.int64)
     with warnings.catch_warnings():
@@ -178,7 +166,7 @@ def _too_few(name: str, patients: int, sides: Iterable[str], classes: int) -> Da
 
 
 def _count_parts(sides: dict[str, float], groups: int) -> tuple[int, dict[str, int]]:
-    """Return into how many parts to divide, and how many of them each split but train gets."""
+    """Return the number of parts to divide into, and how many of them val and test get."""
     most = min(_MOST_PARTS, groups)
     for number in range(2, most + 1):
         counts = {side: max(1, round(share * number)) for side, share in sides.items()}
@@ -189,13 +177,6 @@ def _count_parts(sides: dict[str, float], groups: int) -> tuple[int, dict[str, i
         f"{groups} patients are too few for data.val_fraction and data.test_fraction as they are; add "
         "patients, or change the fractions"
     )
-
-
-def _members_by_class(groups: Sequence[str], classes: Sequence[str]) -> dict[str, set[str]]:
-    members: dict[str, set[str]] = defaultdict(set)
-    for group, name in zip(groups, classes, strict=True):
-        members[name].add(group)
-    return members
 
 
 def _groups_by_class(groups: Sequence[str], classes: Sequence[str]) -> dict[str, list[str]]:
@@ -212,8 +193,8 @@ def _groups_by_class(groups: Sequence[str], classes: Sequence[str]) -> dict[str,
 
 def assign_splits(
     records: Records, arrays: Sequence[ImageArray], classes: tuple[str, ...], config: DataConfig
-) -> tuple[Records, list[str]]:
-    """Assign the records to splits; cross-validation divides all but test. Also return notes."""
+) -> StepResult:
+    """Assign the records to splits; cross-validation divides all but test."""
     by_patient = config.stratify == "patients" or (config.stratify == "auto" and config.root_dir == DEMO_NAME)
     # Splits of earlier versions, which recorded runs depend on, kept only images without patient together.
     groups = records.groups if by_patient else merge_groups(records.groups, _links(records))
@@ -226,15 +207,24 @@ def assign_splits(
             )
         groups, note = group_near_duplicates(records, groups, arrays, config.near_duplicate_threshold)
         notes.append(note)
-    placed = _place(records, groups, classes, config, by_patient=by_patient)
+    if not records.splits[0]:  # the source has no split of its own
+        split = split_by_group if by_patient else split_by_image
+        sides = split(
+            groups,
+            [classes[label] for label in records.labels.tolist()],
+            val_fraction=config.val_fraction,
+            test_fraction=config.test_fraction,
+            seed=config.split_seed,
+        )
+        records = replace(records, splits=text_column(sides))
     if config.folds is None:
-        return placed, notes
-    is_rest = placed.splits != "test"
-    rest, rest_groups = placed.take(is_rest), text_column(groups)[is_rest].tolist()
+        return StepResult(records, notes)
+    is_rest = records.splits != "test"
+    rest, rest_groups = records.take(is_rest), text_column(groups)[is_rest].tolist()
     sides = split_by_fold(
         rest_groups, rest.labels.tolist(), folds=config.folds, fold=config.fold, seed=config.split_seed
     )
-    return replace(rest, splits=text_column(sides)), notes
+    return StepResult(replace(rest, splits=text_column(sides)), notes)
 
 
 def group_near_duplicates(
@@ -264,7 +254,7 @@ def group_near_duplicates(
 
 
 def _links(records: Records) -> list[tuple[str, str]]:
-    """Pairs of groups that have an image in common."""
+    """Return the pairs of groups that have an image in common."""
     first: dict[str, str] = {}
     return [
         (group, other)
@@ -272,20 +262,3 @@ def _links(records: Records) -> list[tuple[str, str]]:
         for group, sha in zip(records.groups, shas, strict=True)
         if (other := first.setdefault(sha, group)) != group
     ]
-
-
-def _place(
-    records: Records, groups: list[str], classes: tuple[str, ...], config: DataConfig, *, by_patient: bool
-) -> Records:
-    """Return the records with the split of the source, else with our own."""
-    if records.splits[0]:
-        return records
-    split = split_by_group if by_patient else split_by_image
-    sides = split(
-        groups,
-        [classes[label] for label in records.labels.tolist()],
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        seed=config.split_seed,
-    )
-    return replace(records, splits=text_column(sides))

@@ -1,8 +1,8 @@
-"""The window of a run: the shared one, percentiles if files name none, and notes for the user."""
+"""Choose the gray-level window of a run, and describe its effect on the images for the user."""
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from ..errors import DataError
 from ..utils.console import track
 from ..utils.io import atomic_write_text, sha256_of_lines
 from .decode import Workers
-from .file_table import FileTable, SharedInfo, gray_level_key
+from .file_info import FileTable, SharedInfo, gray_level_key
+from .listing import Listing, Sample
 from .pixels import OWN_LEVELS, DecodedImage, Range, applied_window
-from .samples import Listing, Sample
 
 _8_BIT_SPAN = 255
 _SHOWN = 3
@@ -29,14 +29,13 @@ def shared_window(table: FileTable, configured: Range | None) -> Range | None:
 
 
 def check_window(table: FileTable, configured: Range | None) -> list[str]:
-    """Return `blank_notes`.
+    """Return a sentence on images that become one gray by the window, if there are any, but not all.
 
     Raises:
         DataError: All images become one gray, so that nothing could be learned.
     """
-    blank = _blank(table, configured)
     notes = blank_notes(table, configured)
-    if notes and len(blank) == len(table):
+    if notes and len(_blank(table, configured)) == len(table):
         raise DataError(notes[0], public="a window shows every image as one gray")
     return notes
 
@@ -46,12 +45,13 @@ def blank_notes(table: FileTable, configured: Range | None) -> list[str]:
     blank = _blank(table, configured)
     if not len(blank):
         return []
-    observed = blank.rows["observed"]
-    held = _span((float(observed[:, 0].min()), float(observed[:, 1].max())))
-    named = "the window of the file" if configured is None else f"data.window={_list(configured)}"
+    named = "the window of the file"
+    if configured is not None:
+        named = f"data.window=[{configured[0]:g}, {configured[1]:g}]"
     return [
         f"{len(blank)} of {len(table)} images hold only values outside of {named} and are shown as one "
-        f"gray: they hold {held}; choose data.window in the units of the files (HU for CT)"
+        f"gray: they hold {_span_of(blank.rows['observed'])}; choose data.window in the units of the files "
+        "(HU for CT)"
     ]
 
 
@@ -96,12 +96,11 @@ def is_wide(shared: SharedInfo) -> bool:
 def _note_full_range(wide: FileTable) -> list[str]:
     if not len(wide):
         return []
-    full = _union(shared.full for shared, _ in wide.counted())
-    observed = (float(wide.rows["observed"][:, 0].min()), float(wide.rows["observed"][:, 1].max()))
+    full = np.array([shared.full for shared, _ in wide.counted()], dtype=np.float64)
     return [
         f"{len(wide)} images of more than 8 bits name no window: they are shown over all that their type "
-        f"can hold, {_span(full)}, and hold {_span(observed)}; data.window=[low, high] uses the gray "
-        "levels better"
+        f"can hold, {_span_of(full)}, and hold {_span_of(wide.rows['observed'])}; data.window=[low, high] "
+        "uses the gray levels better"
     ]
 
 
@@ -119,13 +118,9 @@ def _note_different(own: Counter[Range | str]) -> list[str]:
     ]
 
 
-def _union(ranges: Iterable[Range | None]) -> Range:
-    known = [ends for ends in ranges if ends is not None]
-    return min(low for low, _ in known), max(high for _, high in known)
-
-
-def _list(ends: Range) -> str:
-    return f"[{ends[0]:g}, {ends[1]:g}]"
+def _span_of(ranges: NDArray[np.float64]) -> str:
+    """Return the union of ranges ``(N, 2)``, such as ``-160 to 240``."""
+    return _span((ranges[:, 0].min(), ranges[:, 1].max()))
 
 
 def _span(ends: Range) -> str:
@@ -162,23 +157,14 @@ def training_window(
     try:
         low, high = json.loads(path.read_text())
     except (OSError, ValueError, TypeError):
-        parts = [
-            part
-            for listing, column in zip(listings, rows[chosen].T.tolist(), strict=True)
-            for part in _sample(listing, column)
-        ]
-        values = np.concatenate(parts)
-        low, high = _ends(values) if len(values) else (0.0, 0.0)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = zip(listings, rows[chosen].T.tolist(), strict=True)
+        values = np.concatenate([part for listing, column in columns for part in _sample(listing, column)])
+        low = high = 0.0
+        if len(values):  # percentiles that occur in the values, so that integers give an integer window
+            low = float(np.percentile(values, PERCENTILES[0], method="lower"))
+            high = float(np.percentile(values, PERCENTILES[1], method="higher"))
         atomic_write_text(path, json.dumps([low, high]))
     return (float(low), float(high)) if low < high else None
-
-
-def _ends(values: NDArray[np.float32]) -> Range:
-    """Return percentiles that occur in the values, so that integers give an integer window."""
-    low = np.percentile(values, PERCENTILES[0], method="lower")
-    high = np.percentile(values, PERCENTILES[1], method="higher")
-    return float(low), float(high)
 
 
 def _sample(listing: Listing, rows: Sequence[int]) -> list[NDArray[np.float32]]:
@@ -195,10 +181,10 @@ def values_of_all(
     return [_values_of(read(sample)) for sample in samples]
 
 
-def _values_of(picture: DecodedImage) -> NDArray[np.float32]:
-    if picture.full is None:
+def _values_of(image: DecodedImage) -> NDArray[np.float32]:
+    if image.full is None:
         return np.empty(0, np.float32)
-    values = picture.values.ravel()
+    values = image.values.ravel()
     chosen = np.linspace(0, values.size - 1, min(values.size, _PIXELS)).astype(np.int64)
     return values[chosen].astype(np.float32)
 

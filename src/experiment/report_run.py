@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.dataset import Dataset
-from ..data.file_table import FORMAT
+from ..data.file_info import FORMAT
 from ..evaluation.metrics import optimism
 from ..models.forward import ModelContext
 from ..models.input_spec import ServingModel

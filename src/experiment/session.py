@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from ..data.dataset import Dataset
-from ..data.file_table import FORMAT
+from ..data.file_info import FORMAT
 from ..tracking import names
 from ..tracking.run import tracked_run
 from ..training.checkpoint import CheckpointStore, TrainerState

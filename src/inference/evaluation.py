@@ -1,4 +1,4 @@
-"""An evaluation as an MLflow run of its own, linked to what was evaluated."""
+"""Record an evaluation as its own MLflow run, linked to the evaluated model."""
 
 import math
 from datetime import datetime
@@ -17,90 +17,90 @@ from ..tracking.run import TrackedRun
 from ..tracking.store import ui_instructions
 from ..utils.cli import warn
 from ..utils.console import is_interactive
-from .evaluator import Judgement, write_judgement
+from .evaluator import EvaluationResult, write_result
 from .explain import Layer, draw_explanation
-from .trained import TrainedModel
+from .load_model import TrainedModel
 
 ROLE = "evaluation"
 _WIDE = 130
 _TITLES = {"auc": "AUC", "acc": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity"}
 
 
-def tags_of(trained: TrainedModel, judgement: Judgement) -> dict[str, str]:
-    """Return the tags that name the evaluated model and its images."""
-    cases, version = judgement.cases, trained.version
+def tags_of(trained: TrainedModel, result: EvaluationResult) -> dict[str, str]:
+    """Return the tags that identify the evaluated model and its images."""
+    labeled, version = result.labeled, trained.version
     about = {
         "name": trained.name,
-        "split": cases.split,
+        "split": labeled.split,
         "run_id": None if trained.run is None else trained.run.run_id,
         "version": None if version is None else str(version.number),
     }
     return {
         names.ROLE: ROLE,
-        names.DATA_FINGERPRINT: cases.data_fingerprint,
-        names.SPLIT_FINGERPRINT: cases.split_fingerprint,
+        names.DATA_FINGERPRINT: labeled.data_fingerprint,
+        names.SPLIT_FINGERPRINT: labeled.split_fingerprint,
         **{f"{names.EVALUATED}{key}": value for key, value in about.items() if value is not None},
     }
 
 
 def record_evaluation(
-    run: TrackedRun, trained: TrainedModel, judgement: Judgement, layer: Layer | None, count: int
+    run: TrackedRun, trained: TrainedModel, result: EvaluationResult, layer: Layer | None, count: int
 ) -> Path:
-    """Record scores, predictions and plots in the run; return the folder that holds them as well.
+    """Record scores, predictions and plots in the run; return the folder with copies of them.
 
     Args:
         run: The run of the evaluation.
-        trained: What was evaluated.
-        judgement: What it scored.
-        layer: Whose map explains decisions, None for no explanation.
+        trained: The evaluated model.
+        result: Its scores.
+        layer: Layer for Grad-CAM, None for no explanation.
         count: How many decisions of each kind to explain.
     """
     stamp = f"eval_{datetime.now():%Y%m%d_%H%M%S}_{run.run_id[:8]}"
     folder = trained.config.output_dir / stamp
     run.keep_in(folder)
-    run.rename(f"{trained.name.replace(' ', '_')}_on_{judgement.cases.split}")
-    run.log_params({"threshold": trained.threshold, "split": judgement.cases.split})
+    run.rename(f"{trained.name.replace(' ', '_')}_on_{result.labeled.split}")
+    run.log_params({"threshold": trained.threshold, "split": result.labeled.split})
     if trained.source is not None:
         run.link_model(trained.source)
-    table, pictures = write_judgement(judgement, trained, folder)
+    table, plots = write_result(result, trained, folder)
     if layer is not None:
-        figure = draw_explanation(trained, layer, judgement, count)
-        pictures.append(save_figure(folder / names.PLOTS / "grad_cam.png", figure, colors=256))
+        figure = draw_explanation(trained, layer, result, count)
+        plots.append(save_figure(folder / names.PLOTS / "grad_cam.png", figure, colors=256))
     run.log_artifact(table, names.PREDICTIONS)
-    for path in pictures:
+    for path in plots:
         run.log_artifact(path, names.PLOTS)
-    run.log_metrics(judgement.metrics(), step=0)
+    run.log_metrics(result.metrics(), step=0)
     return folder
 
 
-def tell_version(trained: TrainedModel, judgement: Judgement, run_id: str) -> None:
-    """Says on the registered version what it scored, and where."""
+def tag_version(trained: TrainedModel, result: EvaluationResult, run_id: str) -> None:
+    """Record the scores of a registered version in its tags."""
     if trained.version is None:
         return
-    name, area = trained.name.partition(" ")[0], judgement.by_image["auc"]
-    told = f"AUC {_shown(area)}, {len(judgement.cases.labels)} images, run {run_id}"
-    set_tags(name, trained.version.number, {f"{names.EVALUATED}{judgement.cases.split}": told})
+    name, area = trained.name.partition(" ")[0], result.by_image["auc"]
+    recorded = f"AUC {_shown(area)}, {len(result.labeled.labels)} images, run {run_id}"
+    set_tags(name, trained.version.number, {f"{names.EVALUATED}{result.labeled.split}": recorded})
 
 
-def show(judgement: Judgement, trained: TrainedModel) -> None:
+def print_scores(result: EvaluationResult, trained: TrainedModel) -> None:
     """Print the scores, with the notes that limit them."""
-    units = [("images", len(judgement.cases.labels), judgement.by_image)]
-    patients = judgement.patients
+    units = [("images", len(result.labeled.labels), result.by_image)]
+    patients = result.patients
     if patients is not None and patients.left_out:
         warn(f"patients with images of several classes, left out by patient: {patients.left_out}")
-    if patients is not None and judgement.by_patient:
-        units.append(("patients", len(patients.labels), judgement.by_patient))
-    table = Table(judgement.cases.split, "n", *_TITLES.values(), title="with 95 % intervals")
+    if patients is not None and result.by_patient:
+        units.append(("patients", len(patients.labels), result.by_patient))
+    table = Table(result.labeled.split, "n", *_TITLES.values(), title="with 95 % intervals")
     for unit, count, estimates in units:
         table.add_row(f"by {unit}", str(count), *(_shown(estimates[name]) for name in _TITLES))
     Console(width=None if is_interactive() else _WIDE).print(table)
     note = optimism(trained.config.evaluation.threshold)
-    if note is not None and judgement.cases.split in ("val", "all"):
+    if note is not None and result.labeled.split in ("val", "all"):
         print(note)
 
 
-def show_looks(split: str, fingerprint: str) -> None:
-    """Says how often a split has been looked at, this time included: `test` should be seldom."""
+def print_split_usage(split: str, fingerprint: str) -> None:
+    """Print how often a split has been used for scoring, including this time; reuse weakens a test set."""
     trainings, evaluations = count_evaluations(fingerprint, split)
     print(
         f"this {split} split has now been scored by {trainings} trainings and {evaluations} evaluations; "
@@ -108,7 +108,7 @@ def show_looks(split: str, fingerprint: str) -> None:
     )
 
 
-def show_place(run: TrackedRun, folder: Path) -> None:
+def print_location(run: TrackedRun, folder: Path) -> None:
     """Print the run id, the folder, and how to open the run in the MLflow UI."""
     print(f"run          {run.run_id}")
     print(f"files        {folder}")

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from ..data.dataset import Dataset, load_dataset
 from ..data.image_array import ImageSource
-from ..data.loading import load_batches, sequential_batches
-from ..data.samples import UNKNOWN
+from ..data.listing import UNKNOWN
 from ..data.sources import Inputs, load_inputs
 from ..errors import ConfigError, DataError
 from ..evaluation.intervals import Estimate, Patients, by_patient, estimate
@@ -20,17 +19,16 @@ from ..evaluation.predictions import Predictions, write_predictions
 from ..evaluation.score_plots import save_score_plots
 from ..models.forward import predict_logits
 from ..utils.config import DataConfig
-from ..utils.console import track
 from ..utils.io import sha256
-from .trained import TrainedModel
+from .load_model import TrainedModel
 
 ALL = "all"
 SIDES = ("train", "val", "test", ALL)
 
 
 @dataclass(frozen=True, eq=False)
-class Cases:
-    """Labelled images.
+class LabeledImages:
+    """Labeled images.
 
     Attributes:
         split: ``train``, ``val``, ``test`` or ``all``.
@@ -38,10 +36,10 @@ class Cases:
         patients: Index of each sample's patient, None where unknown, N.
         labels: Class indices, (N,).
         images: The images, to be read in batches.
-        data_fingerprint: Names images, labels and patients.
-        split_fingerprint: Names which images are on which side.
-        notes: Sentences to show.
-        corrected: Kinds and numbers of files that earlier versions read wrongly, "" without.
+        data_fingerprint: Hash of images, labels and patients.
+        split_fingerprint: Hash of which images are in which split.
+        notes: Sentences for the user.
+        corrected: Kinds and counts of files that earlier versions decoded incorrectly, "" if none.
         bad: One message per image that could not be read.
     """
 
@@ -57,20 +55,20 @@ class Cases:
     bad: tuple[str, ...] = ()
 
 
-def load_cases(trained: TrainedModel, root: str, split: str) -> Cases:
+def load_labeled_images(trained: TrainedModel, root: str, split: str) -> LabeledImages:
     """Find the labeled images to evaluate a model on.
 
     Args:
-        trained: The model; its run's settings say how images are found, split and decoded.
-        root: What to read instead of the run's own data; empty for that.
-        split: A side of the split that training would make of it, or ``all`` of its images.
+        trained: The model; the config of its run determines how images are found, split and decoded.
+        root: Data to read; "" for the data of the model's run.
+        split: A split as training would make it, or ``all`` for all images.
 
     Raises:
         ConfigError: There is no such split.
-        DataError: The data cannot be used, or is of other classes.
+        DataError: The data cannot be used, or has other classes.
     """
     if split not in SIDES:
-        raise ConfigError(f"--split {split}: one of {', '.join(SIDES)} belongs here")
+        raise ConfigError(f"--split {split}: expected one of {', '.join(SIDES)}")
     config = trained.config.data
     if root:
         config = DataConfig.model_validate(config.model_dump() | {"root_dir": root})
@@ -80,16 +78,16 @@ def load_cases(trained: TrainedModel, root: str, split: str) -> Cases:
     return _side(trained, load_dataset(config, cache), split)
 
 
-def _side(trained: TrainedModel, dataset: Dataset, split: str) -> Cases:
+def _side(trained: TrainedModel, dataset: Dataset, split: str) -> LabeledImages:
     if dataset.classes != trained.classes:
         raise DataError(
-            f"{dataset.root}: has the classes {', '.join(dataset.classes)}, and {trained.name} knows "
+            f"{dataset.root}: has the classes {', '.join(dataset.classes)}, but {trained.name} has "
             f"{', '.join(trained.classes)}; they must be the same, in this order"
         )
     if split not in dataset.splits:
-        raise DataError(f"{dataset.root}: has no {split}; there are {', '.join(dataset.splits)}")
+        raise DataError(f"{dataset.root}: has no split {split}; there are {', '.join(dataset.splits)}")
     side = dataset.splits[split]
-    return Cases(
+    return LabeledImages(
         split,
         side.hashes,
         side.patients,
@@ -102,23 +100,23 @@ def _side(trained: TrainedModel, dataset: Dataset, split: str) -> Cases:
     )
 
 
-def _all(trained: TrainedModel, inputs: Inputs) -> Cases:
-    labels = np.array([record.label for record in inputs.records], dtype=np.int64)
+def _all(trained: TrainedModel, inputs: Inputs) -> LabeledImages:
+    labels = inputs.records.labels
     unknown = int((labels == UNKNOWN).sum())
     if unknown:
         raise DataError(
-            f"the class of {unknown} of {len(labels)} images is not told, so they cannot be judged; put each "
-            f"into a folder named as its class ({', '.join(trained.classes)}), or name it in a manifest"
+            f"the class of {unknown} of {len(labels)} images is unknown, so they cannot be scored; put each "
+            f"into a folder named as its class ({', '.join(trained.classes)}), or list it in a manifest"
         )
-    told = [record.patient for record in inputs.records]
-    numbers = {name: index for index, name in enumerate(sorted({name for name in told if name}))}
-    patients = tuple(numbers[name] if name else None for name in told)
-    samples = tuple(record.sample for record in inputs.records)
+    named = sorted({name for name in inputs.records.patients if name})
+    numbers = {name: index for index, name in enumerate(named)}
+    patients = tuple(numbers.get(name) for name in inputs.records.patients)
+    samples = tuple(inputs.records.samples)
     lines = sorted(
         f"{trained.classes[label]}\t{patient}\t{sample}"
         for label, patient, sample in zip(labels, patients, samples, strict=True)
     )
-    return Cases(
+    return LabeledImages(
         ALL,
         samples,
         patients,
@@ -133,31 +131,28 @@ def _all(trained: TrainedModel, inputs: Inputs) -> Cases:
 
 
 @dataclass(frozen=True, eq=False)
-class Judgement:
-    """What a model scores on labelled images.
+class EvaluationResult:
+    """Scores of a model on labeled images.
 
     Attributes:
-        cases: The images.
+        labeled: The images.
         probabilities: float64 (N, K).
         by_image: ``auc``, ``acc``, ``sensitivity``, ``specificity`` over images.
-        patients: Predictions of whole patients, None where these are unknown.
-        by_patient: The same scores over patients; empty where there are none, or each has one image.
+        patients: Predictions per patient, None if patients are unknown.
+        by_patient: The same scores over patients; empty if patients are unknown or each has one image.
     """
 
-    cases: Cases
+    labeled: LabeledImages
     probabilities: NDArray[np.float64]
     by_image: Mapping[str, Estimate]
     patients: Patients | None
     by_patient: Mapping[str, Estimate]
 
     def metrics(self) -> dict[str, float]:
-        """``{split}_auc``, ``{split}_auc_low``, ``{split}_auc_high``, ``{split}_patient_auc``, ...
-
-        Without the ends of intervals that there are none of.
-        """
+        """Return ``{split}_auc``, ``{split}_auc_low``, ``{split}_patient_auc``, ... without NaN bounds."""
         groups = {"": self.by_image, "patient_": self.by_patient}
         return {
-            f"{self.cases.split}_{unit}{name}{end}": value
+            f"{self.labeled.split}_{unit}{name}{end}": value
             for unit, estimates in groups.items()
             for name, found in estimates.items()
             for end, value in (("", found.value), ("_low", found.low), ("_high", found.high))
@@ -165,31 +160,31 @@ class Judgement:
         }
 
 
-def judge(trained: TrainedModel, cases: Cases) -> Judgement:
+def evaluate(trained: TrainedModel, labeled: LabeledImages) -> EvaluationResult:
     """Score a model on the images, in float32, at its recorded threshold."""
-    batches = sequential_batches(np.arange(len(cases.labels)), trained.config.training.batch_size)
-    network = trained.network
-    images = track(load_batches(cases.images, batches, network.device), cases.split, len(batches))
+    network, images = trained.network, trained.batches(labeled.images, labeled.split)
     probabilities = softmax(predict_logits(network.model, network.spec, images, device=network.device))
-    by_image = estimate(cases.labels, probabilities, cases.patients, trained.threshold)
-    patients = by_patient(cases.labels, probabilities, cases.patients)
-    if patients is None or len(patients.labels) in (0, len(cases.labels)):
-        return Judgement(cases, probabilities, by_image, patients, {})
+    by_image = estimate(labeled.labels, probabilities, labeled.patients, trained.threshold)
+    patients = by_patient(labeled.labels, probabilities, labeled.patients)
+    if patients is None or len(patients.labels) in (0, len(labeled.labels)):
+        return EvaluationResult(labeled, probabilities, by_image, patients, {})
     alone = [*range(len(patients.labels))]
     per_patient = estimate(patients.labels, patients.probabilities, alone, trained.threshold)
-    return Judgement(cases, probabilities, by_image, patients, per_patient)
+    return EvaluationResult(labeled, probabilities, by_image, patients, per_patient)
 
 
-def write_judgement(judgement: Judgement, trained: TrainedModel, folder: Path) -> tuple[Path, list[Path]]:
+def write_result(result: EvaluationResult, trained: TrainedModel, folder: Path) -> tuple[Path, list[Path]]:
     """Write ``predictions/{split}.csv`` and ``plots/*.png``; return their paths."""
-    cases = judgement.cases
-    table = folder / "predictions" / f"{cases.split}.csv"
-    made = Predictions(cases.samples, cases.patients, cases.labels, judgement.probabilities, trained.classes)
+    labeled = result.labeled
+    table = folder / "predictions" / f"{labeled.split}.csv"
+    made = Predictions(
+        labeled.samples, labeled.patients, labeled.labels, result.probabilities, trained.classes
+    )
     write_predictions(table, made)
-    pictures = save_score_plots(
+    plots = save_score_plots(
         folder / "plots",
-        splits={cases.split: (cases.labels, judgement.probabilities)},
+        splits={labeled.split: (labeled.labels, result.probabilities)},
         classes=trained.classes,
         threshold=trained.threshold,
     )
-    return table, pictures
+    return table, plots

@@ -1,8 +1,8 @@
-"""Where a network looks: Grad-CAM overlays of its most wrong and its surest decisions."""
+"""Draw Grad-CAM overlays of the most wrong and the most confident decisions."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,22 +16,21 @@ from ..evaluation.plots import new_figure, readable
 from ..models.forward import eval_mode
 from ..models.input_spec import unit_range
 from ..utils.runtime import to_device
-from .evaluator import Judgement
-from .trained import TrainedModel
+from .evaluator import EvaluationResult
+from .load_model import TrainedModel
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _FINE, _COARSEST = 4, 2
 _PER_ROW = 6
-# What these look at is spread over tokens: a gradient averaged over places says nothing of them.
+# Transformers: gradients averaged over tokens give no useful map.
 _UNSERVED = ("vit_", "swin")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The layer whose map is weighted: its path and the map's height and width."""
+    """A layer for Grad-CAM: its path, and height and width of its feature map."""
 
     path: str
     height: int
@@ -39,7 +38,7 @@ class Layer:
 
 
 def check_explainable(trained: TrainedModel) -> Layer:
-    """Return the last layer whose map is at least 4 x 4, else the last of at least 2 x 2.
+    """Return the last layer with a feature map of at least 4 x 4, else the last with at least 2 x 2.
 
     Raises:
         ModelError: The model has no such layer, or Grad-CAM does not suit it.
@@ -47,56 +46,45 @@ def check_explainable(trained: TrainedModel) -> Layer:
     name = trained.config.model.name
     if name.startswith(_UNSERVED):
         raise ModelError(
-            f"--explain: Grad-CAM weights the channels of a map, and {name} has rows of tokens; "
-            "it is offered for convolutional networks"
+            f"--explain: Grad-CAM needs a convolutional network, and {name} is a transformer; leave it out"
         )
     maps = _maps(trained)
     for smallest in (_FINE, _COARSEST):
         fitting = [layer for layer in maps if min(layer.height, layer.width) >= smallest]
         if fitting:
             return fitting[-1]
-    raise ModelError(
-        f"--explain: {name} at {trained.network.spec.size} px has no map of 2 x 2 or more to weight"
-    )
+    size = trained.network.spec.size
+    raise ModelError(f"--explain: {name} at {size} px has no feature map of 2 x 2 or more; leave it out")
 
 
 def _maps(trained: TrainedModel) -> list[Layer]:
-    """Every layer but the whole that gives a map, in the order in which they end."""
+    """Return all layers that output a feature map, in the order in which they finish."""
     found: list[Layer] = []
     network = trained.network
-    with _watching(network.model, found), eval_mode(network.model), torch.inference_mode():
+
+    def record(path: str, _module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            found.append(Layer(path, output.shape[2], output.shape[3]))
+
+    with ExitStack() as hooks, eval_mode(network.model), torch.inference_mode():
+        for path, module in network.model.named_modules():
+            if path:
+                hooks.callback(module.register_forward_hook(partial(record, path)).remove)
         shape = (1, network.spec.channels, network.spec.size, network.spec.size)
         network.model(torch.zeros(shape, device=network.device))
     return found
 
 
-@contextmanager
-def _watching(model: nn.Module, found: list[Layer]) -> Iterator[None]:
-    def hook_of(path: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
-                found.append(Layer(path, output.shape[2], output.shape[3]))
-
-        return hook
-
-    hooks = [m.register_forward_hook(hook_of(path)) for path, m in model.named_modules() if path]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def grad_cam(
     trained: TrainedModel, layer: Layer, pixels: Tensor, classes: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Grad-CAM (Selvaraju et al., ICCV 2017), by captum.
+    """Compute Grad-CAM (Selvaraju et al., ICCV 2017), by captum.
 
     Args:
         trained: The model.
-        layer: Whose map is weighted by its mean gradients.
+        layer: Layer whose feature map is weighted by its mean gradients.
         pixels: uint8 (N, C, S, S).
-        classes: Of each image, the class whose logit is explained, (N,).
+        classes: Class of each image whose logit is explained, (N,).
 
     Returns:
         float32 (N, S, S), not negative, interpolated from the layer's map.
@@ -115,37 +103,39 @@ def grad_cam(
     return found
 
 
-def most_wrong_and_surest(judgement: Judgement, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of the images whose own class got the least probability, and of the surest decisions."""
-    probabilities, labels = judgement.probabilities, judgement.cases.labels
+def most_wrong_and_confident(
+    result: EvaluationResult, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the true class has the lowest probability, and where any class has the highest."""
+    probabilities, labels = result.probabilities, result.labeled.labels
     own = probabilities[np.arange(len(labels)), labels]
     wrong = np.argsort(own, kind="stable")[:count]
     sure = np.argsort(-probabilities.max(axis=1), kind="stable")[:count]
     return wrong.astype(np.int64), sure.astype(np.int64)
 
 
-def draw_explanation(trained: TrainedModel, layer: Layer, judgement: Judgement, count: int) -> "Figure":
-    """One picture: each image beside its overlay, the most wrong first, then the surest."""
-    groups = dict(zip(("most wrong", "surest"), most_wrong_and_surest(judgement, count), strict=True))
+def draw_explanation(trained: TrainedModel, layer: Layer, result: EvaluationResult, count: int) -> "Figure":
+    """Draw each image above its overlay: first the most wrong decisions, then the most confident."""
+    groups = dict(zip(("most wrong", "surest"), most_wrong_and_confident(result, count), strict=True))
     rows = sum(-(-len(chosen) // _PER_ROW) for chosen in groups.values())
     figure = new_figure(1.9 * min(count, _PER_ROW) + 0.3, 4.4 * rows + 0.8)
     figure.suptitle(
-        f"Grad-CAM of the decided class, {judgement.cases.split}: layer {layer.path}, "
+        f"Grad-CAM of the decided class, {result.labeled.split}: layer {layer.path}, "
         f"map {layer.height} x {layer.width}",
         fontsize=9,
     )
     panels = figure.subfigures(len(groups), 1, squeeze=False)[:, 0]
     for panel, (name, chosen) in zip(panels, groups.items(), strict=True):
         panel.suptitle(name, fontsize=10, fontweight="bold")
-        _draw_group(panel, trained, layer, judgement, chosen)
+        _draw_group(panel, trained, layer, result, chosen)
     return figure
 
 
 def _draw_group(
-    panel: "Figure", trained: TrainedModel, layer: Layer, judgement: Judgement, chosen: NDArray[np.int64]
+    panel: "Figure", trained: TrainedModel, layer: Layer, result: EvaluationResult, chosen: NDArray[np.int64]
 ) -> None:
-    decisions = decide(judgement.probabilities[chosen], trained.threshold)
-    pixels = judgement.cases.images.read(chosen)
+    decisions = decide(result.probabilities[chosen], trained.threshold)
+    pixels = result.labeled.images.read(chosen)
     maps = grad_cam(trained, layer, pixels, decisions)
     names = readable(trained.classes)
     columns = min(len(chosen), _PER_ROW)
@@ -154,27 +144,19 @@ def _draw_group(
         place.axis("off")
     for i, position in enumerate(chosen):
         row, column = 2 * (i // columns), i % columns
-        image = _shown(pixels[i])
-        _draw_image(axes[row, column], image)
-        _draw_overlay(axes[row + 1, column], image, maps[i])
-        told = names[judgement.cases.labels[position]]
-        probability = judgement.probabilities[position, decisions[i]]
+        image, peak = _shown(pixels[i]), float(maps[i].max())
+        for axis in (axes[row, column], axes[row + 1, column]):
+            axis.imshow(image, cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255)
+        heat = maps[i] / peak if peak > 0 else maps[i]
+        axes[row + 1, column].imshow(heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
+        label = names[result.labeled.labels[position]]
+        probability = result.probabilities[position, decisions[i]]
         axes[row, column].set_title(
-            f"is {told}\ndecided {names[decisions[i]]}\np = {probability:.3f}", fontsize=7
+            f"is {label}\ndecided {names[decisions[i]]}\np = {probability:.3f}", fontsize=7
         )
 
 
 def _shown(pixels: Tensor) -> NDArray[np.uint8]:
-    """RGB as it is; of anything else the first channel: (S, S) or (S, S, 3)."""
+    """Return RGB as (S, S, 3), or else the first channel as (S, S)."""
     array: NDArray[np.uint8] = pixels.numpy()
     return array.transpose(1, 2, 0) if len(array) == 3 else array[0]
-
-
-def _draw_image(axes: "Axes", image: NDArray[np.uint8]) -> None:
-    axes.imshow(image, cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255)
-
-
-def _draw_overlay(axes: "Axes", image: NDArray[np.uint8], heat: NDArray[np.float32]) -> None:
-    _draw_image(axes, image)
-    peak = float(heat.max())
-    axes.imshow(heat / peak if peak > 0 else heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1)

@@ -1,4 +1,4 @@
-"""A trained model as an ONNX file: pixels in, probabilities out."""
+"""Export a trained model to an ONNX file that takes pixels and returns probabilities."""
 
 import json
 from pathlib import Path
@@ -10,30 +10,30 @@ from ..errors import ClaimError
 from ..models.input_spec import ServingModel
 from ..utils.console import silenced
 from ..utils.io import atomic_write_bytes
-from .trained import TrainedModel
+from .load_model import TrainedModel
 
 _INPUT, _OUTPUT = "pixels", "probabilities"
 _TALKATIVE = ("torch.onnx", "onnxscript", "torch.export")
 _TOLERANCE = 1e-4
-_CHECKED = (1, 5)  # batches of other sizes than the one that it was exported with
+_CHECKED = (1, 5)  # batch sizes other than that of the export
 
 
 def export_onnx(trained: TrainedModel, path: Path, work: Path) -> float:
     """Export the served model (preprocessing, network, softmax) and check it with onnxruntime.
 
-    The file's metadata hold the classes, the threshold and what the model is called, as JSON.
+    The file's metadata hold the name, the classes and the threshold of the model, as JSON.
 
     Args:
         trained: The model, on the CPU.
         path: The file to write.
-        work: A folder for files that are needed for a moment.
+        work: Folder for temporary files.
 
     Returns:
-        The largest difference between its probabilities and the network's, on noise with the mean and the
-        spread of the images.
+        The largest difference between the probabilities of the file and of the network, on noise with the
+        mean and the standard deviation of the images.
 
     Raises:
-        ClaimError: It differs by more than 1e-4, so nothing was written; or torch cannot export the model.
+        ClaimError: The difference exceeds 1e-4, so nothing was written; or torch cannot export the model.
     """
     import onnx
 
@@ -62,8 +62,8 @@ def export_onnx(trained: TrainedModel, path: Path, work: Path) -> float:
     difference = _difference(served, content, (spec.channels, spec.size, spec.size))
     if not difference <= _TOLERANCE:
         raise ClaimError(
-            f"{trained.name}: exported to ONNX it gives other probabilities, by {difference:.1e}; "
-            "nothing was written"
+            f"{trained.name}: the probabilities of the ONNX export differ by {difference:.1e}; nothing was "
+            "written"
         )
     atomic_write_bytes(path, content)
     return difference

@@ -1,4 +1,4 @@
-"""Probabilities, decisions and features of images by a trained model, as tables."""
+"""Compute tables of probabilities, decisions and features of images by a trained model."""
 
 import argparse
 import tempfile
@@ -9,23 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ..data.loading import load_batches, sequential_batches
-from ..data.samples import UNKNOWN
+from ..data.listing import UNKNOWN
 from ..data.sources import Inputs, load_inputs
 from ..errors import ConfigError, MlprojectError
 from ..evaluation.metrics import decide, softmax
 from ..models.forward import extract_features, predict_logits
 from ..tracking.project_run import mark_project_run
 from ..utils.cli import warn
-from ..utils.console import track
 from ..utils.io import atomic_file, atomic_write_text
 from ..utils.runtime import determinism
 from ..utils.tables import escape_formula
+from .load_model import TrainedModel, describe, load_trained
 from .reference import Reference
-from .trained import TrainedModel, describe, load_trained
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -36,9 +33,9 @@ def trained_model(reference: Reference, device: str, role: str) -> Iterator[tupl
     """Load a model, print a line about it, and provide a temporary folder.
 
     Args:
-        reference: Which one.
-        device: Where it is to compute.
-        role: What the run is that ``mlflow run`` has made for this process, where it has.
+        reference: The model to load.
+        device: Device to compute on.
+        role: Role to record on the run that ``mlflow run`` created for this process, if any.
     """
     mark_project_run(role)
     with tempfile.TemporaryDirectory(prefix="mlproject-") as folder:
@@ -52,11 +49,11 @@ def read_inputs(args: argparse.Namespace, trained: TrainedModel) -> Inputs:
     """Return the images that ``--input`` names.
 
     Raises:
-        ConfigError: It names none.
-        DataError: There is nothing usable.
+        ConfigError: ``--input`` is missing.
+        DataError: No usable images are found.
     """
     if not args.input:
-        raise ConfigError("--input: an image, a folder, a manifest.csv or an .npz belongs here")
+        raise ConfigError("--input is missing: expected an image, a folder, a manifest.csv or an .npz")
     config = trained.config
     inputs = load_inputs(args.input, config.data, trained.classes, config.cache_dir)
     for note in (*inputs.notes, *trained.notes(inputs.corrected)):
@@ -65,10 +62,10 @@ def read_inputs(args: argparse.Namespace, trained: TrainedModel) -> Inputs:
 
 
 def refuse_bad(bad: Sequence[str], output: Path) -> None:
-    """Names what could not be read, after everything else was written.
+    """Report the images that could not be read, after everything else was written.
 
     Raises:
-        MlprojectError: There is anything.
+        MlprojectError: There are such images.
     """
     for message in bad:
         warn(message)
@@ -77,14 +74,14 @@ def refuse_bad(bad: Sequence[str], output: Path) -> None:
 
 
 def predictions(trained: TrainedModel, inputs: Inputs) -> "DataFrame":
-    """One row per image: ``image, sample, patient, label``, ``p_{class}`` per class, ``decision``.
+    """Return one row per image: ``image, sample, patient, label``, ``p_{class}`` per class, ``decision``.
 
     ``image`` is the path below the input, ``sample`` the hash of the pixels; ``patient`` and ``label``
     are empty where unknown. The decision is taken at the threshold that the model's run recorded.
     """
     network = trained.network
-    logits = predict_logits(network.model, network.spec, _batches(trained, inputs), device=network.device)
-    probabilities = softmax(logits)
+    images = trained.batches(inputs.images, "images")
+    probabilities = softmax(predict_logits(network.model, network.spec, images, device=network.device))
     table = _described(trained, inputs)
     for index, name in enumerate(trained.classes):
         table[f"p_{name}"] = probabilities[:, index]
@@ -100,15 +97,9 @@ def features(
     Raises:
         ModelError: There is no such layer.
     """
-    network, batches = trained.network, _batches(trained, inputs)
-    found = extract_features(network.model, network.spec, batches, device=network.device, layer=layer)
+    network, images = trained.network, trained.batches(inputs.images, "images")
+    found = extract_features(network.model, network.spec, images, device=network.device, layer=layer)
     return _described(trained, inputs), found.numpy()
-
-
-def _batches(trained: TrainedModel, inputs: Inputs) -> Iterator[torch.Tensor]:
-    """Yield all images in order, on the model's device, with a progress bar."""
-    batches = sequential_batches(np.arange(len(inputs)), trained.config.training.batch_size)
-    return track(load_batches(inputs.images, batches, trained.network.device), "images", len(batches))
 
 
 def _described(trained: TrainedModel, inputs: Inputs) -> "DataFrame":
@@ -117,16 +108,16 @@ def _described(trained: TrainedModel, inputs: Inputs) -> "DataFrame":
     records = inputs.records
     return DataFrame(
         {
-            "image": [record.key for record in records],
-            "sample": [record.sample for record in records],
-            "patient": [record.patient or None for record in records],
-            "label": [None if r.label == UNKNOWN else trained.classes[r.label] for r in records],
+            "image": records.keys.tolist(),
+            "sample": records.samples,
+            "patient": [patient or None for patient in records.patients],
+            "label": [None if label == UNKNOWN else trained.classes[label] for label in records.labels],
         }
     )
 
 
 def write_table(table: "DataFrame", path: Path) -> None:
-    """Write a ``.csv`` (numbers in full precision) or a ``.parquet``, whole or not at all.
+    """Write a ``.csv`` (numbers in full precision) or a ``.parquet`` atomically.
 
     In a ``.csv``, an apostrophe is put before text that a spreadsheet would run as a formula.
     """

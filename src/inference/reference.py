@@ -1,4 +1,4 @@
-"""Which trained model a command is to use: of the registry, of a run, or of a checkpoint."""
+"""Options that select a trained model: from the registry, a run, or a checkpoint."""
 
 import argparse
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ..utils.cli import whole_number
 
 @dataclass(frozen=True)
 class Reference:
-    """One of three: ``model`` and ``modality`` (with or without a version), ``run_id``, ``checkpoint``."""
+    """A model, named by ``model`` and ``modality`` (perhaps ``version``), ``run_id``, or ``checkpoint``."""
 
     model: str | None = None
     modality: str | None = None
@@ -21,17 +21,17 @@ class Reference:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that `read_reference` reads."""
-    parser.add_argument("--model", metavar="NAME", help="of the registered model, with --modality")
-    parser.add_argument("--modality", metavar="TAG", help="of the registered model, with --model")
+    parser.add_argument("--model", metavar="NAME", help="name of a registered model; needs --modality")
+    parser.add_argument("--modality", metavar="TAG", help="modality of the registered model; needs --model")
     parser.add_argument(
         "--version",
         metavar="N",
         type=whole_number(1),
-        help="of the registered model; without it, its champion",
+        help="version of the registered model (default: the champion)",
     )
-    parser.add_argument("--run", metavar="RUN_ID", help="instead: the model of a run")
+    parser.add_argument("--run", metavar="RUN_ID", help="use the model of this run instead")
     parser.add_argument(
-        "--checkpoint", metavar="FILE", type=Path, help="instead: the weights of a best_model.pth"
+        "--checkpoint", metavar="FILE", type=Path, help="use the weights of a best_model.pth instead"
     )
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
@@ -40,7 +40,7 @@ def read_reference(args: argparse.Namespace) -> Reference:
     """Return the model that the options name.
 
     Raises:
-        ConfigError: They name none, or more than one.
+        ConfigError: The options select no model, or more than one.
     """
     is_registered = any((args.model, args.modality, args.version))
     if is_registered + bool(args.run) + bool(args.checkpoint) != 1:

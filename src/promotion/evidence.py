@@ -185,8 +185,8 @@ def _predict(run: StoredRun, model: "nn.Module", folder: Path) -> Predictions:
     """
     import torch
 
+    from ..data.batches import load_batches, sequential_batches
     from ..data.dataset import load_dataset
-    from ..data.loading import load_batches, sequential_batches
     from ..utils.console import track
 
     config = read_config(run, folder)

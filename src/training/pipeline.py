@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.augment import augment, draw_changes
-from ..data.loading import BatchLoader, training_batches
+from ..data.batches import BatchLoader, training_batches
 from ..models.forward import ModelContext
 from ..models.input_spec import InputSpec, unit_range
 from ..utils.config import Config

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.batches import BatchLoader, sequential_batches
 from ..data.dataset import Split
-from ..data.loading import BatchLoader, sequential_batches
 from ..evaluation.metrics import Scores, evaluate, softmax
 from ..evaluation.predictions import Predictions, write_predictions
 from ..evaluation.score_plots import save_plots

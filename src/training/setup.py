@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..data.batches import training_batches
 from ..data.dataset import Dataset
-from ..data.loading import training_batches
 from ..errors import ConfigError
 from ..models.build import BuiltModel, build_model
 from ..models.forward import ModelContext

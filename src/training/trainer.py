@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..data.batches import BatchLoader
 from ..data.dataset import Dataset
-from ..data.loading import BatchLoader
 from ..errors import TrainingError
 from ..models.forward import ModelContext, train_mode
 from ..utils.config import Config

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from src.data.augment import augment, draw_changes
-from src.data.loading import training_batches
+from src.data.batches import training_batches
 from src.utils.config import AugmentConfig
 
 OFF = {"horizontal_flip": False, "rotation": 0, "translation": 0, "scale": 0, "brightness": 0, "contrast": 0}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from src.data.dataset import load_dataset
-from src.data.samples import order_classes
+from src.data.listing import order_classes
 from src.errors import DataError
 from src.utils.config import DataConfig
 from tests.images import write_folder

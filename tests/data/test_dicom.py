@@ -12,7 +12,7 @@ from pydicom.pixels.processing import apply_windowing
 
 from src.data import dicom, dicom_gray
 from src.data.dataset import Dataset, load_dataset
-from src.data.pixels import BadImage, to_8_bits
+from src.data.pixels import ImageError, to_8_bits
 from src.errors import DataError
 from src.training.setup import set_up
 from src.utils.config import Config, DataConfig
@@ -136,7 +136,7 @@ def test_a_palette_becomes_colour() -> None:
         ("waveform_ecg.dcm", "holds no image"),
         ("emri_small.dcm", "holds 10 frames"),
         ("rtdose_1frame.dcm", "pixels of 32 bits"),
-        ("SC_rgb_16bit.dcm", "colour of more than 8 bits"),
+        ("SC_rgb_16bit.dcm", "color of more than 8 bits"),
         ("JPGExtended.dcm", r"transfer syntax, JPEG Extended \(Process 2 and 4\), cannot be decoded"),
         ("MR_truncated.dcm", "bytes of pixel data is less than expected"),
         ("badVR.dcm", "damaged or unreadable"),
@@ -144,7 +144,7 @@ def test_a_palette_becomes_colour() -> None:
     ],
 )
 def test_what_is_not_read_is_a_sentence(name: str, message: str) -> None:
-    with pytest.raises(BadImage, match=rf"{name}: .*{message}"):
+    with pytest.raises(ImageError, match=rf"{name}: .*{message}"):
         dicom.read_image(real(name))
 
 
@@ -161,7 +161,7 @@ def message_of(path: Path) -> str:
     """Why a file is not read; empty where it is, and its header agrees."""
     try:
         picture, header = dicom.read_image(path), dicom.read_header(path)
-    except BadImage as bad:
+    except ImageError as bad:
         return str(bad)
     assert picture.values.shape[:2] == (header.height, header.width)
     assert to_8_bits(picture, None).dtype == np.uint8
@@ -236,7 +236,7 @@ def test_the_files_own_patients_leak_too(folder: Path) -> None:
 def test_a_rescaling_without_sense_is_a_bad_image(tags: dict[str, object], folder: Path) -> None:
     shutil.copy(real("CT_small.dcm"), folder / "x.dcm")
     rewrite(folder / "x.dcm", **tags)
-    with pytest.raises(BadImage, match=r"x\.dcm: its rescale slope"):
+    with pytest.raises(ImageError, match=r"x\.dcm: its rescale slope"):
         dicom.read_image(folder / "x.dcm")
 
 

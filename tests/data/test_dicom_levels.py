@@ -12,7 +12,7 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windo
 from src.data import dicom
 from src.data.dataset import Dataset, load_dataset
 from src.data.image_files import is_image
-from src.data.pixels import BadImage, to_8_bits
+from src.data.pixels import ImageError, to_8_bits
 from src.errors import DataError
 from src.utils.config import DataConfig
 from tests.data.test_dicom_values import item, read, write
@@ -114,13 +114,13 @@ def test_other_files_without_an_ending_are_no_dicom(content: bytes) -> None:
     Path("IM0001").write_bytes(content)
     assert not is_image("IM0001")
     Path("IM0001.dcm").write_bytes(content)
-    with pytest.raises(BadImage, match=r"IM0001\.dcm: not a DICOM file"):
+    with pytest.raises(ImageError, match=r"IM0001\.dcm: not a DICOM file"):
         dicom.read_image(Path("IM0001.dcm"))
 
 
 def test_compressed_pixels_without_a_transfer_syntax_are_refused() -> None:
     path = bare(write(np.arange(64).reshape(8, 8), 8, syntax="RLE"), meta=False)
-    with pytest.raises(BadImage, match="its pixels are compressed and no transfer syntax says how"):
+    with pytest.raises(ImageError, match="its pixels are compressed, but it has no transfer syntax"):
         dicom.read_image(path)
 
 

@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from src.data import dicom
-from src.data.pixels import BadImage, DecodedImage, to_8_bits
+from src.data.pixels import DecodedImage, ImageError, to_8_bits
 
 NATIVE = {
     "explicit": ExplicitVRLittleEndian,
@@ -146,7 +146,7 @@ def test_functional_groups_are_read_within_the_limits() -> None:
     items = struct.pack("<HHL", 0xFFFE, 0xE000, 0) * 2_000_000
     head = struct.pack("<HH2sHL", 0x5200, 0x9229, b"SQ", 0, len(items))
     path.write_bytes(content[:at] + head + items + content[at:])
-    with pytest.raises(BadImage, match="elements and sequence items of a DICOM file"):
+    with pytest.raises(ImageError, match="elements and sequence items of a DICOM file"):
         dicom.read_image(path)
 
 
@@ -199,9 +199,9 @@ def test_padding_is_found_where_it_exceeds_the_stored_bits() -> None:
 def test_bits_above_the_stored_ones() -> None:
     # The sign is missing in the upper bits: -1 in 12 bits is 0x0FFF.
     assert read([[0x0FFF, 0x0800, 5]], 12, signed=True).values.tolist() == [[-1, -2048, 5]]
-    with pytest.raises(BadImage, match=r"BitsStored is 12, and its pixels hold 5 to 5000; correct"):
+    with pytest.raises(ImageError, match=r"BitsStored is 12, and its pixels hold 5 to 5000; correct"):
         read([[5000, 5]], 12)
-    with pytest.raises(BadImage, match=r"HighBit is 15 and BitsStored is 12.*convert it to HighBit 11"):
+    with pytest.raises(ImageError, match=r"HighBit is 15 and BitsStored is 12.*convert it to HighBit 11"):
         read([[160, 80]], 12, HighBit=15)
     path = write(np.array([[0x8005, 7]]), 12)
     dataset = pydicom.dcmread(path)
@@ -231,8 +231,8 @@ def test_what_is_bright(photometric: str, shape: str, inverted: bool) -> None:
 @pytest.mark.parametrize(
     ("elements", "message"),
     [
-        ({"PhotometricInterpretation": None}, "names no PhotometricInterpretation"),
-        ({"PhotometricInterpretation": ""}, "names no PhotometricInterpretation"),
+        ({"PhotometricInterpretation": None}, "has no PhotometricInterpretation"),
+        ({"PhotometricInterpretation": ""}, "has no PhotometricInterpretation"),
         ({"PhotometricInterpretation": "CMYK"}, "PhotometricInterpretation CMYK is not read"),
         ({"PhotometricInterpretation": "RGB"}, "RGB with SamplesPerPixel 1 is contradictory"),
         ({"SamplesPerPixel": 3}, "MONOCHROME2 with SamplesPerPixel 3 is contradictory"),
@@ -243,7 +243,7 @@ def test_what_is_bright(photometric: str, shape: str, inverted: bool) -> None:
 )
 @pytest.mark.usefixtures("folder")
 def test_what_contradicts_itself_is_refused(elements: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadImage, match=rf"x\.dcm: {message}"):
+    with pytest.raises(ImageError, match=rf"x\.dcm: {message}"):
         read([[0, 4]], 8, **elements)
 
 
@@ -261,7 +261,7 @@ def test_a_window_that_cannot_be_applied_needs_another_one() -> None:
     for message, elements in cases.items():
         window = {} if "VOILUTSequence" in elements else {"WindowCenter": 40, "WindowWidth": 400}
         picture = read([[-160, 240]], signed=True, **window | elements)
-        with pytest.raises(BadImage, match=rf"x\.dcm: {message}.*; set data\.window=\[low, high\]"):
+        with pytest.raises(ImageError, match=rf"x\.dcm: {message}.*; set data\.window=\[low, high\]"):
             to_8_bits(picture, None)
         assert to_8_bits(picture, (-160.0, 240.0)).tolist() == [[0, 255]]
 
@@ -272,7 +272,7 @@ def test_a_malformed_window_matters_only_if_it_is_used() -> None:
     path.write_bytes(path.read_bytes().replace(b"4000", b"4O,O"))
     picture = dicom.read_image(path)
     assert to_8_bits(picture, (-160.0, 240.0)).tolist() == [[0, 255]]
-    with pytest.raises(BadImage, match=r"its window is not a pair of numbers; set data\.window"):
+    with pytest.raises(ImageError, match=r"its window is not a pair of numbers; set data\.window"):
         to_8_bits(picture, None)
 
 

@@ -10,7 +10,7 @@ import pytest
 from src.data.dataset import load_dataset
 from src.data.npz import open_arrays
 from src.data.pillow_images import read_image
-from src.data.pixels import BadImage
+from src.data.pixels import ImageError
 from src.data.sources import load_inputs
 from src.errors import ConfigError, DataError
 from src.evaluation.predictions import read_predictions
@@ -170,7 +170,7 @@ def test_a_tiff_whose_pages_lead_back_is_one_image(folder: Path) -> None:
 def test_what_is_no_file_is_refused_by_its_kind(kind: str, folder: Path) -> None:
     write, message = hostile.KINDS[kind]
     write(folder / "x.png")
-    with pytest.raises(BadImage, match=f"x.png: damaged or unreadable: {message}"):
+    with pytest.raises(ImageError, match=f"x.png: damaged or unreadable: {message}"):
         read_image(folder / "x.png")
 
 

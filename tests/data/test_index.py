@@ -11,8 +11,8 @@ from PIL import Image
 
 from src.data.dataset import load_dataset
 from src.data.file_index import FileIndex
-from src.data.file_table import FileInfo, stat_files
-from src.data.samples import Sample
+from src.data.file_info import FileInfo, stat_files
+from src.data.listing import Sample
 from src.utils.config import DataConfig
 from tests.images import write_folder
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from src.data.batches import BATCHES_AHEAD, BatchLoader, load_batches, read_ahead, sequential_batches
 from src.data.dataset import Dataset, load_dataset
-from src.data.loading import BATCHES_AHEAD, BatchLoader, load_batches, read_ahead, sequential_batches
 from src.errors import DataError
 from src.utils.config import DataConfig
 from src.utils.runtime import Stopped, stop_signals

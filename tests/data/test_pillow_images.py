@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from src.data.pillow_images import read_header, read_image
-from src.data.pixels import BadImage, to_8_bits
+from src.data.pixels import ImageError, to_8_bits
 from tests.pngs import read_png, write_png
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -89,14 +89,14 @@ def test_colour_of_16_bits_is_refused(samples: int) -> None:
     path = write_png(Path("x.png"), ramp(np.uint16, samples))
     assert np.array_equal(read_png(path), ramp(np.uint16, samples))
     for read in (read_image, read_header):
-        with pytest.raises(BadImage, match=r"x\.png: colour.*of more than 8 bits.*convert it to 8 bits"):
+        with pytest.raises(ImageError, match=r"x\.png: color.*of more than 8 bits.*convert it to 8 bits"):
             read(path)
 
 
 @pytest.mark.parametrize("content", [b"P6 2 1 4095\n" + bytes(12), b"P3 2 1 256\n1 2 3 4 5 6\n"])
 def test_colour_of_16_bits_in_ppm_is_refused(content: bytes) -> None:
     Path("x.png").write_bytes(content)
-    with pytest.raises(BadImage, match="of more than 8 bits"):
+    with pytest.raises(ImageError, match="of more than 8 bits"):
         read_image(Path("x.png"))
 
 
@@ -135,11 +135,11 @@ def test_tiff_whose_zero_is_white(dtype: type) -> None:
 
 
 def test_tiff_of_other_samples_is_refused() -> None:
-    with pytest.raises(BadImage, match=r"x\.tif: signed pixels are not read"):
+    with pytest.raises(ImageError, match=r"x\.tif: signed pixels are not read"):
         read_image(tiff(ramp(np.uint8), 1, sample_format=2))
-    with pytest.raises(BadImage, match=r"x\.tif: pixels of kind 'I'.*unsigned 8 or 16 bits"):
+    with pytest.raises(ImageError, match=r"x\.tif: pixels of kind 'I'.*unsigned 8 or 16 bits"):
         read_image(tiff(ramp(np.uint16), 1, sample_format=2))
-    with pytest.raises(BadImage, match=r"x\.tif: colour.*of more than 8 bits"):
+    with pytest.raises(ImageError, match=r"x\.tif: color.*of more than 8 bits"):
         read_image(tiff(ramp(np.uint16, 3), 2))
 
 
@@ -161,7 +161,7 @@ def test_what_has_pages_is_refused() -> None:
     frames = [Image.fromarray(ramp(np.uint8) + number) for number in range(3)]
     for name in ("x.tif", "x.png", "x.gif"):
         frames[0].save(name, save_all=True, append_images=frames[1:])
-        with pytest.raises(BadImage, match="holds several pages"):
+        with pytest.raises(ImageError, match="holds several pages"):
             read_image(Path(name))
 
 
@@ -173,7 +173,7 @@ def test_transparent_pixels_are_black(samples: int) -> None:
     expected = np.array([200, 0, 100])
     assert np.array_equal(values[0], expected if samples == 2 else np.stack([expected] * 3, axis=1))
     pixels[..., -1] = 0
-    with pytest.raises(BadImage, match=r"x\.png: all pixels are transparent; remove the transparency"):
+    with pytest.raises(ImageError, match=r"x\.png: all pixels are transparent; remove the transparency"):
         read_image(write_png(Path("x.png"), pixels))
 
 

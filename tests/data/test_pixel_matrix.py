@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom.pixels.processing import convert_color_space
 
 from src.data import dicom, pillow_images
-from src.data.pixels import BadImage, to_8_bits
+from src.data.pixels import ImageError, to_8_bits
 from tests.data.test_dicom_values import NATIVE
 from tests.data.test_dicom_values import write as write_dicom
 from tests.data.test_pillow_images import exif, ramp, turned
@@ -96,7 +96,7 @@ def test_gray_tiff(bits: int, photometric: int, order: str) -> None:
     seen = np.rint(stored * (255 / top)) if bits == 16 else stored.astype(int) * 255 // top
     expected = seen if photometric else 255 - seen
     if (bits, photometric, order) == (16, 0, ">"):  # Pillow does not know it
-        with pytest.raises(BadImage, match=r"x\.tif: not an image that can be read.*convert it to PNG"):
+        with pytest.raises(ImageError, match=r"x\.tif: not an image that can be read.*convert it to PNG"):
             pillow_images.read_image(Path("x.tif"))
         return
     assert np.array_equal(to_8_bits(pillow_images.read_image(Path("x.tif")), None), expected)

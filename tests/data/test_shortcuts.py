@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from src.data.dataset import load_dataset
-from src.data.shortcuts import cramers_v
+from src.data.shortcut_checks import cramers_v
 from src.utils.config import DataConfig
 
 CLASSES = ("neg", "pos")

@@ -13,8 +13,8 @@ from src import evaluate
 from src.errors import ModelError
 from src.evaluation.predictions import read_predictions
 from src.inference.explain import check_explainable, grad_cam
+from src.inference.load_model import TrainedModel, load_trained
 from src.inference.reference import Reference
-from src.inference.trained import TrainedModel, load_trained
 from src.models.input_spec import unit_range
 from tests.images import write_folder
 from tests.inference.conftest import MODEL, NAMED, champion, name_by_patient
@@ -72,7 +72,7 @@ def test_on_all_images_of_another_folder(trained: Path, capsys: pytest.CaptureFi
     name_by_patient(trained / "other")
     assert evaluate.main([*NAMED, "--data", "other", "--split", "all"]) == 0
     captured = capsys.readouterr()
-    assert "these are other images, or another split" in captured.err
+    assert "the images or the split differ" in captured.err
     metrics = last_evaluation().data.metrics
     assert {"all_auc", "all_auc_low", "all_patient_auc"} <= set(metrics)
     assert "by images" in captured.out
@@ -98,8 +98,8 @@ def test_a_checkpoint_and_a_file_store(
         (["--split", "best"], "--split best: one of train, val, test, all"),
         (["--data", "nowhere"], "nowhere: no such folder or file"),
         (["--explain", "x"], "--explain: expected a whole number from 1 to 48, got 'x'"),
-        (["--data", "unsorted", "--split", "all"], "the class of 2 of 2 images is not told"),
-        (["--data", "three"], "has the classes a, b, c, and shufflenet_v2_x0_5_A version 1 knows neg, pos"),
+        (["--data", "unsorted", "--split", "all"], "the class of 2 of 2 images is unknown"),
+        (["--data", "three"], "has the classes a, b, c, but shufflenet_v2_x0_5_A version 1 has neg, pos"),
     ],
 )
 def test_what_cannot_be_evaluated(
@@ -146,5 +146,5 @@ def test_a_transformer_is_refused(trained: Path, folder: Path) -> None:
     assert trained.exists()
     model = loaded(folder)
     other = replace(model, config=model.config.updated({"model.name": "swin_t"}))
-    with pytest.raises(ModelError, match="swin_t has rows of tokens"):
+    with pytest.raises(ModelError, match="swin_t is a transformer"):
         check_explainable(other)

@@ -13,8 +13,8 @@ from torch import nn
 
 from src import extract
 from src.evaluation.predictions import read_predictions
+from src.inference.load_model import load_trained
 from src.inference.reference import Reference
-from src.inference.trained import load_trained
 from src.models.build import build_model
 from src.models.forward import extract_features
 from src.models.input_spec import InputSpec

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from src import predict
-from src.data.file_table import FORMAT
+from src.data.file_info import FORMAT
 from src.evaluation.predictions import read_predictions
 from tests import hostile_files as hostile
 from tests.images import write_folder, write_npz

@@ -1,4 +1,4 @@
-"""Samples and listings: the images of a source, and how to read them."""
+"""The samples of a data source, and the functions that read them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
-"""Which images go into which batch."""
+"""Cut splits into batches, and read the batches in the background."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from queue import SimpleQueue
 from typing import TypeVar
@@ -81,27 +81,20 @@ def read_ahead(
     read: Callable[[Item], Result], items: Sequence[Item], *, threads: int = 1
 ) -> Generator[Result, None, None]:
     """Yield ``read(item)`` for all items in order, `BATCHES_AHEAD` of them computed in advance by threads."""
-    with _reading_threads(threads) as pool:
-        remaining = iter(items)
-        ahead: deque[Future[Result]] = deque()
-        ahead.extend(pool.submit(read, item) for item in islice(remaining, BATCHES_AHEAD))
+    pool = ThreadPoolExecutor(threads, "read-ahead")
+    try:
+        waiting = (pool.submit(read, item) for item in items)
+        ahead = deque(islice(waiting, BATCHES_AHEAD))
         while ahead:
             result = ahead.popleft().result()
-            ahead.extend(pool.submit(read, item) for item in islice(remaining, 1))
+            ahead.extend(islice(waiting, 1))
             yield result
-
-
-@contextmanager
-def _reading_threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(count, "read-ahead")
-    try:
-        yield pool
     finally:  # also if the caller stops early: cancel pending reads
         pool.shutdown(cancel_futures=True)
 
 
 class _GpuReader:
-    """Reads batches into reused pinned memory and copies them to a GPU on a stream of their own."""
+    """Read batches into reused pinned memory, and copy them to a GPU on a separate stream."""
 
     def __init__(self, images: ImageSource, largest: int, device: torch.device) -> None:
         self.threads = min(_GPU_READERS, usable_cores())
@@ -172,8 +165,7 @@ def _choose(dataset: Dataset, device: torch.device, cache_share: float | None) -
     left = cache_share * torch.cuda.mem_get_info(device)[0]
     chosen = []
     for name in ("train", "val"):
-        size = dataset.images(name).nbytes
-        if size <= left:
+        if (size := dataset.images(name).nbytes) <= left:
             chosen.append(name)
             left -= size
     return tuple(chosen)
@@ -182,7 +174,7 @@ def _choose(dataset: Dataset, device: torch.device, cache_share: float | None) -
 def _copy_all(images: ImageSource, device: torch.device) -> Tensor:
     kept = torch.empty(len(images), *images.image_shape, dtype=torch.uint8, device=device)
     size = max(1, 2**24 // int(np.prod(images.image_shape)))  # 16 MiB at a time
-    batches = [np.arange(len(images))[start : start + size] for start in range(0, len(images), size)]
+    batches = sequential_batches(np.arange(len(images)), size)
     for positions, batch in zip(batches, load_batches(images, batches, device), strict=True):
         kept[positions[0] : positions[0] + len(positions)] = batch
     return kept

@@ -1,14 +1,17 @@
-"""A trained model, put together again: network, settings, classes, threshold."""
+"""Load a trained model: network, config, classes and threshold."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.batches import load_batches, sequential_batches
+from ..data.image_array import ImageSource
 from ..data.windows import CORRECT_FROM
 from ..errors import ClaimError, UserError
 from ..models.build import build_model
@@ -21,25 +24,26 @@ from ..tracking.store import open_store
 from ..tracking.stored_run import StoredRun, read_run
 from ..training.checkpoint import load_checkpoint
 from ..utils.config import Config
+from ..utils.console import track
 from ..utils.runtime import fit_threads, keep_freed_memory, pick_device
 from .reference import Reference
 
-_NETWORK = "model."  # where the network lies in what is served
+_NETWORK = "model."  # prefix of the network's weights in the logged model
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model as it was trained, on a device, in float32.
+    """A trained model on a device, in float32.
 
     Attributes:
-        name: What to call it, such as ``resnet18_A version 2``.
-        network: The network, what it expects, and where it is.
-        config: The resolved settings of its training.
+        name: Name for messages, such as ``resnet18_A version 2``.
+        network: The network with its input format and device.
+        config: The resolved config of its training.
         classes: In index order; of two, the last is the positive one.
         threshold: The operating threshold that its run recorded.
-        source: Where the logged model is, ``models:/m-...``; None for a checkpoint.
-        run: Its run; None for a checkpoint.
-        version: Its registered version, where it was named by that.
+        source: URI of the logged model, ``models:/m-...``; None for a checkpoint.
+        run: The run that trained it; None for a checkpoint.
+        version: The registered version, None if it was selected otherwise.
         decoding: The `FORMAT` of decoded images that it was trained with, 0 if none was recorded.
     """
 
@@ -53,18 +57,23 @@ class TrainedModel:
     version: Version | None = None
     decoding: int = 0
 
+    def batches(self, images: ImageSource, title: str) -> Iterator[Tensor]:
+        """Yield all images in order, on the model's device, with a progress bar."""
+        batches = sequential_batches(np.arange(len(images)), self.config.training.batch_size)
+        return track(load_batches(images, batches, self.network.device), title, len(batches))
+
     def notes(self, corrected: str) -> list[str]:
-        """Return a sentence if the training saw other pixels of some files than are read from them now.
+        """Return a sentence if files are decoded differently than when the model was trained.
 
         Args:
-            corrected: Kinds and numbers of files that earlier versions read wrongly.
+            corrected: Kinds and numbers of files that earlier versions decoded incorrectly.
         """
         if not corrected or self.decoding >= CORRECT_FROM:
             return []
         return [
-            f"{self.name} was trained by an earlier version, which read some kinds of files wrongly; here: "
-            f"{corrected}. It now gets other pixels of these than it was trained on: train it again, or "
-            "check its results"
+            f"{self.name} was trained by an earlier version, which decoded some kinds of files incorrectly; "
+            f"here: {corrected}. Their pixels now differ from those that it was trained on: train it again, "
+            "or check its results"
         ]
 
 
@@ -72,13 +81,13 @@ def load_trained(reference: Reference, folder: Path, device: str = "auto") -> Tr
     """Load a trained model; no code stored with it is executed.
 
     Args:
-        reference: Which one.
-        folder: Where to copy files from a store that is no local folder.
+        reference: The model to load.
+        folder: Folder for files that are downloaded from a server.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
 
     Raises:
-        UserError: There is no such model, file or device.
-        ClaimError: The model is gone or damaged.
+        UserError: The model, file or device does not exist.
+        ClaimError: The model is missing or damaged.
         TrackingError: The store failed.
     """
     target = pick_device(device)
@@ -126,18 +135,18 @@ def _of_run(
     loaded = load_model(source, folder / "model")
     path = run.fetch(CONFIG, folder)
     if path is None:
-        raise ClaimError(f"{name}: the artifact {CONFIG} of run {run.run_id} is gone")
+        raise ClaimError(f"{name}: the artifact {CONFIG} of run {run.run_id} is missing")
     config = Config.from_file(path)
     state = dict(loaded.module.state_dict())
     classes = tuple(map(str, loaded.metadata.get("classes", ())))
     threshold = float(loaded.metadata.get("threshold", math.nan))
     if len(classes) < 2 or math.isnan(threshold):
-        raise ClaimError(f"{name}: {source} does not say its classes and its threshold")
+        raise ClaimError(f"{name}: {source} has no classes or no threshold in its metadata")
     try:
         mean, std = (tuple(float(x) for x in state.pop(key).flatten()) for key in ("mean", "std"))
         spec = InputSpec(len(mean), int(config.data.image_size), mean, std)
     except (KeyError, ValueError) as error:
-        raise ClaimError(f"{name}: {source} is no model of this project ({error})") from None
+        raise ClaimError(f"{name}: {source} is not a model of this project ({error})") from None
     weights = {key.removeprefix(_NETWORK): value for key, value in state.items()}
     network = _rebuild(name, config, classes, spec, weights=weights, device=device)
     recorded = run.tags.get(DECODING, "")
@@ -153,9 +162,7 @@ def _of_checkpoint(path: Path, device: torch.device) -> TrainedModel:
         spec = InputSpec.from_dict(checkpoint["input"])
         threshold = _recorded_threshold(checkpoint)
     except (KeyError, IndexError, TypeError) as error:
-        raise UserError(
-            f"{path}: lacks what a checkpoint of this project says of itself ({error!r})"
-        ) from None
+        raise UserError(f"{path}: not a complete checkpoint of this project ({error!r})") from None
     network = _rebuild(
         str(path), config, classes, spec, weights=checkpoint["model_state_dict"], device=device
     )
@@ -180,11 +187,7 @@ def _rebuild(
     weights: Mapping[str, Tensor],
     device: torch.device,
 ) -> ModelContext:
-    """Build the network as training did, and load the weights.
-
-    Raises:
-        ClaimError: The weights are not of such a network.
-    """
+    """Build the network as training did, and load the weights."""
     model: nn.Module = build_model(
         config.model.name,
         num_classes=len(classes),
@@ -202,6 +205,6 @@ def _rebuild(
 
 
 def describe(trained: TrainedModel) -> str:
-    """One line on what was loaded."""
+    """Return a line that describes a loaded model."""
     decided = f", threshold {trained.threshold:.4f}" if len(trained.classes) == 2 else ""
     return f"{trained.name}: {', '.join(trained.classes)}{decided}, on {trained.network.device}"

@@ -1,7 +1,6 @@
-"""Shortcuts: file properties and image shapes that reveal the class and could be learned instead."""
+"""Warn of shortcuts: file properties and image shapes that reveal the class and could be learned."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple
@@ -10,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cache import DecodedListing
-from .file_table import FileTable, SharedInfo
-from .join import Records
+from .file_info import FileTable, SharedInfo
+from .join_modalities import Records
 
 Counts = NDArray[np.int64]
 """Images by value of a property (rows) and class (columns)."""
@@ -25,15 +24,8 @@ _GROUPS = 10
 _SHOWN_CLASSES, _SHOWN_VALUES, _SHOWN_FILES = 4, 2, 5
 
 
-@dataclass(frozen=True)
-class _Property:
-    """A property of files.
-
-    Attributes:
-        name: What it is.
-        values: The number of each file's value, counted from 0.
-        value_name: Names a value.
-    """
+class _Property(NamedTuple):
+    """A property of files: its name, the number of each file's value (from 0), and a name for each value."""
 
     name: str
     values: NDArray[np.int64]
@@ -54,12 +46,12 @@ def find_shortcuts(decoded: Sequence[DecodedListing]) -> list[str]:
     ]
 
 
-def find_captures(decoded: Sequence[DecodedListing], channels: str | int) -> list[str]:
+def find_rare_color(decoded: Sequence[DecodedListing], channels: str | int) -> list[str]:
     """Return a sentence for each modality in which a minority in color makes all images RGB.
 
     Args:
         decoded: The images of each modality.
-        channels: What ``data.channels`` says.
+        channels: Value of ``data.channels``.
     """
     return [note for images in decoded if channels == "auto" for note in _captures(images)]
 
@@ -79,7 +71,7 @@ def _captures(images: DecodedListing) -> Iterator[str]:
 
 
 def _revealing(images: DecodedListing) -> list[str]:
-    """Return the properties that reveal the class, each with what the files of a class are."""
+    """Return the properties that reveal the class, each with the most common values by class."""
     if len(images.table) < _FEWEST:
         return []
     classes = images.listing.classes
@@ -113,11 +105,8 @@ def _properties(table: FileTable) -> Iterator[_Property]:
 
 
 def _of_shared(name: str, table: FileTable, value: Callable[[SharedInfo], str]) -> _Property:
-    found = list(map(value, table.numbers))
-    names = sorted(set(found))
-    numbers = {each: number for number, each in enumerate(names)}
-    values = np.array([numbers[each] for each in found], dtype=np.int64)
-    return _Property(name, values[table.rows["shared"]], names.__getitem__)
+    names, numbers = np.unique(list(map(value, table.numbers)), return_inverse=True)
+    return _Property(name, numbers[table.rows["shared"]], names.__getitem__)
 
 
 def _cross(values: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> Counts:

@@ -1,4 +1,4 @@
-"""Spelling of the names of classes, patients and splits."""
+"""Unify spellings of class, patient and split names, and refuse ambiguous ones."""
 
 import re
 import unicodedata
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from ..errors import DataError
 from ..utils.io import sha256
-from .samples import SPLITS
+from .listing import SPLITS
 
 _END = "\0"
 _NUMBER = re.compile(r"\d+(\.0+)?")
@@ -84,7 +84,7 @@ def hash_patient(name: str) -> str:
     return sha256(f"patient {name}".encode())
 
 
-def hash_look(name: str) -> str:
+def hash_spelling(name: str) -> str:
     """Return a hash that is equal for all spellings that may be the same name."""
     return sha256(f"alike {_looks(_plain([name]))[0]}".encode())
 
@@ -101,20 +101,23 @@ def check_classes(places: Mapping[str, str], where: str) -> None:
     Raises:
         DataError: There is such a label.
     """
-    for name, place in places.items():
+    for name in places:
         parts = [part.strip() for part in _LISTED.split(name)]
         if name.strip().casefold() in _MISSING:
             problem = "means a missing label; label or remove the images, or name the class by a word"
-        elif "|" in name or name[:1] + name[-1:] == "[]" or (len(parts) > 1 and places.keys() >= set(parts)):
+            raise _refusal("label", name, problem, places, where)
+        if "|" in name or name[:1] + name[-1:] == "[]" or (len(parts) > 1 and places.keys() >= set(parts)):
             problem = (
                 "holds several labels, and a classifier takes one for each image; choose one class for each "
                 "image, such as one finding against the rest"
             )
-        else:
-            continue
-        raise DataError(
-            f"{where}, {place}: the label {name!r} {problem}", public=f"{where}: a label {problem}"
-        )
+            raise _refusal("label", name, problem, places, where)
+
+
+def _refusal(what: str, name: str, problem: str, places: Mapping[str, str], where: str) -> DataError:
+    return DataError(
+        f"{where}, {places[name]}: the {what} {name!r} {problem}", public=f"{where}: a {what} {problem}"
+    )
 
 
 def check_no_masks(names: Iterable[str], where: str) -> None:
@@ -138,26 +141,18 @@ def check_patients(places: Mapping[str, str], where: str) -> None:
     Raises:
         DataError: There is such a patient.
     """
-    for name, place in places.items():
+    for name in places:
         if name.casefold() in _NOBODY:
             problem = (
                 "means an unknown patient, and all such images would count as one patient; name each patient"
             )
-        elif _ROUNDED.fullmatch(name):
+            raise _refusal("patient", name, problem, places, where)
+        if _ROUNDED.fullmatch(name):
             problem = (
                 "is a number that a spreadsheet has rounded, which makes one patient of several; export the "
                 "column as text"
             )
-        else:
-            continue
-        raise DataError(
-            f"{where}, {place}: the patient {name!r} {problem}", public=f"{where}: a patient {problem}"
-        )
-
-
-def split_of(name: str) -> str | None:
-    """Return the split of a name in any usual spelling, None for another name."""
-    return _SPLIT_OF.get(_word(name))
+            raise _refusal("patient", name, problem, places, where)
 
 
 def is_like_split(name: str) -> bool:
@@ -175,7 +170,7 @@ def name_splits(places: Mapping[str, str], where: str) -> dict[str, str]:
     found: dict[str, str] = {}
     words: dict[str, str] = {}
     for name, place in places.items():
-        split = split_of(name)
+        split = _SPLIT_OF.get(_word(name))
         if split is None:
             raise DataError(
                 f"{where}, {place}: the split {name!r} is unknown; {_SPLIT_ADVICE}",
@@ -204,7 +199,7 @@ def _plain(names: list[str]) -> list[str]:
 
 
 def _looks(names: list[str]) -> list[str]:
-    """Return a key for each name that is equal for similar names.
+    """Return a key for each name; similar names have the same key.
 
     The names are processed as one text: a million calls would take seconds.
     """

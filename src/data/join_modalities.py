@@ -1,10 +1,9 @@
-"""The samples of a run: one image of each modality, joined by patient and image id."""
+"""Join the images of all modalities into samples, by patient and image id."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,22 +11,14 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..utils.io import sha256
 from .cache import DecodedListing
-from .names import hash_patient, unify
+from .listing import Sample
+from .name_spelling import hash_patient, unify
 
 _SHOWN = 5
 Key = tuple[str, str]
 """Patient and image id."""
 Texts = NDArray[np.object_]
 """A column of strings, ``(N,)`` or ``(N, M)``."""
-
-
-class Record(NamedTuple):
-    """One sample: key, class index, patient (None if unknown), and the hash of its pixels."""
-
-    key: str
-    label: int
-    patient: str | None
-    sample: str
 
 
 @dataclass(frozen=True)
@@ -55,9 +46,6 @@ class Records:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __iter__(self) -> Iterator[Record]:
-        return map(Record, self.keys.tolist(), self.labels.tolist(), self.patients.tolist(), self.samples)
-
     def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> "Records":
         """Return the samples at some positions, or where a mask is set."""
         return Records(*(getattr(self, column.name)[chosen] for column in fields(self)))
@@ -82,15 +70,21 @@ class Records:
 
 
 @dataclass(frozen=True)
-class JoinResult:
-    """The samples, the number of images without a counterpart, and sentences for the user."""
+class StepResult:
+    """Result of a step that selects or assigns samples.
+
+    Attributes:
+        records: The samples that remain.
+        notes: Sentences for the user.
+        counts: Numbers to log, such as of the images that were dropped.
+    """
 
     records: Records
-    unpaired: int
     notes: list[str]
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
-def join(decoded: Sequence[DecodedListing]) -> JoinResult:
+def join(decoded: Sequence[DecodedListing]) -> StepResult:
     """Join the images of several modalities into samples.
 
     Images with the same patient and image id belong together. Without image ids, the patient suffices if
@@ -103,7 +97,7 @@ def join(decoded: Sequence[DecodedListing]) -> JoinResult:
     """
     records, notes = _with_patients(decoded)
     if len(records) == 1:
-        return JoinResult(records[0], 0, notes)
+        return StepResult(records[0], notes, {"unpaired_images": 0})
     names = [images.listing.modality for images in decoded]
     keyed = [
         _by_key(keys, of_one, name)
@@ -117,8 +111,8 @@ def join(decoded: Sequence[DecodedListing]) -> JoinResult:
         for positions, of_one in zip(keyed, records, strict=True)
     ]
     unpaired = sum(len(positions) - len(common) for positions in keyed)
-    unpaired_notes = _describe_unpaired(keyed, records, names, set(common))
-    return JoinResult(_merge(parts, names), unpaired, notes + unpaired_notes)
+    notes += _describe_unpaired(keyed, records, names, set(common))
+    return StepResult(_merge(parts, names), notes, {"unpaired_images": unpaired})
 
 
 def text_column(values: Sequence[str | None]) -> Texts:
@@ -141,12 +135,7 @@ def to_records(images: DecodedListing) -> Records:
 
 
 def _with_patients(decoded: Sequence[DecodedListing]) -> tuple[list[Records], list[str]]:
-    """Take unknown patients from the files themselves (DICOM PatientID).
-
-    Raises:
-        DataError: Only some files name a patient, or a name has two spellings, so that a patient could be in
-            two splits.
-    """
+    """Take unknown patients from the files themselves (DICOM PatientID), if all or none of them name one."""
     records = [to_records(images) for images in decoded]
     unknown = [
         by_file
@@ -169,61 +158,47 @@ def _with_patients(decoded: Sequence[DecodedListing]) -> tuple[list[Records], li
             "could be in two splits; name the patients by data.patient_regex or patient_id in a "
             "manifest (data.patient_regex='(.+)' makes each file a patient of its own)"
         )
-    if spellings := unify_file_patients(decoded):
-        records = [
-            replace(
-                of_one,
-                file_patients=text_column([spellings.get(name, name) for name in of_one.file_patients]),
-            )
-            for of_one in records
-        ]
-    named = [np.where(of_one.patients == None, of_one.file_patients, of_one.patients) for of_one in records]  # noqa: E711
-    return [replace(of_one, patients=names) for of_one, names in zip(records, named, strict=True)], []
+    spellings = unify_file_patients(decoded)
+    named = []
+    for of_one in records:
+        by_file = text_column([spellings.get(name, name) for name in of_one.file_patients])
+        patients = np.where(of_one.patients == None, by_file, of_one.patients)  # noqa: E711
+        named.append(replace(of_one, file_patients=by_file, patients=patients))
+    return named, []
 
 
 def _keys(decoded: Sequence[DecodedListing], records: list[Records]) -> list[list[Key]]:
     """Return the key of every record, by the first rule that distinguishes the images of all modalities."""
-    if all(sample.image_id is not None for images in decoded for sample in images.samples):
+
+    def keys_by(image_id: Callable[[Sample, str], str]) -> list[list[Key]]:
         return [
             [
-                (patient or "", sample.image_id or "")
+                (patient or "", image_id(sample, images.listing.modality))
                 for patient, sample in zip(of_one.patients, images.samples, strict=True)
             ]
             for of_one, images in zip(records, decoded, strict=True)
         ]
-    modalities = [images.listing.modality for images in decoded]
-    is_known = all(patient is not None for of_one in records for patient in of_one.patients)
-    rules = (_by_patient, _by_name, _by_path) if is_known else (_by_name, _by_path)
-    tried = [
-        [[rule(r, m) for r in of_one] for of_one, m in zip(records, modalities, strict=True)]
-        for rule in rules
-    ]
-    return next((keys for keys in tried if all(map(_are_distinct, keys))), tried[-1])
+
+    if all(sample.image_id is not None for images in decoded for sample in images.samples):
+        return keys_by(lambda sample, _: sample.image_id or "")
+    tried = [keys_by(_file_name), keys_by(_path_below_modality)]
+    if all(patient is not None for of_one in records for patient in of_one.patients):
+        tried.insert(0, keys_by(lambda *_: ""))
+    return next(
+        (keys for keys in tried if all(len(set(of_one)) == len(of_one) for of_one in keys)), tried[-1]
+    )
 
 
-def _by_patient(record: Record, _modality: str) -> Key:
-    return record.patient or "", ""
+def _file_name(sample: Sample, _modality: str) -> str:
+    return PurePosixPath(sample.key).stem
 
 
-def _by_name(record: Record, _modality: str) -> Key:
-    return record.patient or "", PurePosixPath(record.key).stem
-
-
-def _by_path(record: Record, modality: str) -> Key:
-    path = PurePosixPath(record.key)
-    return record.patient or "", str(path.with_suffix("")).removeprefix(f"{modality}/")
-
-
-def _are_distinct(keys: list[Key]) -> bool:
-    return len(set(keys)) == len(keys)
+def _path_below_modality(sample: Sample, modality: str) -> str:
+    return str(PurePosixPath(sample.key).with_suffix("")).removeprefix(f"{modality}/")
 
 
 def _by_key(keys: list[Key], records: Records, modality: str) -> dict[Key, int]:
-    """Return the position of each key.
-
-    Raises:
-        DataError: A key occurs twice.
-    """
+    """Return the position of each key; refuse keys that occur twice."""
     repeated = [key for key, count in Counter(keys).items() if count > 1]
     if repeated:
         first, second, *_ = (at for key, at in zip(keys, records.keys, strict=True) if key == repeated[0])
@@ -262,8 +237,8 @@ def _merge(parts: list[Records], names: list[str]) -> Records:
                     "correct the wrong one",
                     public=f"images of {names[0]} and {name} that belong together differ in {what}",
                 )
-    rows, shas = ([getattr(part, column) for part in parts] for column in ("rows", "shas"))
-    return replace(first, rows=np.concatenate(rows, axis=1), shas=np.concatenate(shas, axis=1))
+    rows = np.concatenate([part.rows for part in parts], axis=1)
+    return replace(first, rows=rows, shas=np.concatenate([part.shas for part in parts], axis=1))
 
 
 def _describe_unpaired(
@@ -306,15 +281,10 @@ def unify_file_patients(decoded: Sequence[DecodedListing]) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for alike in files.values():
         if len(alike) > 1:
-            hashes |= _unify(alike)
+            places: dict[str, str] = {}
+            for images, position in alike.values():
+                sample = images.samples[position]
+                places[images.listing.header(sample).patient] = f"file {sample.key}"
+            spellings = unify(places, "patient (PatientID)", str(decoded[0].listing.root))
+            hashes |= {hash_patient(name): hash_patient(plain) for name, plain in spellings.items()}
     return hashes
-
-
-def _unify(alike: dict[str, tuple[DecodedListing, int]]) -> dict[str, str]:
-    places: dict[str, str] = {}
-    for images, position in alike.values():
-        sample = images.samples[position]
-        places[images.listing.header(sample).patient] = f"file {sample.key}"
-    root = next(iter(alike.values()))[0].listing.root
-    spellings = unify(places, "patient (PatientID)", str(root))
-    return {hash_patient(name): hash_patient(plain) for name, plain in spellings.items() if name != plain}

@@ -1,4 +1,4 @@
-"""Information on image files: their state on disk, and the results of decoding."""
+"""Information on image files: state on disk, and results of decoding."""
 
 import math
 import os
@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .pixels import BadImage, ImageFormat, Range, applied_window
+from .pixels import ImageError, ImageFormat, Range, applied_window
 
 FORMAT = 5
 """Version in every file name of the cache: increase it when decoding, hashing or resizing changes."""
@@ -75,12 +75,12 @@ class FileInfo:
     levels: str = ""
     corrected: tuple[str, ...] = ()
 
-    def with_error(self, bad: BadImage) -> "FileInfo":
+    def with_error(self, bad: ImageError) -> "FileInfo":
         """Return the information with an error in place of pixels."""
         # A file that may become readable gets an impossible size, so that the index does not match it.
         return replace(self, size=self.size if bad.lasting else _UNKNOWN, sha="", error=str(bad))
 
-    def seen_as(self, image_format: ImageFormat) -> str:
+    def pixel_key(self, image_format: ImageFormat) -> str:
         """Return the key of the rendered pixels, "" for an unreadable image."""
         fit = image_format.fit if image_format.changes(self.height, self.width) else ""
         return _name_pixels(self.sha, gray_level_key(self, image_format.window), fit)
@@ -115,27 +115,27 @@ class FileTable:
     numbers: dict[SharedInfo, int] = field(default_factory=dict)
 
     @classmethod
-    def of_infos(cls, entries: Sequence[FileInfo], numbers: dict[SharedInfo, int]) -> Self:
+    def of_infos(cls, infos: Sequence[FileInfo], numbers: dict[SharedInfo, int]) -> Self:
         """Build a table; new `SharedInfo` values are added to ``numbers``."""
-        found = cls(np.zeros(len(entries), COLUMNS), numbers)
-        for position, entry in enumerate(entries):
-            found[position] = entry
+        found = cls(np.zeros(len(infos), COLUMNS), numbers)
+        for position, info in enumerate(infos):
+            found[position] = info
         return found
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __setitem__(self, position: int, entry: FileInfo) -> None:
-        shared = SharedInfo(*(getattr(entry, name) for name in SharedInfo._fields))
+    def __setitem__(self, position: int, info: FileInfo) -> None:
+        shared = SharedInfo(*(getattr(info, name) for name in SharedInfo._fields))
         self.rows[position] = (
-            entry.size,
-            entry.mtime_ns & _WRAP,
-            entry.ctime_ns & _WRAP,
-            entry.height,
-            entry.width,
-            entry.channels,
-            entry.sha.encode(),
-            entry.observed or (np.nan, np.nan),
+            info.size,
+            info.mtime_ns & _WRAP,
+            info.ctime_ns & _WRAP,
+            info.height,
+            info.width,
+            info.channels,
+            info.sha.encode(),
+            info.observed or (np.nan, np.nan),
             self.numbers.setdefault(shared, len(self.numbers)),
         )
 
@@ -180,7 +180,7 @@ class FileTable:
         values = list(map(value, self.numbers))
         return [values[number] for number in self.rows["shared"].tolist()]
 
-    def seen_as(self, image_format: ImageFormat) -> Iterator[str]:
+    def pixel_keys(self, image_format: ImageFormat) -> Iterator[str]:
         """Yield the key of the rendered pixels of each image, "" for an unreadable one."""
         applied = [gray_level_key(shared, image_format.window) for shared in self.numbers]
         columns = (self.rows[name].tolist() for name in ("shared", "height", "width"))
@@ -219,8 +219,8 @@ def stat_files(paths: Sequence[str], numbers: dict[SharedInfo, int]) -> FileTabl
         found.rows[name] = seen[name]
     found.rows["observed"] = np.nan
     found.rows["shared"] = numbers.setdefault(SharedInfo(), len(numbers))
-    for position, entry in gone.items():
-        found[position] = entry
+    for position, info in gone.items():
+        found[position] = info
     return found
 
 
