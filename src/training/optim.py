@@ -88,7 +88,7 @@ def _tensors(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-_DEMO_EPOCHS = 10  # a first run ends within two minutes on two cores
+_DEMO_EPOCHS = 5  # a first run ends within two minutes on two cores without AVX512
 _FINE_TUNING_EPOCHS = 30
 _SGD = 10.0  # factor on the learning rates below, which are for Adam
 
