@@ -95,7 +95,7 @@ def test_a_checkpoint_and_a_file_store(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--split", "best"], "--split best: one of train, val, test, all"),
+        (["--split", "best"], "--split best: expected one of train, val, test, all"),
         (["--data", "nowhere"], "nowhere: no such folder or file"),
         (["--explain", "x"], "--explain: expected a whole number from 1 to 48, got 'x'"),
         (["--data", "unsorted", "--split", "all"], "the class of 2 of 2 images is unknown"),

@@ -142,7 +142,7 @@ def test_what_is_no_model(
     [
         (["--input", "nowhere"], "nowhere: no such file or folder"),
         (["--input", "empty"], "empty: no images"),
-        ([], "--input: an image, a folder"),
+        ([], "--input is missing: expected an image, a folder"),
         (["--input", "d", "--output", "x.txt"], "its ending must be one of .csv, .parquet"),
         (["--input", "d", "--output", "no/x.csv"], "there is no folder no"),
     ],
