@@ -27,7 +27,7 @@ LAYERS: dict[str, float] = {
     "experiment": 4,
     "inference": 4,
     "retention": 4,
-    "verification": 4,
+    "verification": 5,
     "search": 5,
     "reporting": 5,
 }

@@ -98,13 +98,12 @@ def _time(value: object, path: str) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def compose_yaml(config: Config, run: StoredRun, group: Group, event: Event) -> str:
+def compose_yaml(config: Config, run: StoredRun, event: Event) -> str:
     """Return the text of the YAML file; the same arguments always give the same bytes.
 
     Args:
         config: The run's resolved settings.
         run: The run.
-        group: The run's group.
         event: The event that makes the run champion, with its version.
     """
     metrics = {key: value for key, value in run.metrics.items() if math.isfinite(value)}
@@ -136,7 +135,7 @@ def compose_yaml(config: Config, run: StoredRun, group: Group, event: Event) -> 
         "mlflow": {
             "run_id": run.run_id,
             "experiment": run.experiment,
-            "registered_model": group.name,
+            "registered_model": event.group.name,
             "version": event.version,
         },
     }

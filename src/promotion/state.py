@@ -19,6 +19,7 @@ class State:
     """What a group has in its YAML file, the registry and the history.
 
     Attributes:
+        group: The group.
         yaml: The YAML file, None if there is none.
         registered: The registered model.
         last_version: The champion's version according to the history.
@@ -26,6 +27,7 @@ class State:
         promotions: The last promotion of each run, by run id.
     """
 
+    group: Group
     yaml: BestHparams | None
     registered: Registered
     last_version: int | None
@@ -67,7 +69,7 @@ def read_state(group: Group) -> State:
     back = frozenset(marked | rolled_back(events, group))
     tagged = [event for event in map(event_of, registered.versions.values()) if event is not None]
     won = promotions([*of_group(events, group), *tagged])
-    return State(read_best_hparams(group), registered, last_version(events, group), back, won)
+    return State(group, read_best_hparams(group), registered, last_version(events, group), back, won)
 
 
 def event_of(version: Version) -> Event | None:

@@ -1,12 +1,17 @@
 """Cleanup of runs, cache and temporary files: never of a live run, and no failure stops the rest."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
 
 from ..data.array_cache import UnusedArray, find_unused
 from ..errors import ClaimError, MlprojectError, UserError
@@ -21,14 +26,16 @@ from ..tracking.deletion import (
     unpurged_runs,
 )
 from ..tracking.names import CHECKPOINTS
-from ..tracking.store import is_server, promotion_lock, resolve_uri
+from ..tracking.project_run import mark_project_run
+from ..tracking.store import is_server, open_store, promotion_lock, quiet_client, resolve_uri
 from ..tracking.stored_run import StoredRun
 from ..training.run_folder import RunFolders, owners
 from ..utils.cli import warn
 from ..utils.config_fields import is_run_name
+from ..utils.console import wide_console
 from ..utils.contained import contained
 from ..utils.io import file_lock
-from ..utils.leftovers import Temp, find_temps
+from ..utils.leftovers import Temp, find_temps, shown
 from .plan import Owned, Rules, Verdict, other_output_folder, owned, plan, remove_folders
 
 _DAY = 86_400
@@ -172,6 +179,40 @@ def _locked(run: StoredRun, output: Path) -> Iterator[None]:
         if _versions(run, registered_versions()):
             raise UserError(f"run {run.run_id} is registered by now; it is left alone")
         yield
+
+
+def clean_up(output: Path, rules: Rules, *, apply: bool) -> None:
+    """Print what a cleanup removes and keeps, and remove it if ``apply`` is given.
+
+    Raises:
+        StoreError: The store does not exist.
+        MlprojectError: The store cannot be read, or something could not be removed.
+    """
+    open_store(must_exist=True)
+    mark_project_run("cleanup")
+    with quiet_client():
+        found = survey(output, rules)
+        _show(found)
+        if apply:
+            print(f"freed {decimal(clean(found.removals))}")
+        else:
+            print("nothing was changed; --apply removes what is listed")
+
+
+def _show(found: Survey) -> None:
+    if found.removals:
+        table = Table("remove", "of", "size", "why")
+        for removal in found.removals:
+            table.add_row(removal.what, escape(removal.name), decimal(removal.size), escape(removal.reason))
+        wide_console().print(table)
+    for path in (path for removal in found.removals for path in removal.paths):
+        print(f"path         {shown(path)}")
+    for line in found.left:
+        print(f"left alone   {line}")
+    reasons = Counter(v.reason.partition(":")[0] for v in found.verdicts if v.action == "keep")
+    kept = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    print(f"kept whole   {kept or 'no runs'}")
+    print(f"to remove    {len(found.removals)} things, {decimal(sum(r.size for r in found.removals))}")
 
 
 def clean(removals: Sequence[Removal]) -> int:

@@ -42,21 +42,6 @@ _UNKNOWN_END = "the process ended without saying why; src.store sync delivered w
 
 
 @dataclass(frozen=True)
-class SyncResult:
-    """Result of `sync`.
-
-    Attributes:
-        run_id: The run, None if there was no journal.
-        count: How many items were delivered.
-        status: The run's status.
-    """
-
-    run_id: str | None = None
-    count: int = 0
-    status: str = ""
-
-
-@dataclass(frozen=True)
 class PendingDelivery:
     """A journal on disk.
 
@@ -105,8 +90,8 @@ def _link_in(results: Path) -> Path | None:
     return next((path for path in sorted(folder.rglob("*")) if path.is_symlink()), None)
 
 
-def sync(results: Path) -> SyncResult:
-    """Deliver everything in the journal in ``results``, and check that the store holds it.
+def sync(results: Path) -> None:
+    """Deliver everything in the journal in ``results``, check that the store holds it, and print the result.
 
     A run whose process died has no final status in the journal and is marked KILLED.
 
@@ -124,7 +109,8 @@ def sync(results: Path) -> SyncResult:
     if not Journal.exists(results):
         if not (results / CHECKPOINTS).is_dir():
             raise UserError(f"{results}: not the folder of a run, such as outputs/NAME with its checkpoints")
-        return SyncResult()
+        print(f"{results}: nothing is missing")
+        return
     with journal_lock(results), http_retries(0), quiet_client():
         journal = Journal.read(results)
         _check_own(results, journal)
@@ -132,7 +118,8 @@ def sync(results: Path) -> SyncResult:
         if status == FINISHED:  # it may have been marked KILLED while it was silent
             clear_error(journal.run_id)
         journal.remove()
-    return SyncResult(journal.run_id, count, status)
+    result = f"{items(count)} delivered to" if count else "nothing is missing at"
+    print(f"run {journal.run_id}: {result} {shown_uri()}; the run is {status}")
 
 
 def _check_own(results: Path, journal: Journal) -> None:

@@ -201,7 +201,9 @@ def test_without_a_store_it_says_what_it_can(
     captured = capsys.readouterr()
     assert "Connection refused" in captured.err
     assert "secret" not in captured.out + captured.err
-    assert main(["doctor", "--output-dir", "none"]) == 2
+    for missing in ("none", "outputs"):
+        assert main(["doctor", "--output-dir", missing]) == 2
+        assert f"--output-dir {missing}: no such folder" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("sqlite")
