@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from ..errors import MlprojectError, TrackingError, UserError
+from ..evaluation.metric_names import BEST_THRESHOLD, TEST_AUC, VAL_AUC
 from ..tracking import names, registry
 from ..tracking.registry import Version
 from ..tracking.store import promotion_lock
@@ -227,12 +228,12 @@ def _facts(run: StoredRun, event: Event) -> dict[str, str]:
         names.MODEL: event.model,
         names.MODALITY: event.modality,
         "run_id": run.run_id,
-        names.VAL_AUC: repr(run.val_auc),
+        VAL_AUC: repr(run.val_auc),
         "val_auc_low": event.val_auc_low,
         "val_auc_high": event.val_auc_high,
         "val_auc_corrected": event.val_auc_corrected,
-        "test_auc": run.metrics.get(names.TEST_AUC),
-        "threshold": run.metrics.get(names.BEST_THRESHOLD),
+        TEST_AUC: run.metrics.get(TEST_AUC),
+        "threshold": run.metrics.get(BEST_THRESHOLD),
         names.DATA_FINGERPRINT: run.data_fingerprint,
         names.SPLIT_FINGERPRINT: run.split_fingerprint,
     }
@@ -246,9 +247,9 @@ def _description(run: StoredRun, event: Event) -> str:
     lines = [f"Val AUC {run.val_auc:.4f}{ends}."]
     if (correction := correction_of(event)) is not None:
         lines.append(f"Val AUC {correction}.")
-    if names.TEST_AUC in metrics:
-        lines.append(f"Test AUC {metrics[names.TEST_AUC]:.4f}.")
-    if names.BEST_THRESHOLD in metrics:
-        lines.append(f"Threshold {metrics[names.BEST_THRESHOLD]:.4f}.")
+    if TEST_AUC in metrics:
+        lines.append(f"Test AUC {metrics[TEST_AUC]:.4f}.")
+    if BEST_THRESHOLD in metrics:
+        lines.append(f"Threshold {metrics[BEST_THRESHOLD]:.4f}.")
     lines += [f"{event.model} on {event.modality}, run {run.run_id}.", f"Why: {event.reason}."]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from ..errors import TrackingError
 from ..evaluation.auc import is_better
+from ..evaluation.metric_names import BEST_VAL_AUC, VAL_AUC
 from ..tracking import names
 from ..tracking.registry import Registered, Version, read_registered
 from ..tracking.stored_run import read_run
@@ -163,15 +164,15 @@ def _from_version(version: Version) -> Incumbent:
     if event_of(version) is None and version.run_id is not None:
         # It was made champion by hand: its tags, if any, are not from this project.
         run = read_run(version.run_id)
-        tags = {**run.tags, names.VAL_AUC: str(run.metrics.get(names.BEST_VAL_AUC))}
+        tags = {**run.tags, VAL_AUC: str(run.metrics.get(BEST_VAL_AUC))}
     try:
-        val_auc = float(tags.get(names.VAL_AUC, ""))
+        val_auc = float(tags.get(VAL_AUC, ""))
     except ValueError:
         val_auc = math.nan
     if not math.isfinite(val_auc):
         raise TrackingError(
             f"the val AUC of version {version.number}, the champion, is not known; set its tag "
-            f"{names.VAL_AUC}, or point the alias champion to another version"
+            f"{VAL_AUC}, or point the alias champion to another version"
         )
     fingerprints = _pair(tags.get(names.DATA_FINGERPRINT), tags.get(names.SPLIT_FINGERPRINT))
     return Incumbent(val_auc, version.run_id, version.number, fingerprints)

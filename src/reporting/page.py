@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..errors import ClaimError, ConfigError, TrackingError
 from ..evaluation.auc import Difference
 from ..evaluation.intervals import Estimate, estimate
+from ..evaluation.metric_names import BEST_EPOCH, BEST_THRESHOLD
 from ..evaluation.metrics import optimism
 from ..evaluation.plots import learning_curves, readable
 from ..evaluation.score_plots import curves
@@ -29,7 +30,6 @@ from ..promotion.evidence import (
 from ..promotion.history import Event, Group, of_group, read_history
 from ..promotion.select import pick_fingerprints, rank
 from ..promotion.state import event_of
-from ..tracking.names import BEST_EPOCH, BEST_THRESHOLD
 from ..tracking.queries import find_candidates
 from ..tracking.registry import read_registered
 from ..tracking.stored_run import StoredRun, read_run

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from ..evaluation.metric_names import VAL_AUC
 from ..evaluation.plots import legend_below, new_figure
 from ..tracking.liveness import read_resumable
 from ..tracking.names import FINISHED
@@ -207,7 +208,7 @@ def _trials_table(search: Search) -> str:
     keys = sorted({key for trial in trials for key in trial.params})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", "val_auc", "epochs", "run_id", "reason", *keys])
+    writer.writerow(["trial", "state", VAL_AUC, "epochs", "run_id", "reason", *keys])
     for trial in trials:
         found: list[Any] = [trial.number, _status(trial), trial.value, trial.last_step]
         found += [trial.user_attrs.get(name, "") for name in (RUN, REASON)]

@@ -17,7 +17,7 @@ from rich.console import Console
 from .. import PACKAGE
 from ..errors import TrainingError
 from ..tracking import project_run_errors
-from ..tracking.names import PLOTS, ROLE, RUNNING, SWEEP
+from ..tracking.names import CONFIG, PLOTS, ROLE, RUNNING, SWEEP
 from ..tracking.project_run import check_project_run, mark_project_run
 from ..tracking.run import TrackedRun, tracked_run
 from ..tracking.store import mlflow_client, open_store, ui_instructions
@@ -209,7 +209,7 @@ def _search(plan: Plan, worker_arguments: Sequence[str]) -> None:
 
 def _begin(plan: Plan, run: TrackedRun) -> None:
     params = {f"space.{key}": str(value) for key, value in plan.space.to_dict().items()}
-    space, base = plan.folder / "space.yaml", plan.folder / "config.yaml"
+    space, base = plan.folder / "space.yaml", plan.folder / CONFIG
     atomic_write_text(space, read_text(Path(plan.space.source)))
     atomic_write_text(base, plan.base.to_yaml())
     run.log_params({**params, "study": plan.name, "trials": str(plan.options.trials)})

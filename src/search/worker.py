@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from .. import PACKAGE
 from ..errors import UserError
 from ..evaluation.auc import is_better
+from ..evaluation.metric_names import VAL_AUC
 from ..tracking.liveness import read_resumable
 from ..tracking.names import ERROR, FAILED, FINISHED, PRUNED, RUNNING, TRIAL
 from ..tracking.store import mlflow_client, reason
@@ -282,7 +283,7 @@ def scores(folders: RunFolders) -> list[tuple[int, float]]:
         text = folders.history.read_text()
     except FileNotFoundError:
         return []
-    return [(int(row["epoch"]), float(row["val_auc"])) for row in csv.DictReader(text.splitlines())]
+    return [(int(row["epoch"]), float(row[VAL_AUC])) for row in csv.DictReader(text.splitlines())]
 
 
 def best_score(folders: RunFolders) -> float:

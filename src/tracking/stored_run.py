@@ -9,6 +9,7 @@ import mlflow
 from mlflow.entities import Experiment, Run
 
 from ..errors import TrackingError
+from ..evaluation.metric_names import BEST_VAL_AUC
 from ..utils.cli import warn
 from ..utils.contained import contained
 from . import names
@@ -104,7 +105,7 @@ class StoredRun:
     @property
     def val_auc(self) -> float:
         """Return the last ``best_val_auc``, NaN if there is none."""
-        return self.metrics.get(names.BEST_VAL_AUC, float("nan"))
+        return self.metrics.get(BEST_VAL_AUC, float("nan"))
 
     @property
     def data_fingerprint(self) -> str | None:
@@ -191,7 +192,7 @@ def read_run(run_id: str) -> StoredRun:
     client = mlflow_client()
     with store_errors(f"run {run_id} cannot be read"):
         run = client.get_run(run_id)
-        points = client.get_metric_history(run_id, names.BEST_VAL_AUC)
+        points = client.get_metric_history(run_id, BEST_VAL_AUC)
         experiment = client.get_experiment(run.info.experiment_id)
     if run.info.lifecycle_stage != "active":
         raise TrackingError(f"run {run_id} {how_to_restore(run_id, experiment)}")

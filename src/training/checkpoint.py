@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..evaluation.auc import is_better
+from ..evaluation.metric_names import BEST_EPOCH, BEST_VAL_AUC, VAL_AUC
 from ..utils.io import atomic_file, atomic_link, open_regular
 from ..utils.zip_layout import check_layout
 
@@ -45,9 +46,9 @@ class TrainerState:
         """Append the metrics of a finished epoch; return whether its val AUC is the best so far."""
         self.history.append(row)
         self.epoch, self.steps, self.loss_sum = int(row["epoch"]), 0, torch.zeros_like(self.loss_sum)
-        improved = is_better(row["val_auc"], self.best_val_auc)
+        improved = is_better(row[VAL_AUC], self.best_val_auc)
         if improved:
-            self.best_val_auc, self.best_epoch = row["val_auc"], self.epoch
+            self.best_val_auc, self.best_epoch = row[VAL_AUC], self.epoch
         return improved
 
     def state_dict(self) -> dict[str, Any]:
@@ -56,8 +57,8 @@ class TrainerState:
             "epoch": self.epoch,
             "steps": self.steps,
             "loss_sum": float(self.loss_sum),  # a float32, which a Python float holds exactly
-            "best_val_auc": self.best_val_auc,
-            "best_epoch": self.best_epoch,
+            BEST_VAL_AUC: self.best_val_auc,
+            BEST_EPOCH: self.best_epoch,
             "history": self.history,
         }
 
@@ -68,8 +69,8 @@ class TrainerState:
             checkpoint["epoch"],
             checkpoint["steps"],
             torch.tensor(checkpoint["loss_sum"], dtype=torch.float32),
-            checkpoint["best_val_auc"],
-            checkpoint["best_epoch"],
+            checkpoint[BEST_VAL_AUC],
+            checkpoint[BEST_EPOCH],
             checkpoint["history"],
         )
 
@@ -131,7 +132,7 @@ class CheckpointStore:
         except DataError as error:
             checkpoint, source = load_checkpoint(self.previous), self.previous
             warning = f"{error}; continuing from {self.previous.name}, epoch {checkpoint['epoch']}"
-        if checkpoint["best_epoch"] == checkpoint["epoch"] > 0 and checkpoint["steps"] == 0:
+        if checkpoint[BEST_EPOCH] == checkpoint["epoch"] > 0 and checkpoint["steps"] == 0:
             atomic_link(source, self.best)
         return checkpoint, warning
 

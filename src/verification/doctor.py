@@ -15,6 +15,7 @@ from ..promotion.history import FOLDER
 from ..promotion.report import check_consistency
 from ..tracking.journal import items
 from ..tracking.liveness import DEAD, check_running_runs, mark_killed
+from ..tracking.names import RUNNING
 from ..tracking.store import (
     http_retries,
     local_path,
@@ -91,7 +92,7 @@ def _check_runs(pending: Sequence[PendingDelivery], *, apply: bool) -> list[str]
     runs = check_running_runs(pending)
     dead = [found.run.run_id for found in runs if found.state == DEAD]
     if runs:
-        table = Table("RUNNING", "name", "state", "why")
+        table = Table(RUNNING, "name", "state", "why")
         for found in runs:
             table.add_row(*map(escape, (found.run.run_id, found.run.name, found.state, found.why)))
         wide_console().print(table)

@@ -19,6 +19,7 @@ from rich.table import Table
 from .. import PACKAGE
 from ..errors import ConfigError, MlprojectError
 from ..tracking.liveness import find_orphans, mark_killed, read_resumable
+from ..tracking.names import FINISHED
 from ..tracking.store import open_store
 from ..training.checkpoint import CheckpointStore, load_checkpoint
 from ..training.run_folder import RunFolders
@@ -86,7 +87,7 @@ def inspect_after_kill(folders: RunFolders) -> KilledRun:
         if path.exists():
             checkpoint = load_checkpoint(path)
             epoch, steps = checkpoint["epoch"], checkpoint["steps"]
-            is_finished = read_resumable(checkpoint["run_id"]).status == "FINISHED"
+            is_finished = read_resumable(checkpoint["run_id"]).status == FINISHED
     return KilledRun(f"epoch {epoch + 1}, step {steps + 1}", len(temps), marked, is_finished)
 
 
