@@ -185,10 +185,8 @@ def test_each_metric_tag_and_status_name_is_spelled_in_one_module(path: Path) ->
 def test_a_name_that_is_spelled_again_is_found() -> None:
     known = _spelled_once()
     assert {"best_val_auc", "val_auc", "FINISHED", "rolled_back_to", "data.fingerprint", "system/"} < known
-    planted = (
-        '"""FINISHED"""\nif run.status == "FINISHED":\n    return run.metrics["best_val_auc"], "val AUC"'
-    )
-    assert spelled(planted) == ["FINISHED", "best_val_auc"]
+    planted = '"""FINISHED runs."""\nif run.status == "FINISHED":\n    score = run.metrics["best_val_auc"]'
+    assert sorted(spelled(planted)) == ["FINISHED", "best_val_auc"]
 
 
 # Words of an earlier private vocabulary, and phrases that have to be read twice.

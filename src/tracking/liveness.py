@@ -109,7 +109,7 @@ def mark_killed(run_id: str, pending: Iterable[PendingDelivery]) -> bool:
         is_active = run.info.lifecycle_stage == "active"
         if run.info.status != names.RUNNING or now.state != DEAD or not is_active:
             return False
-        message = f"ended without a word, such as by kill -9: {now.why}"
+        message = f"ended without a final status (kill -9, out of memory, power loss?): {now.why}"
         client.set_tag(run_id, names.ERROR, message[:MAX_TAG])
         client.set_terminated(run_id, names.KILLED, now.last_alive)
     return True

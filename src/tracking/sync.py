@@ -38,7 +38,7 @@ from .store import http_retries, mlflow_client, open_store, quiet_client, reason
 from .stored_run import clear_error, how_to_restore
 
 _PATIENCE = 10.0  # seconds that each item waits for a server that answers only sometimes
-_UNKNOWN_END = "the process ended without saying why; src.store sync delivered what it left"
+_UNKNOWN_END = "the process ended without a final status; src.store sync delivered its remaining results"
 
 
 @dataclass(frozen=True)
