@@ -1,4 +1,4 @@
-"""Reports on promotion for the user: the outcome of a promotion, and the consistency check."""
+"""Reports on promotion for the user: the result of a promotion, and the consistency check."""
 
 import math
 import tempfile
@@ -19,7 +19,7 @@ from .evidence import Contender, Correction, correction_of, read_config
 from .history import FOLDER, Group, read_history
 from .select import Request, adjust_p
 from .state import State, event_of, if_exists, read_state
-from .workflow import Decision, Outcome, promote
+from .workflow import Decision, Result, promote
 
 
 def promote_and_report(request: Request) -> None:
@@ -28,32 +28,32 @@ def promote_and_report(request: Request) -> None:
     Raises:
         MlprojectError: A group could not be decided or written, or a run could not be verified.
     """
-    outcomes = promote(request)
+    results = promote(request)
     console = wide_console()
     table = Table("group", "champion", "challenger", "difference", "p", "runs", "left out", "decision")
-    for outcome in outcomes:
-        table.add_row(*map(escape, _row(outcome, dry_run=request.dry_run)))
+    for result in results:
+        table.add_row(*map(escape, _row(result, dry_run=request.dry_run)))
     console.print(table)
-    for outcome in outcomes:
-        for line in (*(f"refused: {why}" for why in outcome.refused), outcome.reason):
-            console.print(f"{outcome.group.name}: {line}", soft_wrap=True, markup=False)
+    for result in results:
+        for line in (*(f"refused: {why}" for why in result.refused), result.reason):
+            console.print(f"{result.group.name}: {line}", soft_wrap=True, markup=False)
     if request.dry_run:
         console.print("dry run: nothing was changed")
-    alarming = [outcome.group.name for outcome in outcomes if outcome.needs_attention]
+    alarming = [result.group.name for result in results if result.needs_attention]
     if alarming:
         raise MlprojectError(f"look at {', '.join(alarming)}: the lines above say what is wrong there")
 
 
-def _row(outcome: Outcome, *, dry_run: bool) -> list[str]:
-    decision, action = outcome.decision, outcome.action
+def _row(result: Result, *, dry_run: bool) -> list[str]:
+    decision, action = result.decision, result.action
     shown = f"would be {action}" if dry_run and action in ("promoted", "refused") else action
     if decision is None:
-        return [outcome.group.name, "", "", "", "", "", "", shown]
+        return [result.group.name, "", "", "", "", "", "", shown]
     found, selection = decision.difference, decision.selection
     return [
-        outcome.group.name,
+        result.group.name,
         _side(decision.champion, _recorded_correction(decision)),
-        _side(decision.challenger, outcome.correction),
+        _side(decision.challenger, result.correction),
         "" if found is None else f"{found.value:+.4f}",
         "" if found is None or math.isnan(found.p) else _p(found.p, decision.runs_since),
         str(len(selection.comparable)),

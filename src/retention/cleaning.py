@@ -69,7 +69,7 @@ class Survey:
 
     verdicts: Sequence[Verdict]
     removals: Sequence[Removal]
-    left: Sequence[str] = ()
+    skipped: Sequence[str] = ()
 
 
 def survey(output: Path, rules: Rules) -> Survey:
@@ -95,7 +95,7 @@ def survey(output: Path, rules: Rules) -> Survey:
             left.append(f"run {run.run_id}: its files are in {other}; name that with --output-dir")
             continue
         mine = owned(run, output, whole=verdict.action == "run")
-        left += mine.left
+        left += mine.skipped
         if verdict.action == "run":
             removals.append(_run_removal(run, verdict.reason, mine, output, when))
         elif size := mine.size + _remote_size(run):
@@ -103,7 +103,7 @@ def survey(output: Path, rules: Rules) -> Survey:
             removals.append(Removal("checkpoints", _name(run), verdict.reason, size, apply, mine.paths))
     for run in [] if is_server(resolve_uri()) else unpurged_runs():
         mine = owned(run, output, whole=True)
-        left += mine.left
+        left += mine.skipped
         removals.append(_run_removal(run, "deleted by a cleanup that did not end", mine, output, None))
     files, skipped = _files(output, rules)
     return Survey(verdicts, [*removals, *files], [*left, *skipped])
@@ -136,7 +136,7 @@ def _remove_checkpoints(run: StoredRun, planned: Owned, output: Path, when: str)
         now = owned(run, output, whole=False)
         if _has_place(run):
             delete_checkpoints(run, when)
-        _warn_left(remove_folders(planned.folders, now, output))
+        _warn_skipped(remove_folders(planned.folders, now, output))
 
 
 def _remove_run(run: StoredRun, planned: Owned, output: Path, when: str | None) -> None:
@@ -145,9 +145,9 @@ def _remove_run(run: StoredRun, planned: Owned, output: Path, when: str | None) 
         now = owned(run, output, whole=True)
         if when is not None:
             delete_run(run, when)
-        _warn_left(remove_folders(planned.folders, now, output))
+        _warn_skipped(remove_folders(planned.folders, now, output))
         if not is_server(resolve_uri()):
-            _warn_left(purge([run]))
+            _warn_skipped(purge([run]))
 
 
 def _has_place(run: StoredRun) -> bool:
@@ -158,7 +158,7 @@ def _has_place(run: StoredRun) -> bool:
     return True
 
 
-def _warn_left(left: Sequence[str]) -> None:
+def _warn_skipped(left: Sequence[str]) -> None:
     for line in left:
         warn(line)
 
@@ -207,7 +207,7 @@ def _show(found: Survey) -> None:
         wide_console().print(table)
     for path in (path for removal in found.removals for path in removal.paths):
         print(f"path         {shown(path)}")
-    for line in found.left:
+    for line in found.skipped:
         print(f"left alone   {line}")
     reasons = Counter(v.reason.partition(":")[0] for v in found.verdicts if v.action == "keep")
     kept = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())

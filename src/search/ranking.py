@@ -106,7 +106,7 @@ class Repeats:
 
     def _start(self, config: Config) -> TrialProcess | None:
         """Start or resume a training; return None if it has finished already."""
-        run_id = started_run(self.folder, str(config.experiment.name))
+        run_id = started_run(self.folder / f"{config.experiment.name}.log")
         if run_id is None or read_resumable(run_id).status != FINISHED:
             return TrialProcess(config, self.folder, parent=self.parent, run_id=run_id)
         self._store_score(config)

@@ -81,7 +81,7 @@ class TrialProcess:
     @property
     def run_id(self) -> str | None:
         """Return the run, once it is known."""
-        return _run_in_log(self._log)
+        return started_run(self._log)
 
     def new_epochs(self) -> list[tuple[int, float]]:
         """Return the epochs since the last call, with their val AUC."""
@@ -190,7 +190,7 @@ class Worker:
         if name and folders.logs.is_dir():
             self._wait_until_free(trial, folders)
         # A worker may die between the start of a run and storing its id.
-        run_id = attributes.get(RUN) or started_run(self.folder, name)
+        run_id = attributes.get(RUN) or started_run(self.folder / f"{name}.log")
         if run_id is None or not folders.config.is_file():
             run_id, name = None, f"{self.name}_{trial.number:03d}"
         trial.set_user_attr(NAME, name)
@@ -264,12 +264,8 @@ def mark_trial(
         warn(f"run {run_id} could not be marked as trial {number}: {reason(error)}")
 
 
-def started_run(folder: Path, name: str) -> str | None:
-    """Return the run that a process of this name has started, None if there is none."""
-    return _run_in_log(folder / f"{name}.log")
-
-
-def _run_in_log(log: Path) -> str | None:
+def started_run(log: Path) -> str | None:
+    """Return the run that a process with this log has started, None if there is none."""
     if not log.exists():
         return None
     words = [line.split() for line in log.read_text(errors="replace").splitlines() if line.startswith(_RUN)]

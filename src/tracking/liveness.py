@@ -12,7 +12,7 @@ from . import names
 from .heartbeat import SECONDS, Heartbeat
 from .queries import search_runs
 from .store import MAX_TAG, mlflow_client, shown_uri, store_errors
-from .stored_run import StoredRun, how_to_restore
+from .stored_run import StoredRun, restore_hint
 from .sync import PendingDelivery
 
 LIMIT = 15 * 60.0
@@ -138,7 +138,7 @@ def read_resumable(run_id: str, *, must_have_params: bool = True) -> StoredRun:
             raise UserError(f"--resume {run_id}: {shown_uri()} has no such run") from None
         experiment = client.get_experiment(run.info.experiment_id)
     if run.info.lifecycle_stage != "active":
-        raise UserError(f"--resume {run_id}: it {how_to_restore(run_id, experiment)}")
+        raise UserError(f"--resume {run_id}: it {restore_hint(run_id, experiment)}")
     found = StoredRun.from_mlflow(run, experiment)
     if must_have_params and not found.is_training:
         raise UserError(

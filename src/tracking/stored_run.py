@@ -88,19 +88,9 @@ class StoredRun:
         return names.ROLE not in self.tags and names.MODEL in self.tags and names.MODALITY in self.tags
 
     @property
-    def model(self) -> str:
-        """Return the tag ``model``, empty if there is none."""
-        return self.tags.get(names.MODEL, "")
-
-    @property
-    def modality(self) -> str:
-        """Return the tag ``modality``, empty if there is none."""
-        return self.tags.get(names.MODALITY, "")
-
-    @property
     def group(self) -> tuple[str, str]:
-        """Return model and modality: runs of the same group compete."""
-        return self.model, self.modality
+        """Return model and modality, empty if the tag is missing: runs of the same group compete."""
+        return self.tags.get(names.MODEL, ""), self.tags.get(names.MODALITY, "")
 
     @property
     def val_auc(self) -> float:
@@ -176,11 +166,8 @@ class StoredRun:
             listed = mlflow_client().list_artifacts(self.run_id, str(Path(name).parent).strip("."))
             if name not in {entry.path for entry in listed}:
                 return None
-            return Path(
-                mlflow.artifacts.download_artifacts(
-                    run_id=self.run_id, artifact_path=name, dst_path=str(target)
-                )
-            )
+            download = mlflow.artifacts.download_artifacts
+            return Path(download(run_id=self.run_id, artifact_path=name, dst_path=str(target)))
 
 
 def read_run(run_id: str) -> StoredRun:
@@ -195,20 +182,17 @@ def read_run(run_id: str) -> StoredRun:
         points = client.get_metric_history(run_id, BEST_VAL_AUC)
         experiment = client.get_experiment(run.info.experiment_id)
     if run.info.lifecycle_stage != "active":
-        raise TrackingError(f"run {run_id} {how_to_restore(run_id, experiment)}")
+        raise TrackingError(f"run {run_id} {restore_hint(run_id, experiment)}")
     best_at = max((point.timestamp for point in points), default=run.info.end_time or 0)
     return StoredRun.from_mlflow(run, experiment, best_at)
 
 
-def how_to_restore(run_id: str, experiment: Experiment) -> str:
+def restore_hint(run_id: str, experiment: Experiment) -> str:
     """Return how a deleted run is restored, with its experiment if that is deleted, too."""
     if experiment.lifecycle_stage == "active":
         return f"is deleted; mlflow runs restore --run-id {run_id} brings it back"
-    number = experiment.experiment_id
-    return (
-        f"is deleted with its experiment {experiment.name}; mlflow experiments restore "
-        f"--experiment-id {number} brings both back"
-    )
+    command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+    return f"is deleted with its experiment {experiment.name}; {command} brings both back"
 
 
 def metric_points(run_id: str) -> dict[str, list[tuple[int, float]]]:

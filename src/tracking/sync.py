@@ -35,7 +35,7 @@ from .journal import (
 )
 from .names import CHECKPOINTS, ERROR, FINISHED, KILLED, RUNNING
 from .store import http_retries, mlflow_client, open_store, quiet_client, reason, shown_uri
-from .stored_run import clear_error, how_to_restore
+from .stored_run import clear_error, restore_hint
 
 _PATIENCE = 10.0  # seconds that each item waits for a server that answers only sometimes
 _UNKNOWN_END = "the process ended without a final status; src.store sync delivered its remaining results"
@@ -156,7 +156,7 @@ def _read_status(journal: Journal) -> str:
             f"{journal.store}: set MLFLOW_TRACKING_URI to that store"
         ) from None
     if info.lifecycle_stage != "active":
-        raise TrackingError(f"run {journal.run_id} {how_to_restore(journal.run_id, experiment)}")
+        raise TrackingError(f"run {journal.run_id} {restore_hint(journal.run_id, experiment)}")
     run_folder(
         journal.run_id, info.artifact_uri, experiment.experiment_id, experiment.artifact_location or ""
     )
