@@ -165,11 +165,7 @@ def _warn_skipped(left: Sequence[str]) -> None:
 
 @contextmanager
 def _locked(run: StoredRun, output: Path) -> Iterator[None]:
-    """Hold the lock of a run that was not resumed or registered since the plan was made.
-
-    Raises:
-        UserError: It was, or another process trains it.
-    """
+    """Hold the lock of a run that was not resumed or registered since the plan was made."""
     folders = RunFolders(output, run.folder_name)
     is_own = is_run_name(run.folder_name) and run.run_id in owners(folders)
     has_logs = is_own and contained(output, folders.logs) is not None and folders.logs.is_dir()

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import optuna
+from optuna import Study
+from optuna.trial import FrozenTrial
 from rich.table import Table
 
 from ..evaluation.metric_names import VAL_AUC
@@ -26,8 +29,6 @@ from .worker import TrialProcess, best_score, started_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from optuna import Study
-    from optuna.trial import FrozenTrial
 
 _STATUS = {"COMPLETE": "finished", "FAIL": "failed"}
 _POLL = 0.5
@@ -67,7 +68,7 @@ class Repeats:
         at_once: How many train at the same time.
     """
 
-    study: "Study"
+    study: Study
     folder: Path
     parent: str
     at_once: int
@@ -133,27 +134,25 @@ def _key(config: Config) -> str:
     return f"score of {config.experiment.name}"
 
 
-def with_seeds(
-    base: Config, trials: "Sequence[FrozenTrial]", seeds: int, name: str
-) -> dict[str, list[Config]]:
+def with_seeds(base: Config, trials: Sequence[FrozenTrial], seeds: int, name: str) -> dict[str, list[Config]]:
     """Return the settings of trials with seeds that no trial has used."""
     fresh = range(base.training.seed + 1, base.training.seed + 1 + seeds)
     changes = {f"seed{seed}": {"training.seed": seed} for seed in fresh}
     return {_label(trial): _varied(base, trial, changes, name) for trial in trials}
 
 
-def over_folds(base: Config, trial: "FrozenTrial", folds: int, name: str) -> dict[str, list[Config]]:
+def over_folds(base: Config, trial: FrozenTrial, folds: int, name: str) -> dict[str, list[Config]]:
     """Return the settings of a trial, once per fold."""
     changes = {f"fold{fold}of{folds}": {"data.folds": folds, "data.fold": fold} for fold in range(folds)}
     return {_label(trial): _varied(base, trial, changes, name)}
 
 
-def _label(trial: "FrozenTrial") -> str:
+def _label(trial: FrozenTrial) -> str:
     return f"trial {trial.number}"
 
 
 def _varied(
-    base: Config, trial: "FrozenTrial", changes: Mapping[str, Mapping[str, int]], name: str
+    base: Config, trial: FrozenTrial, changes: Mapping[str, Mapping[str, int]], name: str
 ) -> list[Config]:
     """Return the settings of a trial with each of the changes, which are given by name."""
     run = f"{name}_{trial.number:03d}"
@@ -217,7 +216,7 @@ def _trials_table(search: Search) -> str:
     return text.getvalue()
 
 
-def _status(trial: "FrozenTrial") -> str:
+def _status(trial: FrozenTrial) -> str:
     return _STATUS.get(trial.state.name, trial.state.name.lower())
 
 
@@ -248,14 +247,12 @@ def _history(search: Search) -> "Figure":
     return figure
 
 
-def _reached(trial: "FrozenTrial") -> float | None:
+def _reached(trial: FrozenTrial) -> float | None:
     return trial.value if trial.value is not None else max(trial.intermediate_values.values(), default=None)
 
 
 def _importance(search: Search) -> "Figure | None":
     """Plot the share of variance that each setting explains (fANOVA); None if it cannot be computed."""
-    import optuna
-
     if len({trial.value for trial in search.best()}) < 4:
         return None
     try:

@@ -12,7 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from optuna import Trial
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 
 from .. import PACKAGE
 from ..errors import UserError
@@ -29,9 +32,6 @@ from ..utils.io import atomic_write_text
 from ..utils.runtime import usable_cores
 from .space import Space
 from .study import NAME, RUN, Search
-
-if TYPE_CHECKING:
-    from optuna import Trial
 
 _POLL = 0.5
 _RENEW = 30.0
@@ -144,17 +144,13 @@ class Worker:
             else:
                 self._run_trial(trial)
 
-    def _run_trial(self, trial: "Trial") -> None:
-        from optuna.exceptions import UpdateFinishedTrialError
-
+    def _run_trial(self, trial: Trial) -> None:
         try:
             self._train(trial)
         except UpdateFinishedTrialError:  # this machine has slept, or was offline
             warn(f"trial {trial.number}: this worker was silent for so long that another has taken it over")
 
-    def _train(self, trial: "Trial") -> None:
-        from optuna.trial import TrialState
-
+    def _train(self, trial: Trial) -> None:
         try:
             config, run_id = self._prepare(trial)
         except UserError as error:  # settings that are valid, but not together
@@ -181,7 +177,7 @@ class Worker:
         else:
             self.search.fail(trial, reason)
 
-    def _prepare(self, trial: "Trial") -> tuple[Config, str | None]:
+    def _prepare(self, trial: Trial) -> tuple[Config, str | None]:
         """Return the settings of a trial, and the run to resume if a dead worker has left one here."""
         values = self.space.suggest(trial)
         attributes = trial.user_attrs
@@ -196,7 +192,7 @@ class Worker:
         trial.set_user_attr(NAME, name)
         return self.base.updated({**values, "experiment.name": name}, f"trial {trial.number}"), run_id
 
-    def _wait_until_free(self, trial: "Trial", folders: RunFolders) -> None:
+    def _wait_until_free(self, trial: Trial, folders: RunFolders) -> None:
         """Wait while the process of a dead worker saves its checkpoint."""
         until = time.monotonic() + _SAVING
         while time.monotonic() < until:
@@ -207,7 +203,7 @@ class Worker:
                 self.search.renew(trial)
                 time.sleep(_POLL)
 
-    def _watch(self, trial: "Trial", process: TrialProcess, epochs: int) -> int | None:
+    def _watch(self, trial: Trial, process: TrialProcess, epochs: int) -> int | None:
         """Wait for the end of a process; return the epoch after which it was pruned, or None."""
         renewed, is_known = time.monotonic(), False
         while True:
@@ -228,7 +224,7 @@ class Worker:
                 renewed = time.monotonic()
             time.sleep(_POLL)
 
-    def _report(self, trial: "Trial", folders: RunFolders) -> None:
+    def _report(self, trial: Trial, folders: RunFolders) -> None:
         score = best_score(folders)
         if math.isfinite(score):
             self.search.study.tell(trial, score)

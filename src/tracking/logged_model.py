@@ -212,11 +212,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:  # noqa: ANN401 -- any YAML
 
 
 def _check_flavors(source: str, flavors: Mapping[str, Any]) -> None:
-    """Check that MLflow would load the archive as well, and import no other code.
-
-    Raises:
-        ClaimError: MLmodel names another file or module.
-    """
+    """Check that MLflow would load the archive as well, and import no other code."""
     for flavor, known in _FLAVORS.items():
         found = _mapping(flavors.get(flavor))
         for key in sorted(known.keys() | found.keys() - _HARMLESS):

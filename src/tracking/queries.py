@@ -76,11 +76,7 @@ def count_evaluations(split_fingerprint: str, split: str) -> tuple[int, int]:
 
 
 def _experiments(name: str | None = None) -> dict[str, Experiment]:
-    """Return all experiments by id, or only the one with this name.
-
-    Raises:
-        UserError: There is no such experiment.
-    """
+    """Return all experiments by id, or only the one with this name."""
     client = mlflow_client()
     found = list(pages(lambda token: client.search_experiments(page_token=token)))
     if name is not None and name not in {experiment.name for experiment in found}:

@@ -123,11 +123,7 @@ def sync(results: Path) -> None:
 
 
 def _check_own(results: Path, journal: Journal) -> None:
-    """Check that the journal is of the folder's run, and that its items name only files inside it.
-
-    Raises:
-        UserError: One of the two does not hold.
-    """
+    """Check that the journal is of the folder's run, and that its items name only files inside it."""
     owner = signature(results)
     if owner not in (None, journal.run_id):
         raise UserError(f"{results}: belongs to run {owner}, and its journal to run {journal.run_id}")
