@@ -79,8 +79,8 @@ def _side(side: Contender | None, correction: Correction | None) -> str:
     if side is None:
         return "none"
     lines = [f"{side.val_auc:.4f}"]
-    if side.interval is not None and not math.isnan(side.interval.low):
-        lines[0] += f" ({side.interval.low:.4f} to {side.interval.high:.4f})"
+    if side.interval is not None and side.low is not None:
+        lines[0] += f" ({side.low:.4f} to {side.interval.high:.4f})"
         lines.append(f"95 % {side.interval.method}")
     elif side.interval is not None:
         lines.append(side.interval.method)

@@ -30,29 +30,6 @@ _UNINTERRUPTED, _KILLED = "uninterrupted", "killed"
 _OWN_OPTIONS = ("--resume", "--promote", "--dry-run")
 
 
-@dataclass(frozen=True)
-class KilledRun:
-    """The state of a killed training.
-
-    Attributes:
-        position: Epoch and step at which it would resume.
-        half_written: Number of files that it was writing.
-        marked: Number of orphaned RUNNING runs that are marked KILLED now.
-        is_finished: Whether it had finished before the kill.
-    """
-
-    position: str
-    half_written: int
-    marked: int
-    is_finished: bool
-
-    def __str__(self) -> str:
-        if self.is_finished:
-            return "the run was FINISHED already"
-        files = f"half-written files {self.half_written}; marked KILLED {self.marked}"
-        return f"resumes at {self.position}; {files}"
-
-
 def kill_times(count: int, start_up: float, duration: float, seed: int) -> Iterator[float]:
     """Yield when to kill each of ``count`` processes that resume one another, in seconds from its start.
 
@@ -72,8 +49,11 @@ def kill_times(count: int, start_up: float, duration: float, seed: int) -> Itera
         yield generator.uniform(0, start_up) + place - before
 
 
-def inspect_after_kill(folders: RunFolders) -> KilledRun:
+def inspect_after_kill(folders: RunFolders) -> tuple[str, bool]:
     """Inspect a killed training, and mark its run KILLED as ``src.store doctor`` does.
+
+    Returns:
+        Its state in words, and whether it had finished before the kill.
 
     Raises:
         DataError: A checkpoint cannot be loaded.
@@ -88,7 +68,10 @@ def inspect_after_kill(folders: RunFolders) -> KilledRun:
             checkpoint = load_checkpoint(path)
             epoch, steps = checkpoint["epoch"], checkpoint["steps"]
             is_finished = read_resumable(checkpoint["run_id"]).status == FINISHED
-    return KilledRun(f"epoch {epoch + 1}, step {steps + 1}", len(temps), marked, is_finished)
+    if is_finished:
+        return "the run was FINISHED already", True
+    files = f"half-written files {len(temps)}; marked KILLED {marked}"
+    return f"resumes at epoch {epoch + 1}, step {steps + 1}; {files}", False
 
 
 @dataclass(frozen=True)
@@ -161,9 +144,9 @@ class ResumeCheck:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-            found = inspect_after_kill(folders)
+            found, is_finished = inspect_after_kill(folders)
             print(f"kill {number} of {self.kills} after {seconds:.1f} s: {found}", flush=True)
-            if found.is_finished:
+            if is_finished:
                 return number
         _train_to_end(options, folders)
         return self.kills
