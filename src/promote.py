@@ -1,21 +1,19 @@
 """``python -m src.promote``: the best run of each model and modality, to YAML and to the registry."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from .errors import ConfigError, MlprojectError
+from .errors import ConfigError
+from .tracking import project_run_errors
 from .utils.cli import CommandParser, add_flag, number, run_command
 
-if TYPE_CHECKING:
-    from .promotion.select import Request
-
-
 _LEVEL = 0.05
-
-
 _auc = number(lambda value: 0 <= value <= 1, "a number between 0 and 1")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    return run_command(lambda: _promote(argv))
 
 
 def _level(text: str) -> float | None:
@@ -23,11 +21,6 @@ def _level(text: str) -> float | None:
     if text.lower() in ("true", "false"):
         return _LEVEL if text.lower() == "true" else None
     return number(lambda value: 0 < value < 1, "a number between 0 and 1, or true")(text)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _promote(argv))
 
 
 def _parser() -> CommandParser:
@@ -60,62 +53,29 @@ def _parser() -> CommandParser:
 
 
 def _promote(argv: Sequence[str] | None) -> None:
-    from .tracking import project_run_errors
-
     with project_run_errors():
         args = _parser().parse_args(argv)
-        from .promotion.report import promote_and_report
+        if args.rollback and args.check:
+            raise ConfigError("--rollback and --check exclude each other")
+        from .promotion.history import Group
+        from .promotion.publish import roll_back
+        from .promotion.report import check_and_report, promote_and_report
+        from .promotion.select import Request, Rules
         from .tracking.project_run import mark_project_run
         from .tracking.store import open_store
 
-        request = _request(args)
         open_store(must_exist=True)
         mark_project_run("promote")
         if args.check:
-            _check(args)
+            check_and_report(args.model, args.modality)
         elif args.rollback:
-            _roll_back(args)
+            if not (args.model and args.modality):
+                raise ConfigError("--rollback needs --model and --modality")
+            print(roll_back(Group(args.model, args.modality), dry_run=args.dry_run))
         else:
-            promote_and_report(request)
-
-
-def _request(args: argparse.Namespace) -> "Request":
-    from .promotion.select import Request, Rules
-
-    if args.rollback and args.check:
-        raise ConfigError("--rollback and --check exclude each other")
-    rules = Rules(
-        min_auc=args.min_auc,
-        significant=args.significant,
-        force=args.force,
-        new_data=args.new_data,
-        verify=not args.no_verify,
-    )
-    return Request(rules, args.model, args.modality, args.experiment, args.data_fingerprint, args.dry_run)
-
-
-def _roll_back(args: argparse.Namespace) -> None:
-    from .promotion.history import Group
-    from .promotion.publish import roll_back
-
-    if not (args.model and args.modality):
-        raise ConfigError("--rollback needs --model and --modality")
-    print(roll_back(Group(args.model, args.modality), dry_run=args.dry_run))
-
-
-def _check(args: argparse.Namespace) -> None:
-    from .promotion.report import check_consistency
-
-    found = check_consistency(args.model, args.modality)
-    for name, problems in found.items():
-        print(f"{name}: {'; '.join(problems) or 'YAML, registry and history agree'}")
-    if not found:
-        print("nothing was promoted yet")
-    wrong = [name for name, problems in found.items() if problems]
-    if wrong:
-        raise MlprojectError(
-            f"not all agree: {', '.join(wrong)}; python -m src.promote makes them equal where a run allows it"
-        )
+            rules = Rules(args.min_auc, args.significant, args.force, args.new_data, not args.no_verify)
+            data = args.data_fingerprint
+            promote_and_report(Request(rules, args.model, args.modality, args.experiment, data, args.dry_run))
 
 
 if __name__ == "__main__":

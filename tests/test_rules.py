@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src.evaluation import metric_names
+from src.tracking import names as store_names
 from src.utils.config import Config
 from tests.conftest import ROOT, Run
 
@@ -27,7 +29,7 @@ LAYERS: dict[str, float] = {
     "experiment": 4,
     "inference": 4,
     "retention": 4,
-    "verification": 4,
+    "verification": 5,
     "search": 5,
     "reporting": 5,
 }
@@ -156,6 +158,35 @@ def test_every_package_that_is_imported_is_pinned() -> None:
     others = names - sys.stdlib_module_names - {"src"}
     assert {"torch", "mlflow", "scipy"} < others
     assert {DISTRIBUTIONS.get(name, name) for name in others} <= pins
+
+
+def _spelled_once() -> set[str]:
+    """Return the names of metrics, tags and statuses that mean nothing else: no settings, files, or words."""
+    constants = [*vars(metric_names).items(), *vars(store_names).items()]
+    words = {value for name, value in constants if name.isupper() and isinstance(value, str)}
+    files = {word for word in words if word.endswith((".yaml", ".csv"))}
+    distinctive = {word for word in words if re.search(r"[_./]", word) or word.isupper()}
+    return distinctive - files - set(Config().flat())
+
+
+def spelled(text: str) -> list[str]:
+    """Return the names that a module spells as string literals, instead of importing the constants."""
+    known = _spelled_once()
+    nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
+    return [node.value for node in nodes if isinstance(node.value, str) and node.value in known]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_each_metric_tag_and_status_name_is_spelled_in_one_module(path: Path) -> None:
+    if path.stem not in ("names", "metric_names"):
+        assert spelled(path.read_text()) == []
+
+
+def test_a_name_that_is_spelled_again_is_found() -> None:
+    known = _spelled_once()
+    assert {"best_val_auc", "val_auc", "FINISHED", "rolled_back_to", "data.fingerprint", "system/"} < known
+    planted = '"""FINISHED runs."""\nif run.status == "FINISHED":\n    score = run.metrics["best_val_auc"]'
+    assert sorted(spelled(planted)) == ["FINISHED", "best_val_auc"]
 
 
 # Words of an earlier private vocabulary, and phrases that have to be read twice.

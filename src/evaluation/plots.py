@@ -14,6 +14,7 @@ import numpy as np
 
 from ..utils.io import atomic_file
 from .auc import Floats
+from .metric_names import VAL_AUC
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,11 +104,11 @@ def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> 
     left, right = figure.subplots(1, 2)
     for split in ("train", "val"):
         _history_line(left, history, f"{split}_loss", split)
-    _history_line(right, history, "val_auc", "val")
+    _history_line(right, history, VAL_AUC, "val")
     left.set(title="Loss", ylabel="Cross entropy")
     right.set(title="Validation AUC", ylabel="AUC")
     epochs = _column(history, "epoch")
-    best = _column(history, "val_auc")[epochs == best_epoch]
+    best = _column(history, VAL_AUC)[epochs == best_epoch]
     for axes in (left, right):
         score = f", AUC {best[0]:.3f}" if axes is right and len(best) else ""
         label = f"best: epoch {best_epoch}{score}"

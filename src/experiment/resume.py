@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data.dataset import Dataset
 from ..errors import ConfigError, DataError, UserError
+from ..evaluation.metric_names import TRAIN_LOSS
 from ..models.input_spec import InputSpec
 from ..tracking import names
 from ..tracking.journal import Journal
@@ -195,7 +196,7 @@ def _open_checkpoint(known: StoredRun, folders: RunFolders) -> dict[str, Any] | 
     folders.remove_temps()
     store = CheckpointStore(folders.checkpoints)
     if not store.latest.exists() and not store.previous.exists():
-        if names.TRAIN_LOSS in known.metrics:
+        if TRAIN_LOSS in known.metrics:
             raise UserError(
                 f"--resume {known.run_id}: its checkpoints are missing in {folders.checkpoints}; "
                 "restore them, or start a new run"
@@ -212,7 +213,7 @@ def _open_checkpoint(known: StoredRun, folders: RunFolders) -> dict[str, Any] | 
 def _check_unfinished(run: ResumableRun, status: str) -> ResumableRun:
     epochs = int(run.config.training.epochs)
     epoch = epochs if run.checkpoint is None else run.checkpoint["epoch"]
-    if status == "FINISHED" and epochs <= epoch:
+    if status == names.FINISHED and epochs <= epoch:
         raise UserError(
             f"--resume {run.run_id}: the run is finished; raise training.epochs to train it further"
         )

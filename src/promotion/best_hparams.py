@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
-from ..tracking import names
+from ..evaluation import metric_names as names
 from ..tracking.stored_run import StoredRun
 from ..utils.config import Config
 from ..utils.io import sha256
@@ -67,7 +67,7 @@ def _parse(text: str, group: Group) -> BestHparams:
     if (config.model.name, config.modality) != (group.model, group.modality):
         raise ConfigError(f"{path}: is of {config.model.name} on {config.modality}")
     best, mlflow = _section(values, "best_metrics", path), _section(values, "mlflow", path)
-    val_auc = best.get("val_auc")
+    val_auc = best.get(names.VAL_AUC)
     if not isinstance(val_auc, int | float) or isinstance(val_auc, bool) or not 0 <= val_auc <= 1:
         raise ConfigError(f"{path}: best_metrics.val_auc is {val_auc!r}, and not a number from 0 to 1")
     version, run_id = mlflow.get("version"), mlflow.get("run_id")
@@ -98,30 +98,29 @@ def _time(value: object, path: str) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def compose_yaml(config: Config, run: StoredRun, group: Group, event: Event) -> str:
+def compose_yaml(config: Config, run: StoredRun, event: Event) -> str:
     """Return the text of the YAML file; the same arguments always give the same bytes.
 
     Args:
         config: The run's resolved settings.
         run: The run.
-        group: The run's group.
         event: The event that makes the run champion, with its version.
     """
     metrics = {key: value for key, value in run.metrics.items() if math.isfinite(value)}
     epoch = metrics.get(names.BEST_EPOCH)
     best = {
         "epoch": None if epoch is None else int(epoch),
-        "val_auc": metrics.get(names.BEST_VAL_AUC),
-        "val_accuracy": metrics.get("best_val_acc"),
-        "val_sensitivity": metrics.get("best_val_sensitivity"),
-        "val_specificity": metrics.get("best_val_specificity"),
+        names.VAL_AUC: metrics.get(names.BEST_VAL_AUC),
+        "val_accuracy": metrics.get(names.BEST_VAL_ACC),
+        names.VAL_SENSITIVITY: metrics.get(names.BEST_VAL_SENSITIVITY),
+        names.VAL_SPECIFICITY: metrics.get(names.BEST_VAL_SPECIFICITY),
         "timestamp": datetime.fromtimestamp(run.best_at / 1000, UTC).isoformat(),
     }
     test = {
-        "accuracy": metrics.get("test_acc"),
+        "accuracy": metrics.get(names.TEST_ACC),
         "auc": metrics.get(names.TEST_AUC),
-        "sensitivity": metrics.get("test_sensitivity"),
-        "specificity": metrics.get("test_specificity"),
+        "sensitivity": metrics.get(names.TEST_SENSITIVITY),
+        "specificity": metrics.get(names.TEST_SPECIFICITY),
     }
     selection = {
         "val_auc_corrected": event.val_auc_corrected,
@@ -136,7 +135,7 @@ def compose_yaml(config: Config, run: StoredRun, group: Group, event: Event) -> 
         "mlflow": {
             "run_id": run.run_id,
             "experiment": run.experiment,
-            "registered_model": group.name,
+            "registered_model": event.group.name,
             "version": event.version,
         },
     }

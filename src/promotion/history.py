@@ -125,6 +125,11 @@ class Event:
     chosen_among: int | None = None
     corrected_with: int | None = None
 
+    @property
+    def group(self) -> Group:
+        """Return the group."""
+        return Group(self.model, self.modality)
+
     @classmethod
     def of(cls, action: Action, group: Group, run: StoredRun, reason: str) -> "Event":
         """Build an event about a run, now; the numbers are added with `replace`."""
@@ -179,7 +184,7 @@ def read_history() -> list[Event]:
 
 def of_group(events: list[Event], group: Group) -> list[Event]:
     """Return the events of one group."""
-    return [e for e in events if (e.model, e.modality) == (group.model, group.modality)]
+    return [event for event in events if event.group == group]
 
 
 def last_version(events: list[Event], group: Group) -> int | None:
@@ -211,7 +216,7 @@ def append(event: Event) -> None:
 
     A refusal is also skipped if the same run was refused for the same reason and nothing else happened since.
     """
-    events = of_group(read_history(), Group(event.model, event.modality))
+    events = of_group(read_history(), event.group)
     since = takewhile(lambda old: old.action == "refusal", reversed(events))
     refused = {(old.run_id, old.reason) for old in since}
     if event in events or (event.action == "refusal" and (event.run_id, event.reason) in refused):

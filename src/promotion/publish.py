@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from ..errors import MlprojectError, TrackingError, UserError
+from ..evaluation.metric_names import BEST_THRESHOLD, TEST_AUC, VAL_AUC
 from ..tracking import names, registry
 from ..tracking.registry import Version
 from ..tracking.store import promotion_lock
@@ -64,36 +65,35 @@ def writing() -> Iterator[None]:
 
 
 def register_champion(
-    run: StoredRun, group: Group, state: State, event: Event, folder: Path, *, instead_of: int | None = None
+    run: StoredRun, state: State, event: Event, folder: Path, *, instead_of: int | None = None
 ) -> int:
     """Register a run's model, make it champion, and return its version.
 
     Args:
         run: The run.
-        group: The run's group.
-        state: What the group has now.
+        state: What the run's group has now.
         event: The event; its time and versions are filled in here.
         folder: Where to download files to if the store is not a local folder.
         instead_of: A version that is rolled back.
     """
     if run.model_source is None:
         raise MlprojectError(f"run {run.run_id} has no logged model, so there is nothing to register")
-    config = read_config(run, folder)
-    description, facts = _description(run, event), _facts(run, group, event)
-    version = registry.register(group.name, run.run_id, run.model_source, description, facts)
+    name, config = state.group.name, read_config(run, folder)
+    description, facts = _description(run, event), _facts(run, event)
+    version = registry.register(name, run.run_id, run.model_source, description, facts)
     event = replace(event, time=now(), version=version.number)
     if instead_of is None:
         event = replace(event, previous_version=previous_version(state, version.number))
-    text = compose_yaml(config, run, group, event)
+    text = compose_yaml(config, run, event)
     # The event comes last: a version that has it has all tags.
     written = {names.YAML_SHA256: sha256(text.encode()), names.PROMOTION: event.to_json()}
     tags = {names.ROLLED_BACK_TO: None, **facts, **written}
-    registry.describe(group.name, version.number, description)
-    registry.set_tags(group.name, version.number, _changed(tags, version))
+    registry.describe(name, version.number, description)
+    registry.set_tags(name, version.number, _changed(tags, version))
     if instead_of is not None:
         # A kill before this tag changes nothing; after it, the next promotion completes the rollback.
-        registry.set_tags(group.name, instead_of, {names.ROLLED_BACK_TO: str(version.number)})
-    _publish(group, event, text)
+        registry.set_tags(name, instead_of, {names.ROLLED_BACK_TO: str(version.number)})
+    _publish(event, text)
     return version.number
 
 
@@ -109,27 +109,27 @@ def check_restorable(group: Group, incumbent: Incumbent, folder: Path) -> tuple[
     return run, read_config(run, folder)
 
 
-def restore(group: Group, state: State, incumbent: Incumbent, folder: Path) -> None:
+def restore(state: State, incumbent: Incumbent, folder: Path) -> None:
     """Make YAML file, registry and history agree on the incumbent, also after an interrupted promotion.
 
     Raises:
         MlprojectError: What the YAML file is made of is missing.
     """
-    run, config = check_restorable(group, incumbent, folder)
+    run, config = check_restorable(state.group, incumbent, folder)
     version = state.registered.versions.get(incumbent.version or 0)
     event = event_of(version) if version else None
     if version is None or event is None:
-        register_champion(run, group, state, _restore_event(run, group, state, incumbent, folder), folder)
+        register_champion(run, state, _restore_event(run, state, incumbent, folder), folder)
         return
-    text = compose_yaml(config, run, group, replace(event, version=version.number))
+    text = compose_yaml(config, run, replace(event, version=version.number))
     tags = {names.YAML_SHA256: sha256(text.encode()), names.ROLLED_BACK_TO: None}
-    registry.set_tags(group.name, version.number, _changed(tags, version))
+    registry.set_tags(state.group.name, version.number, _changed(tags, version))
     # The promotion's own event suffices, unless the history has it already, and another event after it.
     is_recorded = event in history.read_history()
     if unmanaged_yaml(state) is not None or (is_recorded and state.last_version != version.number):
-        again = _restore_event(run, group, state, incumbent, folder)
+        again = _restore_event(run, state, incumbent, folder)
         history.append(replace(again, version=version.number, previous_version=event.previous_version))
-    _publish(group, event, text)
+    _publish(event, text)
 
 
 def roll_back(group: Group, *, dry_run: bool) -> str:
@@ -142,7 +142,7 @@ def roll_back(group: Group, *, dry_run: bool) -> str:
         group.check_name()
     except MlprojectError as error:
         raise UserError(str(error)) from None
-    champion, previous = _champion_and_previous(group, read_state(group))
+    champion, previous = _champion_and_previous(read_state(group))
     plan = f"{group.name}: champion is version {previous.number} again, version {champion} is taken back"
     if dry_run:
         return f"{plan} (dry run: nothing was changed)"
@@ -150,29 +150,31 @@ def roll_back(group: Group, *, dry_run: bool) -> str:
         state = read_state(group)
         incumbent = find_incumbent(state)
         if incumbent is not None and not is_consistent(state, incumbent):
-            restore(group, state, incumbent, Path(folder))
+            restore(state, incumbent, Path(folder))
             state = read_state(group)
-        champion, previous = _champion_and_previous(group, state)
-        _swap(group, state, champion, previous, Path(folder))
+        champion, previous = _champion_and_previous(state)
+        _swap(state, champion, previous, Path(folder))
     return plan
 
 
-def _champion_and_previous(group: Group, state: State) -> tuple[int, Version]:
-    """Return the version that holds, and the one that replaces it."""
-    incumbent, previous = find_incumbent(state), state.registered.previous
+def _champion_and_previous(state: State) -> tuple[int, Version]:
+    """Return the number of the champion's version, and the version that replaces it."""
+    name, incumbent, previous = state.group.name, find_incumbent(state), state.registered.previous
     if incumbent is None or incumbent.version is None:
-        raise UserError(f"{group.name}: there is no champion to roll back")
+        raise UserError(f"{name}: there is no champion to roll back")
     if previous is None or previous.number == incumbent.version or names.ROLLED_BACK_TO in previous.tags:
-        raise UserError(f"{group.name}: version {incumbent.version} has no previous version to go back to")
+        raise UserError(f"{name}: version {incumbent.version} has no previous version to go back to")
     return incumbent.version, previous
 
 
-def _swap(group: Group, state: State, champion: int, previous: Version, folder: Path) -> None:
+def _swap(state: State, champion: int, previous: Version, folder: Path) -> None:
     if previous.run_id is None:
-        raise UserError(f"{group.name}: version {previous.number} has no run, so its YAML cannot be written")
+        raise UserError(
+            f"{state.group.name}: version {previous.number} has no run, so its YAML cannot be written"
+        )
     run, before = read_run(previous.run_id), event_of(previous)
     event = replace(
-        Event.of("rollback", group, run, f"version {champion} was rolled back"),
+        Event.of("rollback", state.group, run, f"version {champion} was rolled back"),
         replaced_version=champion,
         replaced_run_id=state.registered.versions[champion].run_id,
     )
@@ -187,13 +189,13 @@ def _swap(group: Group, state: State, champion: int, previous: Version, folder: 
             chosen_among=before.chosen_among,
             corrected_with=before.corrected_with,
         )
-    register_champion(run, group, state, event, folder, instead_of=champion)
+    register_champion(run, state, event, folder, instead_of=champion)
 
 
-def _restore_event(run: StoredRun, group: Group, state: State, incumbent: Incumbent, folder: Path) -> Event:
+def _restore_event(run: StoredRun, state: State, incumbent: Incumbent, folder: Path) -> Event:
     contender = contender_of(run, incumbent.val_auc, None, folder)
     return replace(
-        Event.of("restore", group, run, "YAML, registry and history did not agree"),
+        Event.of("restore", state.group, run, "YAML, registry and history did not agree"),
         replaced_version=state.registered.aliases.get(names.CHAMPION),
         val_auc=incumbent.val_auc,
         val_auc_low=contender.low,
@@ -206,32 +208,32 @@ def _changed(tags: dict[str, str | None], version: Version) -> dict[str, str | N
     return {key: value for key, value in tags.items() if value != version.tags.get(key)}
 
 
-def _publish(group: Group, event: Event, text: str) -> None:
+def _publish(event: Event, text: str) -> None:
     """Write aliases, YAML file and history as the event says; what is right already stays untouched."""
-    registered = registry.read_registered(group.name)
+    name, path = event.group.name, event.group.yaml_path
+    registered = registry.read_registered(name)
     if registered.aliases.get(names.CHAMPION) != event.version:
-        registry.set_alias(group.name, names.CHAMPION, event.version)
+        registry.set_alias(name, names.CHAMPION, event.version)
     previous = if_exists(registered, event.previous_version)
     if registered.aliases.get(names.PREVIOUS) != previous:
-        registry.set_alias(group.name, names.PREVIOUS, previous)
-    path = group.yaml_path
+        registry.set_alias(name, names.PREVIOUS, previous)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         atomic_write_text(path, text)
     history.append(event)
 
 
-def _facts(run: StoredRun, group: Group, event: Event) -> dict[str, str]:
+def _facts(run: StoredRun, event: Event) -> dict[str, str]:
     """Return the tags of a version that describe its run."""
     values: dict[str, object] = {
-        names.MODEL: group.model,
-        names.MODALITY: group.modality,
+        names.MODEL: event.model,
+        names.MODALITY: event.modality,
         "run_id": run.run_id,
-        names.VAL_AUC: repr(run.val_auc),
+        VAL_AUC: repr(run.val_auc),
         "val_auc_low": event.val_auc_low,
         "val_auc_high": event.val_auc_high,
         "val_auc_corrected": event.val_auc_corrected,
-        "test_auc": run.metrics.get(names.TEST_AUC),
-        "threshold": run.metrics.get(names.BEST_THRESHOLD),
+        TEST_AUC: run.metrics.get(TEST_AUC),
+        "threshold": run.metrics.get(BEST_THRESHOLD),
         names.DATA_FINGERPRINT: run.data_fingerprint,
         names.SPLIT_FINGERPRINT: run.split_fingerprint,
     }
@@ -245,9 +247,9 @@ def _description(run: StoredRun, event: Event) -> str:
     lines = [f"Val AUC {run.val_auc:.4f}{ends}."]
     if (correction := correction_of(event)) is not None:
         lines.append(f"Val AUC {correction}.")
-    if names.TEST_AUC in metrics:
-        lines.append(f"Test AUC {metrics[names.TEST_AUC]:.4f}.")
-    if names.BEST_THRESHOLD in metrics:
-        lines.append(f"Threshold {metrics[names.BEST_THRESHOLD]:.4f}.")
+    if TEST_AUC in metrics:
+        lines.append(f"Test AUC {metrics[TEST_AUC]:.4f}.")
+    if BEST_THRESHOLD in metrics:
+        lines.append(f"Threshold {metrics[BEST_THRESHOLD]:.4f}.")
     lines += [f"{event.model} on {event.modality}, run {run.run_id}.", f"Why: {event.reason}."]
     return "\n".join(lines)

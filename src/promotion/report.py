@@ -1,11 +1,10 @@
-"""Reports on promotion for the user: the outcome of a promotion, and the consistency check."""
+"""Reports on promotion for the user: the result of a promotion, and the consistency check."""
 
 import math
 import tempfile
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,14 +14,12 @@ from ..tracking.names import MODALITY, MODEL, PREVIOUS, PROMOTION, ROLLED_BACK_T
 from ..tracking.registry import Version, champions
 from ..tracking.stored_run import read_run
 from ..utils.config import Config
-from ..utils.console import is_interactive
+from ..utils.console import wide_console
 from .evidence import Contender, Correction, correction_of, read_config
 from .history import FOLDER, Group, read_history
 from .select import Request, adjust_p
 from .state import State, event_of, if_exists, read_state
-from .workflow import Decision, Outcome, promote
-
-_WIDE = 160  # a pipe has no width, and wrapped numbers cannot be read
+from .workflow import Decision, Result, promote
 
 
 def promote_and_report(request: Request) -> None:
@@ -31,32 +28,32 @@ def promote_and_report(request: Request) -> None:
     Raises:
         MlprojectError: A group could not be decided or written, or a run could not be verified.
     """
-    outcomes = promote(request)
-    console = Console(width=None if is_interactive() else _WIDE, highlight=False)
+    results = promote(request)
+    console = wide_console()
     table = Table("group", "champion", "challenger", "difference", "p", "runs", "left out", "decision")
-    for outcome in outcomes:
-        table.add_row(*map(escape, _row(outcome, dry_run=request.dry_run)))
+    for result in results:
+        table.add_row(*map(escape, _row(result, dry_run=request.dry_run)))
     console.print(table)
-    for outcome in outcomes:
-        for line in (*(f"refused: {why}" for why in outcome.refused), outcome.reason):
-            console.print(f"{outcome.group.name}: {line}", soft_wrap=True, markup=False)
+    for result in results:
+        for line in (*(f"refused: {why}" for why in result.refused), result.reason):
+            console.print(f"{result.group.name}: {line}", soft_wrap=True, markup=False)
     if request.dry_run:
         console.print("dry run: nothing was changed")
-    alarming = [outcome.group.name for outcome in outcomes if outcome.needs_attention]
+    alarming = [result.group.name for result in results if result.needs_attention]
     if alarming:
         raise MlprojectError(f"look at {', '.join(alarming)}: the lines above say what is wrong there")
 
 
-def _row(outcome: Outcome, *, dry_run: bool) -> list[str]:
-    decision, action = outcome.decision, outcome.action
+def _row(result: Result, *, dry_run: bool) -> list[str]:
+    decision, action = result.decision, result.action
     shown = f"would be {action}" if dry_run and action in ("promoted", "refused") else action
     if decision is None:
-        return [outcome.group.name, "", "", "", "", "", "", shown]
+        return [result.group.name, "", "", "", "", "", "", shown]
     found, selection = decision.difference, decision.selection
     return [
-        outcome.group.name,
+        result.group.name,
         _side(decision.champion, _recorded_correction(decision)),
-        _side(decision.challenger, outcome.correction),
+        _side(decision.challenger, result.correction),
         "" if found is None else f"{found.value:+.4f}",
         "" if found is None or math.isnan(found.p) else _p(found.p, decision.runs_since),
         str(len(selection.comparable)),
@@ -82,8 +79,8 @@ def _side(side: Contender | None, correction: Correction | None) -> str:
     if side is None:
         return "none"
     lines = [f"{side.val_auc:.4f}"]
-    if side.interval is not None and not math.isnan(side.interval.low):
-        lines[0] += f" ({side.interval.low:.4f} to {side.interval.high:.4f})"
+    if side.interval is not None and side.low is not None:
+        lines[0] += f" ({side.low:.4f} to {side.interval.high:.4f})"
         lines.append(f"95 % {side.interval.note}")
     elif side.interval is not None:
         lines.append(side.interval.note)
@@ -92,6 +89,24 @@ def _side(side: Contender | None, correction: Correction | None) -> str:
     version = "" if side.version is None else f"version {side.version}, "
     lines.append(f"{version}run {side.run_id[:8]}" if side.run_id else "hand-made YAML")
     return "\n".join(lines)
+
+
+def check_and_report(model: str | None, modality: str | None) -> None:
+    """Print for each group whether YAML file, registry and history agree; see `check_consistency`.
+
+    Raises:
+        MlprojectError: They do not.
+    """
+    found = check_consistency(model, modality)
+    for name, problems in found.items():
+        print(f"{name}: {'; '.join(problems) or 'YAML, registry and history agree'}")
+    if not found:
+        print("nothing was promoted yet")
+    wrong = [name for name, problems in found.items() if problems]
+    if wrong:
+        raise MlprojectError(
+            f"not all agree: {', '.join(wrong)}; python -m src.promote makes them equal where a run allows it"
+        )
 
 
 def check_consistency(model: str | None, modality: str | None) -> dict[str, list[str]]:
@@ -103,9 +118,8 @@ def check_consistency(model: str | None, modality: str | None) -> dict[str, list
     """
     groups = _groups_of_files()
     for event in read_history():
-        group = Group(event.model, event.modality)
         if event.action != "refusal":
-            groups.setdefault(group.name, group)
+            groups.setdefault(event.group.name, event.group)
     for name, tags in champions():
         if PROMOTION in tags and MODEL in tags and MODALITY in tags:
             groups.setdefault(name, Group(tags[MODEL], tags[MODALITY]))
@@ -143,7 +157,7 @@ def _problems(group: Group) -> list[str]:
         if named is None:
             return []  # a hand-made YAML file only
         return [f"version {named} was promoted, and the registry has no champion"]
-    problems = [*_why_not_loadable(group, champion), *_disagreements(group, state, champion)]
+    problems = [*_why_not_loadable(group, champion), *_disagreements(state, champion)]
     if state.last_version != champion.number:
         problems.append(
             f"the history's last version is {state.last_version}, the champion is {champion.number}"
@@ -173,22 +187,23 @@ def _why_not_loadable(group: Group, champion: Version) -> list[str]:
     return []
 
 
-def _disagreements(group: Group, state: State, champion: Version) -> list[str]:
-    yaml, event, problems = state.yaml, event_of(champion), []
+def _disagreements(state: State, champion: Version) -> list[str]:
+    yaml, event, problems = state.yaml, event_of(champion), list[str]()
+    path = state.group.yaml_path
     if ROLLED_BACK_TO in champion.tags:
         problems.append(f"version {champion.number} was rolled back and still is the champion")
     if yaml is None:
-        problems.append(f"{group.yaml_path} is missing; the champion is version {champion.number}")
+        problems.append(f"{path} is missing; the champion is version {champion.number}")
     elif yaml.run_id is None:
-        problems.append(f"{group.yaml_path} is hand-made, the champion is version {champion.number}")
+        problems.append(f"{path} is hand-made, the champion is version {champion.number}")
     elif (yaml.version, yaml.run_id) != (champion.number, champion.run_id):
         run = "no run" if champion.run_id is None else f"run {champion.run_id}"
         problems.append(
-            f"{group.yaml_path} names version {yaml.version} of run {yaml.run_id}, "
+            f"{path} names version {yaml.version} of run {yaml.run_id}, "
             f"the champion is version {champion.number} of {run}"
         )
     elif yaml.sha256 != champion.tags.get(YAML_SHA256):
-        problems.append(f"{group.yaml_path} was changed after it was written")
+        problems.append(f"{path} was changed after it was written")
     if event is None:
         problems.append(f"version {champion.number} was made champion by somebody else")
     elif state.registered.aliases.get(PREVIOUS) != if_exists(state.registered, event.previous_version):

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from ..errors import TrackingError
 from ..evaluation.auc import is_better
+from ..evaluation.metric_names import BEST_VAL_AUC, VAL_AUC
 from ..tracking import names
 from ..tracking.registry import Registered, Version, read_registered
 from ..tracking.stored_run import read_run
@@ -19,6 +20,7 @@ class State:
     """What a group has in its YAML file, the registry and the history.
 
     Attributes:
+        group: The group.
         yaml: The YAML file, None if there is none.
         registered: The registered model.
         last_version: The champion's version according to the history.
@@ -26,6 +28,7 @@ class State:
         promotions: The last promotion of each run, by run id.
     """
 
+    group: Group
     yaml: BestHparams | None
     registered: Registered
     last_version: int | None
@@ -67,7 +70,7 @@ def read_state(group: Group) -> State:
     back = frozenset(marked | rolled_back(events, group))
     tagged = [event for event in map(event_of, registered.versions.values()) if event is not None]
     won = promotions([*of_group(events, group), *tagged])
-    return State(read_best_hparams(group), registered, last_version(events, group), back, won)
+    return State(group, read_best_hparams(group), registered, last_version(events, group), back, won)
 
 
 def event_of(version: Version) -> Event | None:
@@ -161,15 +164,15 @@ def _from_version(version: Version) -> Incumbent:
     if event_of(version) is None and version.run_id is not None:
         # It was made champion by hand: its tags, if any, are not from this project.
         run = read_run(version.run_id)
-        tags = {**run.tags, names.VAL_AUC: str(run.metrics.get(names.BEST_VAL_AUC))}
+        tags = {**run.tags, VAL_AUC: str(run.metrics.get(BEST_VAL_AUC))}
     try:
-        val_auc = float(tags.get(names.VAL_AUC, ""))
+        val_auc = float(tags.get(VAL_AUC, ""))
     except ValueError:
         val_auc = math.nan
     if not math.isfinite(val_auc):
         raise TrackingError(
             f"the val AUC of version {version.number}, the champion, is not known; set its tag "
-            f"{names.VAL_AUC}, or point the alias champion to another version"
+            f"{VAL_AUC}, or point the alias champion to another version"
         )
     fingerprints = _pair(tags.get(names.DATA_FINGERPRINT), tags.get(names.SPLIT_FINGERPRINT))
     return Incumbent(val_auc, version.run_id, version.number, fingerprints)

@@ -75,7 +75,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Result:
     """Result for one group.
 
     Attributes:
@@ -100,7 +100,7 @@ class Outcome:
         return self.action == "failed" or bool(self.refused)
 
 
-def promote(request: Request) -> list[Outcome]:
+def promote(request: Request) -> list[Result]:
     """Promote the best run of every requested group.
 
     Raises:
@@ -134,22 +134,22 @@ def _groups(request: Request) -> dict[Group, list[StoredRun]]:
     return chosen
 
 
-def _promote_group(group: Group, candidates: list[StoredRun], request: Request, folder: Path) -> Outcome:
+def _promote_group(group: Group, candidates: list[StoredRun], request: Request, folder: Path) -> Result:
     """Promote the best run of one group, whose failure does not stop the others."""
     try:
         group.check_name()
         decision = _decide(group, candidates, request, folder)
         if decision.changes_nothing:
-            return Outcome(group, "kept", decision.reason, decision)
+            return Result(group, "kept", decision.reason, decision)
         if request.dry_run:
             return _promote_verified(group, candidates, request, folder)
         with writing():
             return _promote_verified(group, candidates, request, folder)
     except (MlprojectError, OSError) as error:
-        return Outcome(group, "failed", str(error))
+        return Result(group, "failed", str(error))
 
 
-def _promote_verified(group: Group, candidates: list[StoredRun], request: Request, folder: Path) -> Outcome:
+def _promote_verified(group: Group, candidates: list[StoredRun], request: Request, folder: Path) -> Result:
     """Decide until the best run can be verified and nobody else has promoted meanwhile."""
     refused: dict[str, str] = {}
     while True:
@@ -159,13 +159,13 @@ def _promote_verified(group: Group, candidates: list[StoredRun], request: Reques
         except ClaimError as error:
             assert decision.best is not None
             refused[decision.best.run_id] = str(error)
-            event = replace(_promotion_event(group, decision.best, decision, request), reason=error.public)
+            event = replace(_promotion_event(decision.best, decision, request), reason=error.public)
             _record_refusal(event, request)
             continue
         # A process on another host may have promoted during the verification.
         if read_state(group) == decision.state:
-            outcome = _apply(group, decision, verified, request, folder)
-            return replace(outcome, refused=tuple(refused.values()))
+            result = _apply(decision, verified, request, folder)
+            return replace(result, refused=tuple(refused.values()))
 
 
 def _decide(
@@ -223,18 +223,18 @@ def _verify(decision: Decision, request: Request, folder: Path) -> str | None:
     return verify(read_run(decision.best.run_id), folder)
 
 
-def _apply(group: Group, decision: Decision, verified: str | None, request: Request, folder: Path) -> Outcome:
+def _apply(decision: Decision, verified: str | None, request: Request, folder: Path) -> Result:
     """Register and publish a decision; in a dry run, return only what would be done."""
-    notes = [decision.reason, *([f"verified by {verified}"] if verified else [])]
+    group, notes = decision.state.group, [decision.reason, *([f"verified by {verified}"] if verified else [])]
     if not decision.is_consistent:
-        notes.append(_reconcile(group, decision, request, folder))
+        notes.append(_reconcile(decision, request, folder))
     if decision.best is None or decision.verdict is Verdict.KEEP:
         action: Action = "refused" if decision.verdict is Verdict.REFUSE else "kept"
-        return Outcome(group, action, "; ".join(notes), decision)
-    event = _promotion_event(group, decision.best, decision, request)
+        return Result(group, action, "; ".join(notes), decision)
+    event = _promotion_event(decision.best, decision, request)
     if decision.verdict is Verdict.REFUSE:
         _record_refusal(event, request)
-        return Outcome(group, "refused", "; ".join(notes), decision)
+        return Result(group, "refused", "; ".join(notes), decision)
     found = correct(decision.best, decision.selection.ranked, folder)
     if not request.dry_run:
         event = replace(event, verified=verified)
@@ -243,12 +243,12 @@ def _apply(group: Group, decision: Decision, verified: str | None, request: Requ
                 event, val_auc_corrected=found.auc, chosen_among=found.among, corrected_with=found.used
             )
         run = read_run(decision.best.run_id)
-        number = register_champion(run, group, read_state(group), event, folder)
+        number = register_champion(run, read_state(group), event, folder)
         notes.insert(0, f"version {number}")
-    return Outcome(group, "promoted", "; ".join(notes), decision, correction=found)
+    return Result(group, "promoted", "; ".join(notes), decision, correction=found)
 
 
-def _reconcile(group: Group, decision: Decision, request: Request, folder: Path) -> str:
+def _reconcile(decision: Decision, request: Request, folder: Path) -> str:
     """Restore what differs from the incumbent, and return what was done; it may fail before a promotion.
 
     A champion that was set by hand is verified like any run that is promoted.
@@ -258,11 +258,11 @@ def _reconcile(group: Group, decision: Decision, request: Request, folder: Path)
     version = decision.state.registered.versions.get(incumbent.version or 0)
     is_new = version is None or event_of(version) is None
     try:
-        run, _ = check_restorable(group, incumbent, folder)
+        run, _ = check_restorable(decision.state.group, incumbent, folder)
         if is_new and request.rules.verify:
             verify(run, folder)
         if not request.dry_run:
-            restore(group, decision.state, incumbent, folder)
+            restore(decision.state, incumbent, folder)
     except MlprojectError as error:
         if decision.verdict is not Verdict.PROMOTE:
             raise
@@ -275,13 +275,13 @@ def _record_refusal(event: Event, request: Request) -> None:
         history.append(replace(event, action="refusal", replaced_text=None))
 
 
-def _promotion_event(group: Group, best: StoredRun, decision: Decision, request: Request) -> Event:
+def _promotion_event(best: StoredRun, decision: Decision, request: Request) -> Event:
     """Return the event of promoting the best run, as far as it is known before."""
     side, incumbent, found = decision.challenger, decision.incumbent, decision.difference
     if side is not None and side.run_id != best.run_id:
         side = None
     return replace(
-        Event.of("promotion", group, best, decision.reason),
+        Event.of("promotion", decision.state.group, best, decision.reason),
         replaced_version=None if incumbent is None else incumbent.version,
         replaced_run_id=None if incumbent is None else incumbent.run_id,
         val_auc=best.val_auc,

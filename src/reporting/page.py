@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..errors import ClaimError, ConfigError, TrackingError
 from ..evaluation.auc import Difference
 from ..evaluation.intervals import Estimate, estimate
+from ..evaluation.metric_names import BEST_EPOCH, BEST_THRESHOLD
 from ..evaluation.metrics import optimism
 from ..evaluation.plots import learning_curves, readable
 from ..evaluation.score_plots import curves
@@ -29,7 +30,6 @@ from ..promotion.evidence import (
 from ..promotion.history import Event, Group, of_group, read_history
 from ..promotion.select import pick_fingerprints, rank
 from ..promotion.state import event_of
-from ..tracking.names import BEST_EPOCH, BEST_THRESHOLD
 from ..tracking.queries import find_candidates
 from ..tracking.registry import read_registered
 from ..tracking.stored_run import StoredRun, read_run
@@ -139,26 +139,27 @@ def _gather_one(group: Group, candidates: list[StoredRun], events: list[Event], 
 
 def _row(candidate: StoredRun, champion: str | None, folder: Path) -> Row:
     started = datetime.fromtimestamp(candidate.start_time / 1000, UTC)
+    config = _config(read_run(candidate.run_id), folder)
     return Row(
         candidate.run_id,
         candidate.val_auc,
         f"{started:%Y-%m-%d %H:%M}",
-        _settings(candidate.run_id, folder),
+        {} if config is None else _main_settings(config),
         candidate.run_id == champion,
     )
 
 
-def _settings(run_id: str, folder: Path) -> Mapping[str, str]:
+def _config(run: StoredRun, folder: Path) -> Config | None:
+    """Return a run's settings, None if its file is missing or from another release."""
     try:
-        config = read_config(read_run(run_id), folder)
-    except (ClaimError, ConfigError):  # its file is missing, or from another release
-        return {}
-    return {name: str(value) for name, value in _main_settings(config).items()}
+        return read_config(run, folder)
+    except (ClaimError, ConfigError):
+        return None
 
 
-def _main_settings(config: Config) -> Mapping[str, object]:
+def _main_settings(config: Config) -> dict[str, str]:
     training = resolve_defaults(config).training
-    return {
+    values = {
         "epochs": training.epochs,
         "batch size": training.batch_size,
         "learning rate": f"{float(training.learning_rate):g}",
@@ -167,6 +168,7 @@ def _main_settings(config: Config) -> Mapping[str, object]:
         "size": config.data.image_size,
         "seed": training.seed,
     }
+    return {name: str(value) for name, value in values.items()}
 
 
 def _side(run_id: str, version: int | None, folder: Path) -> Side | None:
@@ -190,14 +192,9 @@ def _read_side(run: StoredRun, version: int | None, folder: Path) -> Side:
         if p is not None
     }
     contender = contender_of(run, run.val_auc, version, folder)
-    return Side(run, contender, scores, threshold, _optimism(run, folder), _read_history(run, folder))
-
-
-def _optimism(run: StoredRun, folder: Path) -> str | None:
-    try:
-        return optimism(read_config(run, folder).evaluation.threshold)
-    except (ClaimError, ConfigError):  # its file is missing, or from another release
-        return None
+    config = _config(run, folder)
+    caveat = None if config is None else optimism(config.evaluation.threshold)
+    return Side(run, contender, scores, threshold, caveat, _read_history(run, folder))
 
 
 def _read_history(run: StoredRun, folder: Path) -> list[dict[str, float]]:

@@ -1,12 +1,17 @@
 """Cleanup of runs, cache and temporary files: never of a live run, and no failure stops the rest."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
 
 from ..data.array_cache import UnusedArray, find_unused
 from ..errors import ClaimError, MlprojectError, UserError
@@ -21,13 +26,15 @@ from ..tracking.deletion import (
     unpurged_runs,
 )
 from ..tracking.names import CHECKPOINTS
-from ..tracking.store import is_server, promotion_lock, resolve_uri
+from ..tracking.project_run import mark_project_run
+from ..tracking.store import is_server, open_store, promotion_lock, quiet_client, resolve_uri
 from ..tracking.stored_run import StoredRun
 from ..training.run_folder import RunFolders, owners
 from ..utils.cli import warn
 from ..utils.config_fields import is_run_name
+from ..utils.console import wide_console
 from ..utils.contained import contained
-from ..utils.io import Temp, file_lock, find_temps
+from ..utils.io import Temp, file_lock, find_temps, relative_to_cwd
 from .plan import Owned, Rules, Verdict, other_output_folder, owned, plan, remove_folders
 
 _DAY = 86_400
@@ -61,7 +68,7 @@ class Survey:
 
     verdicts: Sequence[Verdict]
     removals: Sequence[Removal]
-    left: Sequence[str] = ()
+    skipped: Sequence[str] = ()
 
 
 def survey(output: Path, rules: Rules) -> Survey:
@@ -87,7 +94,7 @@ def survey(output: Path, rules: Rules) -> Survey:
             left.append(f"run {run.run_id}: its files are in {other}; name that with --output-dir")
             continue
         mine = owned(run, output, whole=verdict.action == "run")
-        left += mine.left
+        left += mine.skipped
         if verdict.action == "run":
             removals.append(_run_removal(run, verdict.reason, mine, output, when))
         elif size := mine.size + _remote_size(run):
@@ -95,7 +102,7 @@ def survey(output: Path, rules: Rules) -> Survey:
             removals.append(Removal("checkpoints", _name(run), verdict.reason, size, apply, mine.paths))
     for run in [] if is_server(resolve_uri()) else unpurged_runs():
         mine = owned(run, output, whole=True)
-        left += mine.left
+        left += mine.skipped
         removals.append(_run_removal(run, "deleted by a cleanup that did not end", mine, output, None))
     files, skipped = _files(output, rules)
     return Survey(verdicts, [*removals, *files], [*left, *skipped])
@@ -128,7 +135,7 @@ def _remove_checkpoints(run: StoredRun, planned: Owned, output: Path, when: str)
         now = owned(run, output, whole=False)
         if _has_place(run):
             delete_checkpoints(run, when)
-        _warn_left(remove_folders(planned.folders, now, output))
+        _warn_skipped(remove_folders(planned.folders, now, output))
 
 
 def _remove_run(run: StoredRun, planned: Owned, output: Path, when: str | None) -> None:
@@ -137,9 +144,9 @@ def _remove_run(run: StoredRun, planned: Owned, output: Path, when: str | None) 
         now = owned(run, output, whole=True)
         if when is not None:
             delete_run(run, when)
-        _warn_left(remove_folders(planned.folders, now, output))
+        _warn_skipped(remove_folders(planned.folders, now, output))
         if not is_server(resolve_uri()):
-            _warn_left(purge([run]))
+            _warn_skipped(purge([run]))
 
 
 def _has_place(run: StoredRun) -> bool:
@@ -150,18 +157,14 @@ def _has_place(run: StoredRun) -> bool:
     return True
 
 
-def _warn_left(left: Sequence[str]) -> None:
+def _warn_skipped(left: Sequence[str]) -> None:
     for line in left:
         warn(line)
 
 
 @contextmanager
 def _locked(run: StoredRun, output: Path) -> Iterator[None]:
-    """Hold the lock of a run that was not resumed or registered since the plan was made.
-
-    Raises:
-        UserError: It was, or another process trains it.
-    """
+    """Hold the lock of a run that was not resumed or registered since the plan was made."""
     folders = RunFolders(output, run.folder_name)
     is_own = is_run_name(run.folder_name) and run.run_id in owners(folders)
     has_logs = is_own and contained(output, folders.logs) is not None and folders.logs.is_dir()
@@ -171,6 +174,40 @@ def _locked(run: StoredRun, output: Path) -> Iterator[None]:
         if _versions(run, registered_versions()):
             raise UserError(f"run {run.run_id} is registered by now; it is left alone")
         yield
+
+
+def clean_up(output: Path, rules: Rules, *, apply: bool) -> None:
+    """Print what a cleanup removes and keeps, and remove it if ``apply`` is given.
+
+    Raises:
+        StoreError: The store does not exist.
+        MlprojectError: The store cannot be read, or something could not be removed.
+    """
+    open_store(must_exist=True)
+    mark_project_run("cleanup")
+    with quiet_client():
+        found = survey(output, rules)
+        _show(found)
+        if apply:
+            print(f"freed {decimal(clean(found.removals))}")
+        else:
+            print("nothing was changed; --apply removes what is listed")
+
+
+def _show(found: Survey) -> None:
+    if found.removals:
+        table = Table("remove", "of", "size", "why")
+        for removal in found.removals:
+            table.add_row(removal.what, escape(removal.name), decimal(removal.size), escape(removal.reason))
+        wide_console().print(table)
+    for path in (path for removal in found.removals for path in removal.paths):
+        print(f"path         {relative_to_cwd(path)}")
+    for line in found.skipped:
+        print(f"left alone   {line}")
+    reasons = Counter(v.reason.partition(":")[0] for v in found.verdicts if v.action == "keep")
+    kept = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    print(f"kept whole   {kept or 'no runs'}")
+    print(f"to remove    {len(found.removals)} things, {decimal(sum(r.size for r in found.removals))}")
 
 
 def clean(removals: Sequence[Removal]) -> int:

@@ -97,12 +97,12 @@ class Owned:
     Attributes:
         folders: Folders in the output folder; no path contains a link.
         stored: Folders of the run in a local store.
-        left: What is not touched although the store says that it belongs to the run, and why.
+        skipped: What is not touched although the store says that it belongs to the run, and why.
     """
 
     folders: tuple[Path, ...] = ()
     stored: tuple[Path, ...] = ()
-    left: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -128,21 +128,21 @@ def owned(run: StoredRun, output: Path, *, whole: bool) -> Owned:
     Raises:
         TrackingError: The store cannot be read.
     """
-    folders, left = _in_output(run, output, whole=whole)
+    folders, skipped = _in_output(run, output, whole=whole)
     stored = []
     try:
         artifacts = run.artifact_folder()
         if artifacts is not None:
             stored.append(artifacts if whole else artifacts / CHECKPOINTS)
     except ClaimError as error:
-        left.append(str(error))
+        skipped.append(str(error))
     for logged in own_models(run) if whole else ():
         try:
             stored += filter(None, [own_model_folder(run, logged)])
         except ClaimError as error:
-            left.append(str(error))
+            skipped.append(str(error))
     existing = (folder for folder in stored if contained(folder.parent, folder) and folder.is_dir())
-    return Owned(tuple(folders), tuple(existing), tuple(left))
+    return Owned(tuple(folders), tuple(existing), tuple(skipped))
 
 
 def _in_output(run: StoredRun, output: Path, *, whole: bool) -> tuple[list[Path], list[str]]:
@@ -163,8 +163,8 @@ def _in_output(run: StoredRun, output: Path, *, whole: bool) -> tuple[list[Path]
             why = f"nothing in it says that it is of run {run.run_id}"
         return [], [f"{folder}: {why}" for folder in found]
     real = {folder: contained(output, folder) for folder in found}
-    left = [f"{folder}: reached through a link" for folder, path in real.items() if path is None]
-    return [path for path in real.values() if path is not None], left
+    skipped = [f"{folder}: reached through a link" for folder, path in real.items() if path is None]
+    return [path for path in real.values() if path is not None], skipped
 
 
 def other_output_folder(run: StoredRun, output: Path) -> Path | None:
@@ -191,10 +191,10 @@ def remove_folders(planned: Iterable[Path], owned_now: Owned, output: Path) -> l
     Raises:
         OSError: Something cannot be deleted.
     """
-    now, left = set(owned_now.folders), []
+    now, skipped = set(owned_now.folders), []
     for folder in planned:
         if folder in now:
             remove_tree(output.resolve(), folder)
         elif os.path.lexists(folder):
-            left.append(f"{folder}: no longer this run's own; it is left alone")
-    return left
+            skipped.append(f"{folder}: no longer this run's own; it is left alone")
+    return skipped

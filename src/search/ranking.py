@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import optuna
+from optuna import Study
+from optuna.trial import FrozenTrial
 from rich.table import Table
 
+from ..evaluation.metric_names import VAL_AUC
 from ..evaluation.plots import legend_below, new_figure
 from ..tracking.liveness import read_resumable
 from ..tracking.names import FINISHED
@@ -25,8 +29,6 @@ from .worker import TrialProcess, best_score, started_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from optuna import Study
-    from optuna.trial import FrozenTrial
 
 _STATUS = {"COMPLETE": "finished", "FAIL": "failed"}
 _POLL = 0.5
@@ -66,7 +68,7 @@ class Repeats:
         at_once: How many train at the same time.
     """
 
-    study: "Study"
+    study: Study
     folder: Path
     parent: str
     at_once: int
@@ -105,7 +107,7 @@ class Repeats:
 
     def _start(self, config: Config) -> TrialProcess | None:
         """Start or resume a training; return None if it has finished already."""
-        run_id = started_run(self.folder, str(config.experiment.name))
+        run_id = started_run(self.folder / f"{config.experiment.name}.log")
         if run_id is None or read_resumable(run_id).status != FINISHED:
             return TrialProcess(config, self.folder, parent=self.parent, run_id=run_id)
         self._store_score(config)
@@ -132,27 +134,25 @@ def _key(config: Config) -> str:
     return f"score of {config.experiment.name}"
 
 
-def with_seeds(
-    base: Config, trials: "Sequence[FrozenTrial]", seeds: int, name: str
-) -> dict[str, list[Config]]:
+def with_seeds(base: Config, trials: Sequence[FrozenTrial], seeds: int, name: str) -> dict[str, list[Config]]:
     """Return the settings of trials with seeds that no trial has used."""
     fresh = range(base.training.seed + 1, base.training.seed + 1 + seeds)
     changes = {f"seed{seed}": {"training.seed": seed} for seed in fresh}
     return {_label(trial): _varied(base, trial, changes, name) for trial in trials}
 
 
-def over_folds(base: Config, trial: "FrozenTrial", folds: int, name: str) -> dict[str, list[Config]]:
+def over_folds(base: Config, trial: FrozenTrial, folds: int, name: str) -> dict[str, list[Config]]:
     """Return the settings of a trial, once per fold."""
     changes = {f"fold{fold}of{folds}": {"data.folds": folds, "data.fold": fold} for fold in range(folds)}
     return {_label(trial): _varied(base, trial, changes, name)}
 
 
-def _label(trial: "FrozenTrial") -> str:
+def _label(trial: FrozenTrial) -> str:
     return f"trial {trial.number}"
 
 
 def _varied(
-    base: Config, trial: "FrozenTrial", changes: Mapping[str, Mapping[str, int]], name: str
+    base: Config, trial: FrozenTrial, changes: Mapping[str, Mapping[str, int]], name: str
 ) -> list[Config]:
     """Return the settings of a trial with each of the changes, which are given by name."""
     run = f"{name}_{trial.number:03d}"
@@ -207,7 +207,7 @@ def _trials_table(search: Search) -> str:
     keys = sorted({key for trial in trials for key in trial.params})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", "val_auc", "epochs", "run_id", "reason", *keys])
+    writer.writerow(["trial", "state", VAL_AUC, "epochs", "run_id", "reason", *keys])
     for trial in trials:
         found: list[Any] = [trial.number, _status(trial), trial.value, trial.last_step]
         found += [trial.user_attrs.get(name, "") for name in (RUN, REASON)]
@@ -216,7 +216,7 @@ def _trials_table(search: Search) -> str:
     return text.getvalue()
 
 
-def _status(trial: "FrozenTrial") -> str:
+def _status(trial: FrozenTrial) -> str:
     return _STATUS.get(trial.state.name, trial.state.name.lower())
 
 
@@ -247,14 +247,12 @@ def _history(search: Search) -> "Figure":
     return figure
 
 
-def _reached(trial: "FrozenTrial") -> float | None:
+def _reached(trial: FrozenTrial) -> float | None:
     return trial.value if trial.value is not None else max(trial.intermediate_values.values(), default=None)
 
 
 def _importance(search: Search) -> "Figure | None":
     """Plot the share of variance that each setting explains (fANOVA); None if it cannot be computed."""
-    import optuna
-
     if len({trial.value for trial in search.best()}) < 4:
         return None
     try:

@@ -16,10 +16,11 @@ from rich.console import Console
 
 from .. import PACKAGE
 from ..errors import TrainingError
-from ..tracking.names import PLOTS, ROLE, RUNNING, SWEEP
-from ..tracking.project_run import mark_project_run
+from ..tracking import project_run_errors
+from ..tracking.names import CONFIG, PLOTS, ROLE, RUNNING, SWEEP
+from ..tracking.project_run import check_project_run, mark_project_run
 from ..tracking.run import TrackedRun, tracked_run
-from ..tracking.store import mlflow_client, ui_instructions
+from ..tracking.store import mlflow_client, open_store, ui_instructions
 from ..utils.config import Config
 from ..utils.io import atomic_write_text, file_lock
 from ..utils.overrides import read_text
@@ -37,7 +38,7 @@ from .ranking import (
 )
 from .space import Space
 from .study import RUN, Search, check_settings, open_search
-from .worker import Worker, end_with_parent
+from .worker import Worker, end_with_parent, share_cores
 
 _POLL = 1.0
 _PARENT_SECONDS = 90.0  # that the first command may take to start the search's run
@@ -54,13 +55,14 @@ _WHERE = (
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The options of one search.
+class SweepRequest:
+    """What a user asks for: one search for each model and modality, and the options that all of them share.
 
     Attributes:
-        name: The name of the search.
-        base: All settings that are not searched.
-        space: The search space.
+        name: The start of the searches' names.
+        config_file: A settings file; None for the defaults.
+        changes: The settings of each search that override the file, by dotted key.
+        space: The file of the search space.
         trials: Number of trials.
         storage: A database's URL; empty for a file.
         workers: Number of worker processes on this machine.
@@ -71,15 +73,46 @@ class Plan:
     """
 
     name: str
+    config_file: str | None
+    changes: Sequence[Mapping[str, Any]]
+    space: Path
+    trials: int
+    storage: str
+    workers: int
+    until: float | None
+    seeds: int
+    top: int
+    folds: int
+
+    def plans(self) -> "list[Plan]":
+        """Return one search for each model and modality, in the given order.
+
+        Raises:
+            ConfigError: The search space or a setting is refused.
+        """
+        space, plans = Space.from_file(self.space), []
+        for changes in self.changes:
+            base = Config.from_file(self.config_file, {**changes, "experiment.name": None})  # a trial's own
+            name = f"{self.name}_{base.model.name}_{'-'.join(base.data.modalities)}"
+            plans.append(Plan(name, base, space, self))
+        return plans
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One search.
+
+    Attributes:
+        name: The name of the search.
+        base: All settings that are not searched.
+        space: The search space.
+        options: The options of the command.
+    """
+
+    name: str
     base: Config
     space: Space
-    trials: int
-    storage: str = ""
-    workers: int = 1
-    until: float | None = None
-    seeds: int = 0
-    top: int = 3
-    folds: int = 0
+    options: SweepRequest
 
     @property
     def folder(self) -> Path:
@@ -92,23 +125,12 @@ class Plan:
         Raises:
             UserError: The storage cannot be opened, or the search was started with other settings.
         """
-        search, is_new = open_search(self.name, self.storage, self.folder, self.trials, seed=seed)
+        search, is_new = open_search(
+            self.name, self.options.storage, self.folder, self.options.trials, seed=seed
+        )
         flat = {key: value for key, value in self.base.flat().items() if key not in _WHERE}
         check_settings(search, is_new, flat | {"space": self.space.to_dict()}, self.name, self.space)
         return search, is_new
-
-    def work(self, index: int, draw: int) -> None:
-        """Run one worker.
-
-        Args:
-            index: The worker's number in its command.
-            draw: A number of the command, so that no two workers of a search sample the same trials.
-        """
-        search, _ = self.join(seed=derive_seed(self.base.training.seed, index, draw) % 2**32)
-        parent = _wait_for_parent(search)
-        if parent is None:
-            raise TrainingError(f"the search {self.name} has no run in MLflow; start the command again")
-        Worker(search, self.space, self.base, self.name, self.folder, parent, self.until).run()
 
 
 def _wait_for_parent(search: Search) -> str | None:
@@ -121,16 +143,49 @@ def _wait_for_parent(search: Search) -> str | None:
     return None
 
 
-def run_search(plan: Plan, worker_arguments: Sequence[str]) -> None:
-    """Run a search, rank its best settings, and print the results.
+def run_worker(request: SweepRequest, place: int, index: int, draw: int) -> None:
+    """Run one worker of one search.
 
     Args:
-        plan: The options of the search.
-        worker_arguments: The arguments of ``python -m src.sweep`` for a worker, without its number.
+        request: What to search.
+        place: The place of the search in the request.
+        index: The worker's number in its command.
+        draw: A number of the command, so that no two workers of a search sample the same trials.
+    """
+    open_store()
+    plan = request.plans()[place]
+    search, _ = plan.join(seed=derive_seed(plan.base.training.seed, index, draw) % 2**32)
+    parent = _wait_for_parent(search)
+    if parent is None:
+        raise TrainingError(f"the search {plan.name} has no run in MLflow; start the command again")
+    Worker(search, plan.space, plan.base, plan.name, plan.folder, parent, plan.options.until).run()
+
+
+def run_sweep(request: SweepRequest, arguments: Sequence[str]) -> None:
+    """Run one search after the other.
+
+    Args:
+        request: What to search.
+        arguments: The arguments of ``python -m src.sweep``, which its workers get, too.
 
     Raises:
-        TrainingError: All workers have ended before the search, or no trial has finished.
+        ConfigError: The search space or a setting is refused.
+        TrainingError: All workers have ended before a search, or no trial has finished.
     """
+    with project_run_errors():
+        check_project_run()
+        plans = request.plans()
+        for plan in plans:
+            plan.space.check(plan.base)
+        open_store()
+    share_cores(request.workers)
+    until = "" if request.until is None else str(request.until)
+    for place, plan in enumerate(plans):
+        _search(plan, [*arguments, "--until", until, "--plan", str(place)])
+
+
+def _search(plan: Plan, worker_arguments: Sequence[str]) -> None:
+    """Run a search, rank its best settings, and print the results."""
     search, is_new = plan.join(seed=plan.base.training.seed)
     known = None if is_new else _wait_for_parent(search)
     if known is not None:
@@ -138,12 +193,11 @@ def run_search(plan: Plan, worker_arguments: Sequence[str]) -> None:
     with sweep_run(plan.name, known) as run:
         search.study.set_user_attr(RUN, run.run_id)
         _begin(plan, run)
-        print(
-            f"search {plan.name}: {plan.trials} trials, {plan.workers} workers, run {run.run_id}", flush=True
-        )
+        trials, workers = plan.options.trials, plan.options.workers
+        print(f"search {plan.name}: {trials} trials, {workers} workers, run {run.run_id}", flush=True)
         # The first command samples by its seed alone; commands that join must sample other trials.
         draw = 0 if is_new else secrets.randbits(32)
-        with _workers(plan.workers, [*worker_arguments, "--draw", str(draw)]) as processes:
+        with _workers(workers, [*worker_arguments, "--draw", str(draw)]) as processes:
             _follow(plan, search, run, processes)
         if not search.best():
             raise TrainingError(f"no trial has finished; see {plan.folder}/*.log")
@@ -155,11 +209,11 @@ def run_search(plan: Plan, worker_arguments: Sequence[str]) -> None:
 
 def _begin(plan: Plan, run: TrackedRun) -> None:
     params = {f"space.{key}": str(value) for key, value in plan.space.to_dict().items()}
-    space, base = plan.folder / "space.yaml", plan.folder / "config.yaml"
+    space, base = plan.folder / "space.yaml", plan.folder / CONFIG
     atomic_write_text(space, read_text(Path(plan.space.source)))
     atomic_write_text(base, plan.base.to_yaml())
-    params |= {"study": plan.name, "trials": str(plan.trials)}
-    record_search(run, params=params, metrics={}, step=0, files=[space, base])
+    run.log_params({**params, "study": plan.name, "trials": str(plan.options.trials)})
+    _log_files(run, [space, base])
 
 
 @contextmanager
@@ -190,50 +244,48 @@ def _workers(count: int, arguments: Sequence[str]) -> "Iterator[list[subprocess.
 
 def _follow(plan: Plan, search: Search, run: TrackedRun, processes: "list[subprocess.Popen[bytes]]") -> None:
     """Log the progress of the search until all trials have ended."""
-    recorded = -1
+    recorded, trials, until = -1, plan.options.trials, plan.options.until
     while True:
         is_over = all(process.poll() is not None for process in processes)
         ended = sum(trial.state.is_finished() for trial in search.current())
         if ended != recorded:
             recorded = ended
-            set_running(run)
+            _set_running(run)
             files = write_summary(search, plan.folder)
-            record_search(run, params={}, metrics=search_metrics(search), step=ended, files=files)
-            best = search.best()
-            shown = f", best val AUC {best[0].value:.4f} (trial {best[0].number})" if best else ""
-            print(f"{ended} of {plan.trials} trials ended{shown}", flush=True)
+            run.log_metrics(search_metrics(search), step=ended)
+            _log_files(run, files)
+            shown = "".join(f", best val AUC {t.value:.4f} (trial {t.number})" for t in search.best()[:1])
+            print(f"{ended} of {trials} trials ended{shown}", flush=True)
         if search.is_done:
             return
-        if is_over and plan.until is not None and time.time() > plan.until:
-            print(f"--timeout: {ended} of {plan.trials} trials tried; the same command continues the search")
+        again = "the same command continues the search"
+        if is_over and until is not None and time.time() > until:
+            print(f"--timeout: {ended} of {trials} trials tried; {again}")
             return
         if is_over:
-            raise TrainingError(
-                f"all workers have ended after {ended} of {plan.trials} trials; "
-                "the same command continues the search"
-            )
+            raise TrainingError(f"all workers have ended after {ended} of {trials} trials; {again}")
         time.sleep(_POLL)
 
 
 def _rank(plan: Plan, search: Search, run: TrackedRun) -> None:
-    repeats = Repeats(search.study, plan.folder, run.run_id, plan.workers)
-    best = search.best()
-    if plan.seeds:
-        settings = with_seeds(plan.base, best[: plan.top], plan.seeds, plan.name)
+    repeats = Repeats(search.study, plan.folder, run.run_id, plan.options.workers)
+    best, options = search.best(), plan.options
+    if options.seeds:
+        settings = with_seeds(plan.base, best[: options.top], options.seeds, plan.name)
         ranked = repeats.rank(settings)
-        _record(plan, run, f"{plan.seeds} other seeds", "seeds", ranked)
+        _record(plan, run, f"{options.seeds} other seeds", "seeds", ranked)
         best = [next(trial for trial in best if f"trial {trial.number}" == ranked[0].label)]
-    if plan.folds:
-        ranked = repeats.rank(over_folds(plan.base, best[0], plan.folds, plan.name))
-        _record(plan, run, f"{plan.folds} folds by patient", "folds", ranked)
+    if options.folds:
+        ranked = repeats.rank(over_folds(plan.base, best[0], options.folds, plan.name))
+        _record(plan, run, f"{options.folds} folds by patient", "folds", ranked)
 
 
 def _record(plan: Plan, run: TrackedRun, title: str, kind: str, ranked: list[Ranked]) -> None:
     path = plan.folder / f"ranked_by_{kind}.csv"
     atomic_write_text(path, ranking_csv(ranked))
-    first = ranked[0]
-    found = {f"{kind}_val_auc_mean": first.mean, f"{kind}_val_auc_std": first.spread}
-    record_search(run, params={}, metrics=found, step=0, files=[path])
+    best = ranked[0]
+    run.log_metrics({f"{kind}_val_auc_mean": best.mean, f"{kind}_val_auc_std": best.spread}, step=0)
+    _log_files(run, [path])
     Console().print(ranking_table(title, ranked))
 
 
@@ -254,19 +306,13 @@ def sweep_run(name: str, run_id: str | None) -> Iterator[TrackedRun]:
         yield run
 
 
-def set_running(run: TrackedRun) -> None:
-    """Set a search's run back to RUNNING after another command that worked on it has ended."""
+def _set_running(run: TrackedRun) -> None:
+    """Set the run back to RUNNING after another command that worked on it has ended."""
     client = mlflow_client()
     if client.get_run(run.run_id).info.status != RUNNING:
         client.update_run(run.run_id, status=RUNNING)
 
 
-def record_search(
-    run: TrackedRun, *, params: Mapping[str, Any], metrics: Mapping[str, float], step: int, files: list[Path]
-) -> None:
-    """Log the progress of a search."""
-    run.log_params(params)
-    if metrics:
-        run.log_metrics(metrics, step)
+def _log_files(run: TrackedRun, files: Sequence[Path]) -> None:
     for path in files:
         run.log_artifact(path, PLOTS if path.suffix == ".png" else None)

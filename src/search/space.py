@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from optuna.trial import Trial
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError
 from ..utils.config import Config
 from ..utils.overrides import read_yaml
-
-if TYPE_CHECKING:
-    from optuna.trial import Trial
 
 Number = int | float
 Plain = bool | int | float | str | None
@@ -44,7 +42,7 @@ class Parameter(BaseModel):
         """Return the extreme values; if they are valid, all values are."""
         return self.choices or self.log or self.range or ()
 
-    def suggest(self, trial: "Trial", key: str) -> Plain:
+    def suggest(self, trial: Trial, key: str) -> Plain:
         """Sample the value for a trial."""
         if self.choices is not None:
             value: Plain = trial.suggest_categorical(key, self.choices)
@@ -126,7 +124,7 @@ class Space:
             if choices is None or value not in choices:
                 raise ConfigError(f"{self.source}: {key}: when: {other} is never {value}")
 
-    def suggest(self, trial: "Trial") -> dict[str, Plain]:
+    def suggest(self, trial: Trial) -> dict[str, Plain]:
         """Sample the settings for a trial, by their dotted keys."""
         chosen: dict[str, Plain] = {}
         for key, parameter in self.parameters.items():

@@ -10,9 +10,15 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import optuna
 from filelock import FileLock
+from optuna import Study, Trial
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import ConfigError, UserError
 from ..tracking.heartbeat import Heartbeat
@@ -20,11 +26,6 @@ from ..tracking.store import reason
 from ..utils.config import EARLIER
 from ..utils.overrides import flatten
 from .space import Space
-
-if TYPE_CHECKING:
-    from optuna import Study, Trial
-    from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
 
 BEAT, RETRY_OF, RUN, REASON, SURPLUS, NAME = "beat", "retry_of", "run_id", "reason", "surplus", "run_name"
 _SILENT = 5 * 60.0  # seconds after which a worker on another machine is presumed dead
@@ -41,20 +42,20 @@ class Search:
         trials: Number of trials.
     """
 
-    study: "Study"
+    study: Study
     trials: int
 
-    def all(self) -> "list[FrozenTrial]":
+    def all(self) -> list[FrozenTrial]:
         """Return the trials that count: first attempts only, and no more than the number of trials."""
         found = [t for t in self.study.get_trials(deepcopy=False) if RETRY_OF not in t.user_attrs]
         return [t for t in found if SURPLUS not in t.user_attrs][: self.trials]
 
-    def current(self) -> "list[FrozenTrial]":
+    def current(self) -> list[FrozenTrial]:
         """Return the last attempt of each trial that counts."""
         attempts = self._attempts()
         return [attempts.get(trial.number, trial) for trial in self.all()]
 
-    def _attempts(self) -> "dict[int, FrozenTrial]":
+    def _attempts(self) -> dict[int, FrozenTrial]:
         """Return the last attempt after each lost trial; of concurrent retries the first one counts."""
         following: dict[int, FrozenTrial] = {}
         for trial in self.study.get_trials(deepcopy=False):
@@ -77,12 +78,10 @@ class Search:
     @property
     def is_all_begun(self) -> bool:
         """Return whether all trials have been started."""
-        from optuna.trial import TrialState
-
         waiting = [t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.WAITING]
         return len(self.all()) >= self.trials and not waiting
 
-    def next(self) -> "Trial | None":
+    def next(self) -> Trial | None:
         """Return a trial for this worker, retries first; None if there is none now."""
         self._retry_lost()
         if self.is_all_begun:
@@ -95,7 +94,7 @@ class Search:
         self.fail(trial, "others had it already")
         return None
 
-    def _is_mine(self, trial: "Trial") -> bool:
+    def _is_mine(self, trial: Trial) -> bool:
         """Return whether a new trial counts; concurrent workers may get too many."""
         of = trial.user_attrs.get(RETRY_OF)
         if of is None:
@@ -105,9 +104,6 @@ class Search:
 
     def _retry_lost(self) -> None:
         """Enqueue the trials of dead workers again, with the same settings and the same run."""
-        from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.trial import TrialState
-
         trials = self.study.get_trials(deepcopy=False)
         retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
         counting = {trial.number for trial in self.current()}
@@ -125,13 +121,11 @@ class Search:
             except (UpdateFinishedTrialError, ValueError):  # another worker was faster
                 continue
 
-    def _drop(self, trial: "FrozenTrial") -> None:
-        from optuna.exceptions import UpdateFinishedTrialError
-
+    def _drop(self, trial: FrozenTrial) -> None:
         with suppress(UpdateFinishedTrialError):  # another worker was faster
             self.study._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
 
-    def renew(self, trial: "Trial") -> None:
+    def renew(self, trial: Trial) -> None:
         """Renew the heartbeat of a trial.
 
         Raises:
@@ -139,22 +133,18 @@ class Search:
         """
         trial.set_user_attr(BEAT, Heartbeat.now().to_json())
 
-    def fail(self, trial: "Trial", reason: str) -> None:
+    def fail(self, trial: Trial, reason: str) -> None:
         """End a trial as failed."""
-        from optuna.trial import TrialState
-
         trial.set_user_attr(REASON, reason)
         self.study.tell(trial, state=TrialState.FAIL)
 
-    def best(self) -> "list[FrozenTrial]":
+    def best(self) -> list[FrozenTrial]:
         """Return the finished trials, best first."""
-        from optuna.trial import TrialState
-
         done = [t for t in self.current() if t.state == TrialState.COMPLETE and t.value is not None]
         return sorted(done, key=lambda trial: (-(trial.value or 0.0), trial.number))
 
 
-def _is_lost(trial: "FrozenTrial") -> bool:
+def _is_lost(trial: FrozenTrial) -> bool:
     beat = Heartbeat.from_json(trial.user_attrs.get(BEAT, ""))
     if beat is None:
         started = trial.datetime_start
@@ -178,8 +168,6 @@ def open_search(name: str, storage: str, folder: Path, trials: int, *, seed: int
     Raises:
         UserError: The storage cannot be opened.
     """
-    import optuna
-
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     # With groups, conditional settings are modelled among the trials that have them.
@@ -196,10 +184,7 @@ def open_search(name: str, storage: str, folder: Path, trials: int, *, seed: int
         return Search(study, trials), False
 
 
-def _open_storage(storage: str, folder: Path) -> "BaseStorage":
-    from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
-
+def _open_storage(storage: str, folder: Path) -> BaseStorage:
     if not storage:
         folder.mkdir(parents=True, exist_ok=True)
         lock: Any = _Lock(folder / "journal.lock")

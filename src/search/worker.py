@@ -12,11 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from optuna import Trial
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 
 from .. import PACKAGE
 from ..errors import UserError
 from ..evaluation.auc import is_better
+from ..evaluation.metric_names import VAL_AUC
 from ..tracking.liveness import read_resumable
 from ..tracking.names import ERROR, FAILED, FINISHED, PRUNED, RUNNING, TRIAL
 from ..tracking.store import mlflow_client, reason
@@ -28,9 +32,6 @@ from ..utils.io import atomic_write_text
 from ..utils.runtime import usable_cores
 from .space import Space
 from .study import NAME, RUN, Search
-
-if TYPE_CHECKING:
-    from optuna import Trial
 
 _POLL = 0.5
 _RENEW = 30.0
@@ -80,7 +81,7 @@ class TrialProcess:
     @property
     def run_id(self) -> str | None:
         """Return the run, once it is known."""
-        return _run_in_log(self._log)
+        return started_run(self._log)
 
     def new_epochs(self) -> list[tuple[int, float]]:
         """Return the epochs since the last call, with their val AUC."""
@@ -143,17 +144,13 @@ class Worker:
             else:
                 self._run_trial(trial)
 
-    def _run_trial(self, trial: "Trial") -> None:
-        from optuna.exceptions import UpdateFinishedTrialError
-
+    def _run_trial(self, trial: Trial) -> None:
         try:
             self._train(trial)
         except UpdateFinishedTrialError:  # this machine has slept, or was offline
             warn(f"trial {trial.number}: this worker was silent for so long that another has taken it over")
 
-    def _train(self, trial: "Trial") -> None:
-        from optuna.trial import TrialState
-
+    def _train(self, trial: Trial) -> None:
         try:
             config, run_id = self._prepare(trial)
         except UserError as error:  # settings that are valid, but not together
@@ -180,7 +177,7 @@ class Worker:
         else:
             self.search.fail(trial, reason)
 
-    def _prepare(self, trial: "Trial") -> tuple[Config, str | None]:
+    def _prepare(self, trial: Trial) -> tuple[Config, str | None]:
         """Return the settings of a trial, and the run to resume if a dead worker has left one here."""
         values = self.space.suggest(trial)
         attributes = trial.user_attrs
@@ -189,13 +186,13 @@ class Worker:
         if name and folders.logs.is_dir():
             self._wait_until_free(trial, folders)
         # A worker may die between the start of a run and storing its id.
-        run_id = attributes.get(RUN) or started_run(self.folder, name)
+        run_id = attributes.get(RUN) or started_run(self.folder / f"{name}.log")
         if run_id is None or not folders.config.is_file():
             run_id, name = None, f"{self.name}_{trial.number:03d}"
         trial.set_user_attr(NAME, name)
         return self.base.updated({**values, "experiment.name": name}, f"trial {trial.number}"), run_id
 
-    def _wait_until_free(self, trial: "Trial", folders: RunFolders) -> None:
+    def _wait_until_free(self, trial: Trial, folders: RunFolders) -> None:
         """Wait while the process of a dead worker saves its checkpoint."""
         until = time.monotonic() + _SAVING
         while time.monotonic() < until:
@@ -206,7 +203,7 @@ class Worker:
                 self.search.renew(trial)
                 time.sleep(_POLL)
 
-    def _watch(self, trial: "Trial", process: TrialProcess, epochs: int) -> int | None:
+    def _watch(self, trial: Trial, process: TrialProcess, epochs: int) -> int | None:
         """Wait for the end of a process; return the epoch after which it was pruned, or None."""
         renewed, is_known = time.monotonic(), False
         while True:
@@ -227,7 +224,7 @@ class Worker:
                 renewed = time.monotonic()
             time.sleep(_POLL)
 
-    def _report(self, trial: "Trial", folders: RunFolders) -> None:
+    def _report(self, trial: Trial, folders: RunFolders) -> None:
         score = best_score(folders)
         if math.isfinite(score):
             self.search.study.tell(trial, score)
@@ -263,12 +260,8 @@ def mark_trial(
         warn(f"run {run_id} could not be marked as trial {number}: {reason(error)}")
 
 
-def started_run(folder: Path, name: str) -> str | None:
-    """Return the run that a process of this name has started, None if there is none."""
-    return _run_in_log(folder / f"{name}.log")
-
-
-def _run_in_log(log: Path) -> str | None:
+def started_run(log: Path) -> str | None:
+    """Return the run that a process with this log has started, None if there is none."""
     if not log.exists():
         return None
     words = [line.split() for line in log.read_text(errors="replace").splitlines() if line.startswith(_RUN)]
@@ -282,7 +275,7 @@ def scores(folders: RunFolders) -> list[tuple[int, float]]:
         text = folders.history.read_text()
     except FileNotFoundError:
         return []
-    return [(int(row["epoch"]), float(row["val_auc"])) for row in csv.DictReader(text.splitlines())]
+    return [(int(row["epoch"]), float(row[VAL_AUC])) for row in csv.DictReader(text.splitlines())]
 
 
 def best_score(folders: RunFolders) -> float:

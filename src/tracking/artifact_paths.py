@@ -21,14 +21,24 @@ from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel,
 from mlflow.utils.uri import append_to_uri_path
 from sqlalchemy.pool import NullPool
 
-from ..errors import ClaimError, UserError
+from ..errors import ClaimError, TrackingError, UserError
 from ..utils.contained import contained
 from ..utils.io import atomic_write_text
 from ..utils.masking import masked_uri
-from .store import is_database, is_server, local_folder, local_path, resolve_uri, shown_uri, store_errors
+from .store import (
+    is_database,
+    is_server,
+    local_folder,
+    local_path,
+    open_store,
+    resolve_uri,
+    shown_uri,
+    store_errors,
+)
 
 _ARTIFACTS = "artifacts"
-_SHOWN = 200  # characters of a URI
+_LONGEST_URI = 200  # characters of a URI in a message
+_SHOWN = 5
 
 
 def run_folder(run_id: str, uri: str, experiment_id: str, location: str) -> Path | None:
@@ -74,7 +84,7 @@ def _own_folder(whose: str, uri: str, locations: Iterable[str], *ending: str) ->
                 return wanted
         elif local is None and root is None and uri == append_to_uri_path(location, *ending):
             return None
-    shown = masked_uri(uri).encode("unicode_escape").decode()[:_SHOWN]
+    shown = masked_uri(uri).encode("unicode_escape").decode()[:_LONGEST_URI]
     raise ClaimError(
         f"{whose}: the store says that its files are at {shown}, which is not its own folder below the "
         "artifact location of its experiment; nothing there is read or changed. If the project was moved, "
@@ -121,23 +131,8 @@ class StoredPath:
     replace: Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Relocated:
-    """Result of `relocate`.
-
-    Attributes:
-        changed: Number of paths that were changed.
-        roots: Where the store was before.
-        lost: What still has no files.
-    """
-
-    changed: int
-    roots: tuple[Path, ...]
-    lost: tuple[str, ...]
-
-
-def relocate() -> Relocated:
-    """Make the paths of a local store that was moved or copied lead to where its files are now.
+def relocate() -> None:
+    """Update the paths of a local store that was moved or copied to where its files are now.
 
     If the folder of a run or model exists below the store's own folder, the rest of its stored path is
     where the store was before. All paths that start there are changed; other paths stay as they are.
@@ -145,8 +140,10 @@ def relocate() -> Relocated:
 
     Raises:
         UserError: The store is not local.
-        TrackingError: The store cannot be read or written.
+        StoreError: The store does not exist.
+        TrackingError: The store cannot be read or written, or files are still missing.
     """
+    open_store(must_exist=True)
     uri = resolve_uri()
     store = local_path(uri)
     if store is None:
@@ -162,7 +159,14 @@ def relocate() -> Relocated:
             if target is not None:
                 path.replace(target.as_uri() if path.uri.startswith("file:") else str(target))
         lost = [path.owner for path, target in pairs if _is_lost(path, target)]
-    return Relocated(sum(target is not None for target in targets), tuple(roots), tuple(lost))
+    if roots:
+        changed = sum(target is not None for target in targets)
+        print(f"{shown_uri()}: {changed} paths that led to {', '.join(map(str, roots))} lead here now")
+    else:
+        print(f"{shown_uri()}: no path led elsewhere to what lies here")
+    if lost:
+        shown = ", ".join(lost[:_SHOWN]) + (" ..." if len(lost) > _SHOWN else "")
+        raise TrackingError(f"the files of these are neither here nor where the store says: {shown}")
 
 
 def _old_roots(stored: Iterable[StoredPath], base: Path) -> Iterator[Path]:

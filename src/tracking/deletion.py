@@ -195,11 +195,7 @@ def _free(find_folder: Callable[[], Path | None], uri: str) -> Iterator[str]:
 
 
 def _check_own_folder(run: StoredRun) -> None:
-    """Refuse a run of a file store whose folder is behind a link that leads out of the store.
-
-    Raises:
-        ClaimError: It is.
-    """
+    """Refuse a run of a file store whose folder is behind a link that leads out of the store."""
     root = local_path(resolve_uri())
     if root is not None and root.is_dir():
         folder = root / run.experiment_id / run.run_id

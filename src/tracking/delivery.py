@@ -280,7 +280,9 @@ def allowed_attempts(error: Exception) -> int | None:
     status = _http_status(error)
     if status is None:
         is_local = isinstance(error, FileNotFoundError | PermissionError)
-        return 1 if is_local else None if _is_connection_error(error) else _FEW
+        # The errors of requests and of sockets are OSErrors; MLflow wraps most of them.
+        is_connection = isinstance(error, OSError) or _is_unanswered(error)
+        return 1 if is_local else None if is_connection else _FEW
     if status in _TEMPORARY:
         return None
     return 1 if 400 <= status < 500 else _FEW
@@ -306,8 +308,3 @@ def _http_status(error: Exception) -> int | None:
 
 def _is_unanswered(error: Exception) -> bool:
     return re.match(r"API request to \S+ failed with (timeout )?exception", str(error)) is not None
-
-
-def _is_connection_error(error: Exception) -> bool:
-    # The errors of requests and of sockets are OSErrors; MLflow wraps most of them.
-    return isinstance(error, OSError) or _is_unanswered(error)

@@ -12,7 +12,7 @@ from . import names
 from .heartbeat import SECONDS, Heartbeat
 from .queries import search_runs
 from .store import MAX_TAG, mlflow_client, shown_uri, store_errors
-from .stored_run import StoredRun, how_to_restore
+from .stored_run import StoredRun, restore_hint
 from .sync import PendingDelivery
 
 LIMIT = 15 * 60.0
@@ -109,7 +109,7 @@ def mark_killed(run_id: str, pending: Iterable[PendingDelivery]) -> bool:
         is_active = run.info.lifecycle_stage == "active"
         if run.info.status != names.RUNNING or now.state != DEAD or not is_active:
             return False
-        message = f"ended without a word, such as by kill -9: {now.why}"
+        message = f"ended without a final status (kill -9, out of memory, power loss?): {now.why}"
         client.set_tag(run_id, names.ERROR, message[:MAX_TAG])
         client.set_terminated(run_id, names.KILLED, now.last_alive)
     return True
@@ -138,7 +138,7 @@ def read_resumable(run_id: str, *, must_have_params: bool = True) -> StoredRun:
             raise UserError(f"--resume {run_id}: {shown_uri()} has no such run") from None
         experiment = client.get_experiment(run.info.experiment_id)
     if run.info.lifecycle_stage != "active":
-        raise UserError(f"--resume {run_id}: it {how_to_restore(run_id, experiment)}")
+        raise UserError(f"--resume {run_id}: it {restore_hint(run_id, experiment)}")
     found = StoredRun.from_mlflow(run, experiment)
     if must_have_params and not found.is_training:
         raise UserError(

@@ -85,15 +85,9 @@ def save_model(
     metadata: dict[str, Any],
 ) -> None:
     """Save a model into a folder that does not exist yet; `deliver_model` logs it."""
-    options = _options(channels, size, classes, metadata)
-    with silenced(*_TALKATIVE):
-        mlflow.pytorch.save_model(module.cpu().eval(), str(folder), **options)
-
-
-def _options(channels: int, size: int, classes: tuple[str, ...], metadata: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    return {
+    options = {
         "signature": ModelSignature(
             inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, channels, size, size))]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(classes)))]),
@@ -110,6 +104,8 @@ def _options(channels: int, size: int, classes: tuple[str, ...], metadata: dict[
         ],
         "metadata": {"classes": list(classes), **metadata},
     }
+    with silenced(*_TALKATIVE):
+        mlflow.pytorch.save_model(module.cpu().eval(), str(folder), **options)
 
 
 def deliver_model(client: MlflowClient, run_id: str, folder: Path, step: int) -> str:
@@ -125,12 +121,16 @@ def deliver_model(client: MlflowClient, run_id: str, folder: Path, step: int) ->
         The id of the logged model.
     """
     run = client.get_run(run_id)
+    origin = {
+        key: tag
+        for key, tag in run.data.tags.items()
+        if key == "mlflow.user" or key.startswith("mlflow.source.")
+    }
     logged = _find_logged(client, run, step) or client.create_logged_model(
         run.info.experiment_id,
         LOGGED_MODEL,
         run_id,
-        tags={name: value for name, value in run.data.tags.items() if _says_origin(name)}
-        | {DELIVERY: str(step)},
+        tags={**origin, DELIVERY: str(step)},
         params=run.data.params,
     )
     if logged.status != "READY":
@@ -150,10 +150,6 @@ def _find_logged(client: MlflowClient, run: Run, step: int) -> LoggedModel | Non
     mine = f"source_run_id = '{run.info.run_id}'"
     found = pages(lambda token: client.search_logged_models([run.info.experiment_id], mine, page_token=token))
     return next((logged for logged in found if logged.tags.get(DELIVERY) == str(step)), None)
-
-
-def _says_origin(tag: str) -> bool:
-    return tag == "mlflow.user" or tag.startswith("mlflow.source.")
 
 
 @dataclass(frozen=True)
@@ -212,11 +208,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:  # noqa: ANN401 -- any YAML
 
 
 def _check_flavors(source: str, flavors: Mapping[str, Any]) -> None:
-    """Check that MLflow would load the archive as well, and import no other code.
-
-    Raises:
-        ClaimError: MLmodel names another file or module.
-    """
+    """Check that MLflow would load the archive as well, and import no other code."""
     for flavor, known in _FLAVORS.items():
         found = _mapping(flavors.get(flavor))
         for key in sorted(known.keys() | found.keys() - _HARMLESS):

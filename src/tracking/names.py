@@ -1,4 +1,4 @@
-"""Names in the store: tags, params, metrics, statuses, artifacts and aliases."""
+"""Names in the store: tags, params, statuses, artifacts and aliases; `metric_names` has the metrics."""
 
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """MLflow's run statuses."""
@@ -44,21 +44,12 @@ YAML_SHA256 = "yaml.sha256"
 """Tag of a model version: hash of the YAML file that was written for it."""
 ROLLED_BACK_TO = "rolled_back_to"
 """Tag of a model version that was rolled back: the version that replaced it."""
-VAL_AUC = "val_auc"
-"""Tag of a model version: the val AUC of its run."""
 
 RUN_FOLDER = "experiment.name"
 """Param: the name of the run's folder."""
 OUTPUT_DIR = "experiment.output_dir"
 """Param: the folder that holds the run's folder."""
 
-BEST_VAL_AUC = "best_val_auc"
-"""Metric that promotion ranks by."""
-BEST_EPOCH = "best_epoch"
-BEST_THRESHOLD = "best_threshold"
-TEST_AUC = "test_auc"
-TRAIN_LOSS = "train_loss"
-"""Metric that every completed epoch logs."""
 SYSTEM_METRICS = "system/"
 """Prefix of the metrics for CPU, memory, disk and GPU load."""
 

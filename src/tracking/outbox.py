@@ -133,27 +133,24 @@ class Outbox:
     def _work(self) -> None:
         while (item := self._next()) is not None:
             lacking: list[Item] = []
+            failure: Exception | None = None
             try:
                 if item.kind == COMPARISON:
                     lacking = self._delivery.lacks(item.content["sent"])
                 else:
                     self._delivery.send(item)
             except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
-                self._handle_result(item, error, lacking)
-            else:
-                self._handle_result(item, None, lacking)
-
-    def _handle_result(self, item: Item, error: Exception | None, lacking: list[Item]) -> None:
-        with self._changed:
-            if self._is_closed:
-                return  # too late: a sync may have started
-            if error is not None:
-                self._failed(item, error)
-            else:
-                self._arrived(item)
-                if item.kind == COMPARISON:
-                    self._compared(item.content["sent"], lacking)
-            self._changed.notify_all()
+                failure = error
+            with self._changed:
+                if self._is_closed:
+                    return  # too late: a sync may have started
+                if failure is not None:
+                    self._failed(item, failure)
+                else:
+                    self._arrived(item)
+                    if item.kind == COMPARISON:
+                        self._compared(item.content["sent"], lacking)
+                self._changed.notify_all()
 
     def _next(self) -> Item | None:
         """Wait for the next item; return None at the end."""

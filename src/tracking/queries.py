@@ -16,13 +16,13 @@ from sqlalchemy.orm import aliased
 from sqlalchemy.pool import NullPool
 
 from ..errors import UserError
+from ..evaluation.metric_names import BEST_VAL_AUC
 from . import names
 from .store import is_database, is_server, mlflow_client, pages, resolve_uri, shown_uri, store_errors
 from .stored_run import StoredRun
 
 _FILTER = (
-    f"attributes.status = '{names.FINISHED}' "
-    f"AND metrics.{names.BEST_VAL_AUC} >= 0 AND metrics.{names.BEST_VAL_AUC} <= 1"
+    f"attributes.status = '{names.FINISHED}' AND metrics.{BEST_VAL_AUC} >= 0 AND metrics.{BEST_VAL_AUC} <= 1"
 )
 _RANKING_TAGS = (names.MODEL, names.MODALITY, names.DATA_FINGERPRINT, names.SPLIT_FINGERPRINT)
 _PAGE = 1000
@@ -76,11 +76,7 @@ def count_evaluations(split_fingerprint: str, split: str) -> tuple[int, int]:
 
 
 def _experiments(name: str | None = None) -> dict[str, Experiment]:
-    """Return all experiments by id, or only the one with this name.
-
-    Raises:
-        UserError: There is no such experiment.
-    """
+    """Return all experiments by id, or only the one with this name."""
     client = mlflow_client()
     found = list(pages(lambda token: client.search_experiments(page_token=token)))
     if name is not None and name not in {experiment.name for experiment in found}:
@@ -102,7 +98,7 @@ def _candidates_by_search(experiments: dict[str, Experiment]) -> Iterator[Stored
     for run in _search(experiments, _FILTER):
         if run.is_candidate and set(_RANKING_TAGS) <= set(run.tags):
             tags = {key: run.tags[key] for key in (*_RANKING_TAGS, names.ALLOWED_LEAKS) if key in run.tags}
-            metrics = {names.BEST_VAL_AUC: run.val_auc}
+            metrics = {BEST_VAL_AUC: run.val_auc}
             yield replace(run, metrics=metrics, tags=tags, params={}, name="", models=())
 
 
@@ -120,7 +116,7 @@ def _candidates_in_database(experiments: dict[str, Experiment]) -> Iterator[Stor
         metric.value,
         leaks.value,
         *(tag.value for tag in tags),
-    ).join(metric, (metric.run_uuid == SqlRun.run_uuid) & (metric.key == names.BEST_VAL_AUC))
+    ).join(metric, (metric.run_uuid == SqlRun.run_uuid) & (metric.key == BEST_VAL_AUC))
     for tag, key in zip(tags, _RANKING_TAGS, strict=True):
         query = query.join(tag, (tag.run_uuid == SqlRun.run_uuid) & (tag.key == key))
     query = query.outerjoin(role, (role.run_uuid == SqlRun.run_uuid) & (role.key == names.ROLE))
@@ -143,7 +139,7 @@ def _candidates_in_database(experiments: dict[str, Experiment]) -> Iterator[Stor
             uri,
             start_time=start,
             end_time=end,
-            metrics={names.BEST_VAL_AUC: val_auc},
+            metrics={BEST_VAL_AUC: val_auc},
             tags=found if allowed_leaks is None else found | {names.ALLOWED_LEAKS: allowed_leaks},
         )
 

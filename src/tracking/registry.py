@@ -64,7 +64,7 @@ class Registered:
     def version_of(self, run_id: str, source: str) -> Version | None:
         """Return the version of this model of this run, the oldest if there are several."""
         found = [v for v in self.versions.values() if (v.run_id, v.source) == (run_id, source)]
-        return min(found, key=lambda version: version.number) if found else None
+        return min(found, key=lambda version: version.number, default=None)
 
 
 def read_registered(name: str) -> Registered:

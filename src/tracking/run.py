@@ -240,10 +240,9 @@ def _tracked(tags: Mapping[str, str], run_id: str | None) -> Iterator[TrackedRun
         message = error_message(error)
         _finish_anyway(run, FAILED, message)
         if run is not None and isinstance(error, MlflowException | UserError):
-            # The exit status of an error during training differs from that of a wrong setting.
-            shown = (
-                str(error) if isinstance(error, UserError) else message
-            )  # the terminal may show file names
+            # The exit status of an error during training differs from that of a wrong setting. Unlike the
+            # store, the terminal may show file names.
+            shown = str(error) if isinstance(error, UserError) else message
             raise TrackingError(shown, public=message) from None
         raise
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from sqlalchemy import Engine, event
+
 from ..utils.cli import warn
 from ..utils.runtime import is_ending, raise_pending
 
@@ -27,8 +29,6 @@ T = TypeVar("T")
 @functools.cache
 def wait_for_locks() -> None:
     """Make every SQLite connection that SQLAlchemy opens in this process wait for locks."""
-    from sqlalchemy import Engine, event
-
     event.listen(Engine, "do_connect", _connect)
 
 

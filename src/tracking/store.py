@@ -76,10 +76,7 @@ def open_store(*, must_exist: bool = False) -> None:
 
 
 def _create_schema(uri: str, path: Path) -> None:
-    """Create a new database in a temporary file and rename it when it is complete.
-
-    A process that is killed during the migrations leaves a database that no later start can repair.
-    """
+    """Create a new database in a temporary file, since a kill during the migrations damages it for ever."""
     temp = path.with_name(f"{TEMP_PREFIX}{path.name}")
     for leftover in path.parent.glob(f"{temp.name}*"):
         leftover.unlink()
@@ -167,14 +164,8 @@ def http_retries(count: int) -> Iterator[None]:
 
     By default it retries silently for minutes.
     """
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    before = os.environ.get(name)
-    os.environ.setdefault(name, str(count))
-    try:
+    with _environment_defaults({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(count)}):
         yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
 
 
 @contextmanager
@@ -185,13 +176,19 @@ def quiet_client() -> Iterator[None]:
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
-    ours = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ |= ours
+    with _environment_defaults(variables), quiet_loggers(*names):
+        yield
+
+
+@contextmanager
+def _environment_defaults(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables in the block, except those that the user has set."""
+    unset = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ |= unset
     try:
-        with quiet_loggers(*names):
-            yield
+        yield
     finally:
-        for name in ours:
+        for name in unset:
             os.environ.pop(name, None)
 
 

@@ -9,6 +9,7 @@ import mlflow
 from mlflow.entities import Experiment, Run
 
 from ..errors import TrackingError
+from ..evaluation.metric_names import BEST_VAL_AUC
 from ..utils.cli import warn
 from ..utils.contained import contained
 from . import names
@@ -87,24 +88,14 @@ class StoredRun:
         return names.ROLE not in self.tags and names.MODEL in self.tags and names.MODALITY in self.tags
 
     @property
-    def model(self) -> str:
-        """Return the tag ``model``, empty if there is none."""
-        return self.tags.get(names.MODEL, "")
-
-    @property
-    def modality(self) -> str:
-        """Return the tag ``modality``, empty if there is none."""
-        return self.tags.get(names.MODALITY, "")
-
-    @property
     def group(self) -> tuple[str, str]:
-        """Return model and modality: runs of the same group compete."""
-        return self.model, self.modality
+        """Return model and modality, empty if the tag is missing: runs of the same group compete."""
+        return self.tags.get(names.MODEL, ""), self.tags.get(names.MODALITY, "")
 
     @property
     def val_auc(self) -> float:
         """Return the last ``best_val_auc``, NaN if there is none."""
-        return self.metrics.get(names.BEST_VAL_AUC, float("nan"))
+        return self.metrics.get(BEST_VAL_AUC, float("nan"))
 
     @property
     def data_fingerprint(self) -> str | None:
@@ -175,11 +166,8 @@ class StoredRun:
             listed = mlflow_client().list_artifacts(self.run_id, str(Path(name).parent).strip("."))
             if name not in {entry.path for entry in listed}:
                 return None
-            return Path(
-                mlflow.artifacts.download_artifacts(
-                    run_id=self.run_id, artifact_path=name, dst_path=str(target)
-                )
-            )
+            download = mlflow.artifacts.download_artifacts
+            return Path(download(run_id=self.run_id, artifact_path=name, dst_path=str(target)))
 
 
 def read_run(run_id: str) -> StoredRun:
@@ -191,23 +179,20 @@ def read_run(run_id: str) -> StoredRun:
     client = mlflow_client()
     with store_errors(f"run {run_id} cannot be read"):
         run = client.get_run(run_id)
-        points = client.get_metric_history(run_id, names.BEST_VAL_AUC)
+        points = client.get_metric_history(run_id, BEST_VAL_AUC)
         experiment = client.get_experiment(run.info.experiment_id)
     if run.info.lifecycle_stage != "active":
-        raise TrackingError(f"run {run_id} {how_to_restore(run_id, experiment)}")
+        raise TrackingError(f"run {run_id} {restore_hint(run_id, experiment)}")
     best_at = max((point.timestamp for point in points), default=run.info.end_time or 0)
     return StoredRun.from_mlflow(run, experiment, best_at)
 
 
-def how_to_restore(run_id: str, experiment: Experiment) -> str:
+def restore_hint(run_id: str, experiment: Experiment) -> str:
     """Return how a deleted run is restored, with its experiment if that is deleted, too."""
     if experiment.lifecycle_stage == "active":
         return f"is deleted; mlflow runs restore --run-id {run_id} brings it back"
-    number = experiment.experiment_id
-    return (
-        f"is deleted with its experiment {experiment.name}; mlflow experiments restore "
-        f"--experiment-id {number} brings both back"
-    )
+    command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+    return f"is deleted with its experiment {experiment.name}; {command} brings both back"
 
 
 def metric_points(run_id: str) -> dict[str, list[tuple[int, float]]]:

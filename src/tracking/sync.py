@@ -35,25 +35,10 @@ from .journal import (
 )
 from .names import CHECKPOINTS, ERROR, FINISHED, KILLED, RUNNING
 from .store import http_retries, mlflow_client, open_store, quiet_client, reason, shown_uri
-from .stored_run import clear_error, how_to_restore
+from .stored_run import clear_error, restore_hint
 
 _PATIENCE = 10.0  # seconds that each item waits for a server that answers only sometimes
-_UNKNOWN_END = "the process ended without saying why; src.store sync delivered what it left"
-
-
-@dataclass(frozen=True)
-class SyncResult:
-    """Result of `sync`.
-
-    Attributes:
-        run_id: The run, None if there was no journal.
-        count: How many items were delivered.
-        status: The run's status.
-    """
-
-    run_id: str | None = None
-    count: int = 0
-    status: str = ""
+_UNKNOWN_END = "the process ended without a final status; src.store sync delivered its remaining results"
 
 
 @dataclass(frozen=True)
@@ -105,8 +90,8 @@ def _link_in(results: Path) -> Path | None:
     return next((path for path in sorted(folder.rglob("*")) if path.is_symlink()), None)
 
 
-def sync(results: Path) -> SyncResult:
-    """Deliver everything in the journal in ``results``, and check that the store holds it.
+def sync(results: Path) -> None:
+    """Deliver everything in the journal in ``results``, check that the store holds it, and print the result.
 
     A run whose process died has no final status in the journal and is marked KILLED.
 
@@ -124,7 +109,8 @@ def sync(results: Path) -> SyncResult:
     if not Journal.exists(results):
         if not (results / CHECKPOINTS).is_dir():
             raise UserError(f"{results}: not the folder of a run, such as outputs/NAME with its checkpoints")
-        return SyncResult()
+        print(f"{results}: nothing is missing")
+        return
     with journal_lock(results), http_retries(0), quiet_client():
         journal = Journal.read(results)
         _check_own(results, journal)
@@ -132,15 +118,12 @@ def sync(results: Path) -> SyncResult:
         if status == FINISHED:  # it may have been marked KILLED while it was silent
             clear_error(journal.run_id)
         journal.remove()
-    return SyncResult(journal.run_id, count, status)
+    result = f"{items(count)} delivered to" if count else "nothing is missing at"
+    print(f"run {journal.run_id}: {result} {shown_uri()}; the run is {status}")
 
 
 def _check_own(results: Path, journal: Journal) -> None:
-    """Check that the journal is of the folder's run, and that its items name only files inside it.
-
-    Raises:
-        UserError: One of the two does not hold.
-    """
+    """Check that the journal is of the folder's run, and that its items name only files inside it."""
     owner = read_run_id(results)
     if owner not in (None, journal.run_id):
         raise UserError(f"{results}: belongs to run {owner}, and its journal to run {journal.run_id}")
@@ -169,7 +152,7 @@ def _read_status(journal: Journal) -> str:
             f"{journal.store}: set MLFLOW_TRACKING_URI to that store"
         ) from None
     if info.lifecycle_stage != "active":
-        raise TrackingError(f"run {journal.run_id} {how_to_restore(journal.run_id, experiment)}")
+        raise TrackingError(f"run {journal.run_id} {restore_hint(journal.run_id, experiment)}")
     run_folder(
         journal.run_id, info.artifact_uri, experiment.experiment_id, experiment.artifact_location or ""
     )

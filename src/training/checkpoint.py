@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..evaluation.auc import is_better
+from ..evaluation.metric_names import BEST_EPOCH, VAL_AUC
 from ..utils.io import atomic_file, atomic_link, open_regular
 from ..utils.zip_layout import check_layout
 
@@ -46,7 +47,7 @@ class TrainerState:
         self.history.append(epoch_metrics)
         self.epoch, self.steps = int(epoch_metrics["epoch"]), 0
         self.loss_sum = torch.zeros_like(self.loss_sum)
-        val_auc = epoch_metrics["val_auc"]
+        val_auc = epoch_metrics[VAL_AUC]
         improved = is_better(val_auc, self.best_val_auc)
         if improved:
             self.best_val_auc, self.best_epoch = val_auc, self.epoch
@@ -120,7 +121,7 @@ class CheckpointStore:
         except DataError as error:
             checkpoint, source = load_checkpoint(self.previous), self.previous
             warning = f"{error}; continuing from {self.previous.name}, epoch {checkpoint['epoch']}"
-        if checkpoint["best_epoch"] == checkpoint["epoch"] > 0 and checkpoint["steps"] == 0:
+        if checkpoint[BEST_EPOCH] == checkpoint["epoch"] > 0 and checkpoint["steps"] == 0:
             atomic_link(source, self.best)
         return checkpoint, warning
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
+from ..evaluation.metric_names import TRAIN_LOSS, VAL_ACC, VAL_AUC, VAL_LOSS, VAL_SENSITIVITY, VAL_SPECIFICITY
 from ..utils.background import Background, at_most_threads
 from ..utils.io import atomic_write_text
 from .checkpoint import CheckpointStore, TrainerState
@@ -37,12 +38,12 @@ class EpochMetric:
 
 
 EPOCH_METRICS = (
-    EpochMetric("train_loss", in_csv=True),
-    EpochMetric("val_loss", in_csv=True, best="at the end"),
-    EpochMetric("val_acc", in_csv=True, best="at the end"),
-    EpochMetric("val_auc", in_csv=True, best="when reached"),
-    EpochMetric("val_sensitivity", in_csv=True, best="at the end"),
-    EpochMetric("val_specificity", in_csv=True, best="at the end"),
+    EpochMetric(TRAIN_LOSS, in_csv=True),
+    EpochMetric(VAL_LOSS, in_csv=True, best="at the end"),
+    EpochMetric(VAL_ACC, in_csv=True, best="at the end"),
+    EpochMetric(VAL_AUC, in_csv=True, best="when reached"),
+    EpochMetric(VAL_SENSITIVITY, in_csv=True, best="at the end"),
+    EpochMetric(VAL_SPECIFICITY, in_csv=True, best="at the end"),
     EpochMetric("val_threshold"),
     EpochMetric("learning_rate"),
     EpochMetric("epoch_seconds", is_timing=True),

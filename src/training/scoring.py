@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data.batches import BatchLoader, sequential_batches
 from ..data.dataset import Split
+from ..evaluation.metric_names import BEST_EPOCH, BEST_THRESHOLD
 from ..evaluation.metrics import Scores, evaluate, softmax
 from ..evaluation.predictions import Predictions, write_predictions
 from ..evaluation.score_plots import save_plots
@@ -79,7 +80,7 @@ class Results:
         """Return the metrics to log at the end of a run."""
         best = state.history[state.best_epoch - 1]
         names = [metric.name for metric in EPOCH_METRICS if metric.best == "at the end"]
-        metrics = {"best_epoch": float(state.best_epoch), "best_threshold": self.threshold}
+        metrics = {BEST_EPOCH: float(state.best_epoch), BEST_THRESHOLD: self.threshold}
         metrics |= {f"best_{name}": best[name] for name in names}
         test = self.splits.get("test")
         return metrics if test is None else metrics | test.scores.named("test")

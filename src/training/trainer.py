@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data.batches import BatchLoader
 from ..data.dataset import Dataset
 from ..errors import TrainingError
+from ..evaluation.metric_names import TRAIN_LOSS
 from ..models.forward import ModelContext, train_mode
 from ..utils.config import Config
 from ..utils.console import bar
@@ -203,7 +204,7 @@ class Trainer:
         context.process_group.broadcast_tensors(context.model.buffers())  # batch-norm statistics differ
         threshold, batch_size = self.config.evaluation.threshold, self.config.training.batch_size
         scores = score_split(context, self.loader, "val", threshold, batch_size).scores
-        metrics = {"epoch": epoch, "train_loss": train_loss, **scores.named("val")}
+        metrics = {"epoch": epoch, TRAIN_LOSS: train_loss, **scores.named("val")}
         return metrics | {"val_threshold": scores.threshold}
 
     def _eval_context(self) -> ModelContext:

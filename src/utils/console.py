@@ -13,11 +13,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
+_WIDTH = 160  # of a table in a pipe or file
 
 
 def is_interactive() -> bool:
     """Return whether stdout is a terminal."""
     return sys.stdout.isatty()
+
+
+def wide_console() -> Console:
+    """Return a console for tables: a pipe has no width, and a wrapped path or number cannot be read."""
+    return Console(width=None if is_interactive() else _WIDTH, highlight=False)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..evaluation.metric_names import BEST_EPOCH, BEST_VAL_AUC
 from ..tracking import names
 from ..tracking.liveness import read_resumable
 from ..tracking.stored_run import metric_points
@@ -40,7 +41,7 @@ def run_digest(folders: RunFolders) -> dict[str, str]:
         "optimizer and schedule": digest(
             [latest[f"{name}_state_dict"] for name in ("optimizer", "scheduler", "scaler")]
         ),
-        "best epoch, val AUC": f"{latest['best_epoch']}, {latest['best_val_auc']}",
+        "best epoch, val AUC": f"{latest[BEST_EPOCH]}, {latest[BEST_VAL_AUC]}",
         folders.history.name: _short(folders.history.read_bytes()),
         **{
             f"{names.PREDICTIONS}/{path.name}": _short(path.read_bytes())
@@ -59,7 +60,7 @@ def _trained_weights(latest: Mapping[str, Any]) -> dict[str, str]:
 
 def _logged_metrics(run_id: str) -> dict[str, str]:
     points = {name: found for name, found in metric_points(run_id).items() if name not in TIMING_METRICS}
-    points = {name: found for name, found in points.items() if not name.startswith("system/")}
+    points = {name: found for name, found in points.items() if not name.startswith(names.SYSTEM_METRICS)}
     steps = [(name, step) for name, found in points.items() for step, _ in found]
     return {
         "metrics in MLflow": f"{_short(json.dumps(points).encode())}, {len(steps)} values",

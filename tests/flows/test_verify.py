@@ -91,7 +91,7 @@ def differing(one: dict[str, str], two: dict[str, str]) -> list[str]:
     ("options", "message"),
     [
         (["--resume", "auto"], "--resume: src.verify trains twice by itself; leave it out"),
-        (["--kills", "0"], "'0' is not a number of kills"),
+        (["--kills", "0"], "expected a whole number from 1, got '0'"),
         (["--model", "resnet999"], "the training uninterrupted ended with exit status 2: error: model.name"),
     ],
 )

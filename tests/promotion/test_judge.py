@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from src.evaluation.auc import Difference
-from src.promotion.history import Action, Event, promotions
+from src.promotion.history import Action, Event, Group, promotions
 from src.promotion.select import Rules, Verdict, competed_since, is_same, judge, pick_fingerprints, rank
 from src.promotion.state import Incumbent, State
 from src.tracking.registry import Registered
@@ -101,7 +101,7 @@ def test_the_best_of_many_needs_a_smaller_p(p: float, runs: int, verdict: str, r
 
 
 def state(*entries: Event) -> State:
-    return State(None, Registered("m_A"), 1, frozenset(), promotions(entries))
+    return State(Group("m", "A"), None, Registered("m_A"), 1, frozenset(), promotions(entries))
 
 
 def promotion(action: Action, runs: int | None) -> Event:

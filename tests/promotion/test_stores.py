@@ -83,7 +83,7 @@ def test_the_database_and_the_search_find_the_same(npz: Path, monkeypatch: pytes
     monkeypatch.setattr(queries, "is_database", lambda _uri: False)
     assert sorted(by_database, key=lambda c: c.run_id) == sorted(find_candidates(), key=lambda c: c.run_id)
     assert count_runs() == count == 12
-    assert {(c.modality, c.val_auc) for c in by_database} >= {("A", 0.9)}
+    assert {(c.group[1], c.val_auc) for c in by_database} >= {("A", 0.9)}
     assert len(by_database) == 4
     assert [c.allowed_leaks for c in by_database if c.is_leaky] == ["2"]
     assert len(find_candidates("other")) == 1

@@ -203,7 +203,9 @@ def test_without_a_store_it_says_what_it_can(
     captured = capsys.readouterr()
     assert "Connection refused" in captured.err
     assert "secret" not in captured.out + captured.err
-    assert main(["doctor", "--output-dir", "none"]) == 2
+    for missing in ("none", "outputs"):
+        assert main(["doctor", "--output-dir", missing]) == 2
+        assert f"--output-dir {missing}: no such folder" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("sqlite")
@@ -231,7 +233,7 @@ def test_a_run_that_was_only_paused_and_finishes_loses_the_reason_of_its_end(
         assert run.run_id in {one.run.run_id for one in check_running_runs([])}
         assert mark_killed(run.run_id, [])
         assert statuses(run.run_id) == ["KILLED"]
-        assert "ended without a word" in client.get_run(run.run_id).data.tags["error"]
+        assert "ended without a final status" in client.get_run(run.run_id).data.tags["error"]
     assert statuses(run.run_id) == ["FINISHED"]
     assert "error" not in client.get_run(run.run_id).data.tags
 

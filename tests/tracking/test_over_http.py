@@ -140,7 +140,7 @@ def test_killed_over_http_then_delivered(
     assert store.main(["sync", "outputs/mine"]) == 0
     run = only_run()
     assert run.info.status == "KILLED"
-    assert "ended without saying why" in run.data.tags["error"]
+    assert "ended without a final status" in run.data.tags["error"]
     rows = history.read_text().splitlines()[1:]
     points = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val_auc")
     # The kill may have come between the table's last row and its delivery.

@@ -85,4 +85,4 @@ def test_what_was_lost_on_the_way_is_named(moved: Path, capsys: pytest.CaptureFi
     (file,) = (moved / "mlruns").rglob("MLmodel")
     shutil.rmtree(file.parent)
     assert store.main(["relocate"]) == 1
-    assert "what these keep is neither here nor where the store says" in capsys.readouterr().err
+    assert "are neither here nor where the store says" in capsys.readouterr().err

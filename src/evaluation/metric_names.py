@@ -1,0 +1,23 @@
+"""Names of the metrics that a training logs, which are also keys of checkpoints and columns of tables."""
+
+TRAIN_LOSS = "train_loss"
+"""Metric that every completed epoch logs."""
+VAL_LOSS = "val_loss"
+VAL_ACC = "val_acc"
+VAL_AUC = "val_auc"
+"""Also the tag of a model version: the val AUC of its run."""
+VAL_SENSITIVITY = "val_sensitivity"
+VAL_SPECIFICITY = "val_specificity"
+
+BEST_EPOCH = "best_epoch"
+BEST_THRESHOLD = "best_threshold"
+BEST_VAL_AUC = "best_val_auc"
+"""Metric that promotion ranks by."""
+BEST_VAL_ACC = "best_val_acc"
+BEST_VAL_SENSITIVITY = "best_val_sensitivity"
+BEST_VAL_SPECIFICITY = "best_val_specificity"
+
+TEST_ACC = "test_acc"
+TEST_AUC = "test_auc"
+TEST_SENSITIVITY = "test_sensitivity"
+TEST_SPECIFICITY = "test_specificity"
