@@ -160,6 +160,12 @@ def test_every_package_that_is_imported_is_pinned() -> None:
     assert {DISTRIBUTIONS.get(name, name) for name in others} <= pins
 
 
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name)
+def test_files_that_the_docs_name_exist(page: Path) -> None:
+    found = re.findall(r"\b(?:src|tests|benchmarks|config)/[\w/]+\.(?:py|yaml)\b", page.read_text())
+    assert [path for path in found if not (ROOT / path).exists()] == []
+
+
 def _spelled_once() -> set[str]:
     """Return the names of metrics, tags and statuses that mean nothing else: no settings, files, or words."""
     constants = [*vars(metric_names).items(), *vars(store_names).items()]
