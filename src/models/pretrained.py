@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,13 +12,15 @@ from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..utils.io import open_regular
+from ..utils.limits import SAFETENSORS_HEADER
 from ..utils.torchvision_import import torchvision
 from .input_spec import InputSpec
-from .safetensors import read_safetensors
 from .state_dicts import fit_state
 from .stem import first_convolution
 
@@ -140,9 +143,14 @@ def _not_weights(start: bytes) -> str:
 
 
 def _load_safetensors(file: BinaryIO, path: Path) -> object:
+    header_length = int.from_bytes(file.read(8), "little")
+    is_inside = header_length <= os.fstat(file.fileno()).st_size
+    if is_inside and (excess := SAFETENSORS_HEADER.excess(header_length)):
+        raise ModelError(f"The weights file {path} is refused as too large: {excess}.")
+    file.seek(0)
     try:
-        return read_safetensors(file)
-    except (OSError, ValueError) as error:
+        return load_safetensors(file.read())
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"The weights file {path} cannot be read as safetensors: {error}. Download or save it again."
         ) from None
