@@ -91,8 +91,8 @@ def test_the_lower_rate_from_scratch_is_that_of_networks_without_batch_norm(name
         ({"training__optimizer": "adam"}, (1e-3, 1e-4, 30)),
         ({"training__optimizer": "sgd"}, (1e-2, 1e-3, 30)),
         ({"training__optimizer": "sgd", "model__weights": "none"}, (1e-2, None, 100)),
-        ({"data__root_dir": "demo"}, (1e-3, 1e-4, 10)),
-        ({"data__root_dir": "demo", "model__weights": "auto"}, (1e-3, None, 10)),
+        ({"data__root_dir": "demo"}, (1e-3, 1e-4, 5)),
+        ({"data__root_dir": "demo", "model__weights": "auto"}, (1e-3, None, 5)),
     ],
 )
 def test_what_is_set_stays(changes: dict[str, Any], expected: tuple[object, ...]) -> None:
