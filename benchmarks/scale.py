@@ -45,7 +45,7 @@ import json, resource, sys, time
 from pathlib import Path
 from src.data import dataset
 from src.utils.config import DataConfig
-from src.utils.runtime import collection_paused
+from src.utils.runtime import gc_paused
 
 seconds = {}
 
@@ -65,7 +65,7 @@ before, cpu = peak(), time.process_time()
 dataset.list_modalities = timed("list", dataset.list_modalities)
 dataset.decode_listings = timed("look up", dataset.decode_listings)
 config = DataConfig(root_dir=sys.argv[1], patient_regex=sys.argv[2] or None)
-with collection_paused():  # as src.train has it
+with gc_paused():  # as src.train has it
     loaded = timed("total", dataset.load_dataset)(config, Path("cache"))
 cpu = time.process_time() - cpu
 rest = seconds["total"] - seconds["list"] - seconds["look up"]

@@ -1,4 +1,4 @@
-"""``python -m src.cleanup``: frees disk of what no longer matters; shows the plan, and waits for --apply."""
+"""``python -m src.cleanup``: frees disk space of old runs; without --apply, it only shows the plan."""
 
 import math
 import sys

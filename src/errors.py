@@ -1,4 +1,4 @@
-"""The errors that a person can act on: one base, a few children.
+"""The errors that the user can act on: one base, a few children.
 
 Every message says what happened, where, and what to do next. Commands print it on one line of
 stderr and end with the error's ``exit_code``; no traceback is shown.
@@ -35,7 +35,7 @@ class DataError(UserError):
 
 
 class ModelError(UserError):
-    """The model or its weights cannot be built as asked."""
+    """The model or its weights cannot be built as requested."""
 
 
 class StoreError(UserError):
@@ -47,7 +47,7 @@ class TrackingError(MlprojectError):
 
 
 class TrainingError(MlprojectError):
-    """Training started and could not go on (exit status 1)."""
+    """Training started and could not continue (exit status 1)."""
 
 
 class ClaimError(MlprojectError):

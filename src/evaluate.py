@@ -32,7 +32,7 @@ def _parser() -> CommandParser:
         metavar="N",
         type=whole_number(1, 48),
         default=0,
-        help="Grad-CAM overlays of the N most wrong and the N surest decisions",
+        help="Grad-CAM overlays of the N most wrong and the N most confident decisions",
     )
     return parser
 

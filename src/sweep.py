@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from .tracking import project_run_errors
-from .utils.cli import CommandParser, add_setting_options, changes_of, duration, run_command, whole_number
+from .utils.cli import (
+    CommandParser,
+    add_setting_options,
+    changed_settings,
+    duration,
+    run_command,
+    whole_number,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +30,7 @@ def _parser() -> CommandParser:
     _add(parser, "--modality", "several with commas: a search each", default="A", metavar="TAGS")
     _add(parser, "--trials", "trials of each search, over all workers", default=20, type=whole_number(1))
     _add(parser, "--space", "search space", default="config/sweep/default.yaml", metavar="FILE")
-    _add(parser, "--workers", "trainings at the same time, here", default=1, type=whole_number(1))
+    _add(parser, "--workers", "training runs at the same time, here", default=1, type=whole_number(1))
     parser.add_argument(
         "--timeout",
         metavar="TIME",
@@ -57,7 +64,7 @@ def _sweep(argv: Sequence[str] | None) -> None:
     until = time.time() + args.timeout if args.timeout and args.until is None else args.until
     with nullcontext() if args.worker else project_run_errors():
         changes = [
-            changes_of(args, model.strip(), modality.strip())
+            changed_settings(args, model.strip(), modality.strip())
             for model in args.model.split(",")
             for modality in args.modality.split(",")
         ]

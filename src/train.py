@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from .errors import MlprojectError
 from .tracking import project_run_errors
-from .utils.cli import CommandParser, add_flag, add_setting_options, changes_of, run_command, warn
-from .utils.runtime import collection_paused
+from .utils.cli import CommandParser, add_flag, add_setting_options, changed_settings, run_command, warn
+from .utils.runtime import gc_paused
 
 if TYPE_CHECKING:
     from .utils.config import Config
@@ -45,15 +45,16 @@ def _train(argv: Sequence[str] | None) -> None:
 
     with process_group() as group, ExitStack() as locks:
         recorded = project_run_errors() if group.is_main else nullcontext()
-        with recorded, collection_paused(), group.report_rank_failure():
+        with recorded, gc_paused(), group.report_rank_failure():
             args = _parser().parse_args(argv)
             # Not earlier: torch and MLflow take seconds to import, and --help needs neither.
             from .experiment.prepare import TrainRequest, prepare
             from .tracking.project_run import project_run
 
-            changes = changes_of(args, args.model, args.modality)
+            changes = changed_settings(args, args.model, args.modality)
             request = TrainRequest(args.config, changes, args.resume, args.parent, args.rehash, args.dry_run)
             training = prepare(request, group, locks)
+            # Read now, because the training run takes the variable out of the environment.
             in_project = training is not None and group.is_main and project_run() is not None
         if training is not None:
             training.run()
@@ -72,7 +73,7 @@ def _promote(config: "Config", *, only_warn: bool) -> None:
         if not only_warn:
             raise
         # An exit status would make `mlflow run` mark the finished training FAILED.
-        warn(f"trained, and not promoted: {error}")
+        warn(f"the training run finished, but promotion failed: {error}")
 
 
 if __name__ == "__main__":

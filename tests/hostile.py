@@ -225,7 +225,7 @@ def fewer(harmless: Files, _: Files) -> bytes:
 
 
 CONTENTS: list[tuple[Callable[[Files], Files], str]] = [
-    (expression, "a size is"),
+    (expression, "a tensor size is not"),
     (expression_of_metadata, "the metadata of a node"),
     (operator_that_writes, "target is 'torch.ops.aten.from_file.default'"),
     (guards, "guards as code"),

@@ -19,7 +19,7 @@ from ..utils.runtime import usable_cores
 from .file_info import FileInfo
 from .image_array import ImageOffsets
 from .listing import Sample
-from .name_spelling import hash_patient, hash_spelling
+from .name_checks import hash_patient, hash_spelling
 from .pixels import DecodedImage, Header, ImageError, ImageFormat, Pixels, render
 
 

@@ -15,7 +15,7 @@ from ..utils.io import open_regular
 from ..utils.limits import IMAGE_PIXELS, IMAGE_VALUES
 from .dicom_file import BARE_BYTES, DicomFile, check_palette, check_pixel_data, is_bare
 from .dicom_gray import check_high_bit, decode_gray, text_of, used_bits
-from .name_spelling import normalize_patient
+from .name_checks import normalize_patient
 from .pixels import DecodedImage, Header, ImageError, check_limit, open_image
 
 if TYPE_CHECKING:
@@ -126,9 +126,9 @@ def _header(path: Path, dataset: "Dataset") -> Header:
     _check_photometric(path, dataset)
     is_gray = dataset.PhotometricInterpretation in _GRAY
     if is_gray and bits > _MAX_GRAY_BITS:
-        raise ImageError(f"{path}: pixels of {bits} bits are not read; convert it to 16 bits")
+        raise ImageError(f"{path}: pixels of {bits} bits are not supported; convert it to 16 bits")
     if not is_gray and int(dataset.get("BitsAllocated") or 8) > 8 and not _is_palette(dataset):
-        raise ImageError(f"{path}: color of more than 8 bits is not read; convert it to 8 bits")
+        raise ImageError(f"{path}: color of more than 8 bits is not supported; convert it to 8 bits")
     patient = normalize_patient(str(dataset.get("PatientID") or ""))
     return Header(height, width, 1 if is_gray else 3, patient, "DICOM", bits)
 
@@ -140,7 +140,9 @@ def _check_photometric(path: Path, dataset: "Dataset") -> None:
         raise ImageError(f"{path}: has no PhotometricInterpretation; add one, such as MONOCHROME2 or RGB")
     samples = int(dataset.get("SamplesPerPixel") or 1)
     if photometric not in _GRAY | _COLOR | {_PALETTE}:
-        raise ImageError(f"{path}: PhotometricInterpretation {photometric} is not read; convert it to RGB")
+        raise ImageError(
+            f"{path}: PhotometricInterpretation {photometric} is not supported; convert it to RGB"
+        )
     if samples != (3 if photometric in _COLOR else 1):
         raise ImageError(
             f"{path}: {photometric} with SamplesPerPixel {samples} is contradictory; correct one"
@@ -195,9 +197,9 @@ def _stored_pixels(path: Path, dataset: "Dataset") -> NDArray[Any]:
     check_high_bit(path, dataset)
     photometric, bits = dataset.PhotometricInterpretation, int(dataset.BitsStored)
     if photometric in _COLOR and bits != 8:
-        raise ImageError(f"{path}: color of {bits} bits is not read; convert it to 8 bits")
+        raise ImageError(f"{path}: color of {bits} bits is not supported; convert it to 8 bits")
     if photometric in _JPEG_2000 and "JPEG 2000" not in syntax.name:
-        raise ImageError(f"{path}: {photometric} without JPEG 2000 is not read; convert it to RGB")
+        raise ImageError(f"{path}: {photometric} without JPEG 2000 is not supported; convert it to RGB")
     # `used_bits` clears unused bits, and refuses a wrong BitsStored.
     dataset.pixel_array_options(correct_unused_bits=False)
     try:
@@ -227,7 +229,7 @@ def _palette_colors(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> NDA
     places = np.clip(used_bits(path, dataset, stored, None).astype(np.int32), first, first + count - 1)
     colors = apply_color_lut(places, dataset)[..., :3]
     if colors.dtype == np.uint8 and count > 2**8:
-        raise ImageError(f"{path}: a palette of {count} colors of 8 bits is not read; convert it to RGB")
+        raise ImageError(f"{path}: a palette of {count} colors of 8 bits is not supported; convert it to RGB")
     return (colors >> 8 if colors.dtype == np.uint16 else colors).astype(np.uint8)
 
 

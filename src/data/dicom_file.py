@@ -42,7 +42,7 @@ _BARE = re.compile(
 
 
 class _DeflatedError(Exception):
-    """pydicom tries to read the rest of the file at once, which means that the file is deflated."""
+    """pydicom reads the rest of the file at once, which it does only for deflated files."""
 
 
 class _Bounded:

@@ -102,7 +102,7 @@ def _padding(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> Mask | Non
 
 
 def used_bits(path: Path, dataset: "Dataset", stored: NDArray[Any], padding: Mask | None) -> NDArray[Any]:
-    """Return the pixels without the bits above BitsStored, which may hold an overlay or lack the sign.
+    """Replace the bits above BitsStored, which may contain an overlay or a missing sign extension.
 
     Raises:
         ImageError: Those bits hold something else, so that BitsStored is wrong.
@@ -175,7 +175,7 @@ def _is_inverted(path: Path, dataset: "Dataset") -> bool:
     shape = text_of(dataset, "PresentationLUTShape")
     if shape not in ("", "IDENTITY", "INVERSE"):
         raise ImageError(
-            f"{path}: PresentationLUTShape {shape} is not read; convert it to IDENTITY or INVERSE"
+            f"{path}: PresentationLUTShape {shape} is not supported; convert it to IDENTITY or INVERSE"
         )
     return bool(dataset.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE")
 
@@ -223,7 +223,9 @@ def _window(dataset: "Dataset") -> tuple[str, float, float] | None:
     try:
         center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
     except (ValueError, TypeError, OverflowError):
-        raise ValueError("its window is not a pair of numbers") from None
+        raise ValueError(
+            "its WindowCenter and WindowWidth are not one number each; set data.window"
+        ) from None
     if center is None or width is None or width == 0:
         return None
     function = text_of(dataset, "VOILUTFunction") or _LINEAR

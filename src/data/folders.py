@@ -20,7 +20,7 @@ from .image_files import (
     unlisted,
 )
 from .listing import UNKNOWN, Listing, Sample, order_classes
-from .name_spelling import check_classes, check_no_masks, is_like_split, name_splits, unify
+from .name_checks import check_classes, check_no_masks, is_like_split, name_splits, unify
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _classes(names: list[str], positive: str | None, base: Path, skipped: Skippe
 
 
 def unlabeled_sample(file: str, key: str, classes: tuple[str, ...], patterns: NamePatterns) -> Sample:
-    """Return the sample of an image file; it has a label if exactly one folder of its key names a class."""
+    """Return the sample of an image file; its label is the class that just one folder is named after."""
     named = [folder for folder in key.split("/")[:-1] if folder in classes]
     label = classes.index(named[0]) if len(named) == 1 else UNKNOWN
     return Sample(file, key, label, patterns.patient(file), None, patterns.image_id(file))

@@ -181,7 +181,7 @@ class SkippedFiles:
         ]
 
     def notes(self, where: str) -> tuple[str, ...]:
-        """Return sentences for the user, without file names."""
+        """Return notes on skipped files for the user, without file names, which may identify patients."""
         excluded = [
             f"{count} {what}{'s' * (count > 1)} {pattern}"
             for (pattern, what), count in sorted(self.excluded.items())

@@ -180,7 +180,7 @@ def _thumbnails(
 def _correlate(
     some: list[Thumbnails], block: slice, others: list[Thumbnails], other: slice
 ) -> NDArray[np.float32]:
-    """Return the correlations of two blocks, the highest of all modalities."""
+    """Return the correlation of each pair of images from two blocks: the maximum over the modalities."""
     found = [correlate(one[:, block], two[:, other]) for one, two in zip(some, others, strict=True)]
     highest: NDArray[np.float32] = np.maximum.reduce([of_one.numpy() for of_one in found])
     return highest

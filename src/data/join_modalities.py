@@ -12,7 +12,7 @@ from ..errors import DataError
 from ..utils.io import sha256
 from .cache import DecodedListing
 from .listing import Sample
-from .name_spelling import hash_patient, unify
+from .name_checks import hash_patient, unify
 
 _SHOWN = 5
 Key = tuple[str, str]

@@ -10,7 +10,7 @@ from ..errors import DataError
 from ..utils.tables import TableError, read_rows
 from .folders import NamePatterns, listing_of_files
 from .listing import UNKNOWN, Listing, Sample, order_classes
-from .name_spelling import check_classes, name_splits, unify
+from .name_checks import check_classes, name_splits, unify
 
 NAME = "manifest.csv"
 

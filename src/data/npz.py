@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..utils.io import open_regular
 from ..utils.limits import ARRAY_BYTES, IMAGE_PIXELS, NPZ_DIRECTORY, NPZ_IMAGES, Limit
 from .listing import SPLITS, UNKNOWN, Listing, Sample, order_classes
-from .name_spelling import is_like_split, name_splits
+from .name_checks import is_like_split, name_splits
 from .pixels import DecodedImage, Header, Pixels, check_limit
 
 _SUFFIX = ".npy"

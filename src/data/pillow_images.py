@@ -75,7 +75,7 @@ def _header(path: Path, image: Image.Image) -> Header:
         raise ImageError(f"{path}: holds several pages; export each slice as a file of its own")
     if image.mode not in _GRAY_MODES | _COLOR_MODES:
         raise ImageError(
-            f"{path}: pixels of kind {image.mode!r} are not read; convert it to unsigned 8 or 16 bits"
+            f"{path}: pixels of kind {image.mode!r} are not supported; convert it to unsigned 8 or 16 bits"
         )
     _check_samples(path, image)
     return Header(
@@ -132,11 +132,11 @@ def _check_samples(path: Path, image: Image.Image) -> None:
     """Refuse samples that Pillow would change: it keeps the upper byte of 16-bit colors and drops signs."""
     if image.mode not in _16_BITS and _sample_bits(image) > 8:
         raise ImageError(
-            f"{path}: color, or gray with transparency, of more than 8 bits is not read; convert it to 8 "
-            "bits a channel, or to 16-bit gray without transparency"
+            f"{path}: color, or gray with transparency, of more than 8 bits is not supported; convert it to "
+            "8 bits a channel, or to 16-bit gray without transparency"
         )
     if _SIGNED in _tiff_tag(image, _SAMPLE_FORMAT):
-        raise ImageError(f"{path}: signed pixels are not read; convert it to unsigned 8 or 16 bits")
+        raise ImageError(f"{path}: signed pixels are not supported; convert it to unsigned 8 or 16 bits")
 
 
 def _sample_bits(image: Image.Image) -> int:

@@ -17,7 +17,7 @@ from .join_modalities import Records, StepResult, join, to_records
 from .listing import Listing
 from .manifest import NAME as MANIFEST_NAME
 from .manifest import list_manifest, list_unlabeled_manifest
-from .name_spelling import check_patients, unify
+from .name_checks import check_patients, unify
 from .npz import list_npz, list_unlabeled_npz
 from .windows import blank_notes, describe_corrected
 

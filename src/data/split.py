@@ -166,7 +166,7 @@ def _too_few(name: str, patients: int, sides: Iterable[str], classes: int) -> Da
 
 
 def _count_parts(sides: dict[str, float], groups: int) -> tuple[int, dict[str, int]]:
-    """Return the number of parts to divide into, and how many of them val and test get."""
+    """Return the smallest number of equal parts that fits the fractions, and the parts of val and test."""
     most = min(_MOST_PARTS, groups)
     for number in range(2, most + 1):
         counts = {side: max(1, round(share * number)) for side, share in sides.items()}

@@ -52,7 +52,7 @@ class TrainRequest:
 
 
 def prepare(request: TrainRequest, group: ProcessGroup, locks: ExitStack) -> Training | None:
-    """Return the training, None after a dry run.
+    """Return the training run, ready to start; None after a dry run.
 
     Args:
         request: The arguments of the command.
@@ -63,10 +63,10 @@ def prepare(request: TrainRequest, group: ProcessGroup, locks: ExitStack) -> Tra
         MlprojectError: The settings, the data or the run to resume are refused.
     """
     if not group.is_main:
-        return _prepare_worker(request, group)
+        return _prepare_other_rank(request, group)
     if not request.dry_run:
         check_project_run()
-    resumed = _named_run(request, locks)
+    resumed = _run_to_resume(request, locks)
     config = resumed.config if resumed else Config.from_file(request.config_file, request.changes)
     _check_writable(config.output_dir)
     spec = resumed.spec if resumed else None
@@ -80,19 +80,19 @@ def prepare(request: TrainRequest, group: ProcessGroup, locks: ExitStack) -> Tra
         return None
     open_store()
     tags = run_tags(setup.config, dataset, setup.context)
-    if request.resume == "auto":
+    if request.resume == "auto":  # needs the fingerprints, which are known only now
         resumed = resume_auto(setup.config, tags, locks)
-        print(f"resuming {resumed.run_id}" if resumed else "no unfinished run fits: a new one is started")
+        print(f"resuming {resumed.run_id}" if resumed else "no matching unfinished run; starting a new one")
     if resumed:
         resumed.check_batches(setup.train_step.min_micro_batch)
-        mark_project_run("resume")  # `mlflow run` has created a run of its own
+        mark_project_run("resume")  # so that the extra run of `mlflow run` does not count as a training run
         if changed := list(resumed.inexact(tags)):
             warn(f"{'; '.join(changed)}: {_INEXACT}")
-    folders = resumed.folders if resumed else _claim_named(config, locks)
+    folders = resumed.folders if resumed else _claim_chosen_folders(config, locks)
     return Training(setup, dataset, tags, folders, resumed, request.parent)
 
 
-def _prepare_worker(request: TrainRequest, group: ProcessGroup) -> Training | None:
+def _prepare_other_rank(request: TrainRequest, group: ProcessGroup) -> Training | None:
     received = group.broadcast_object()
     config = Config.from_dict(received["config"], "the main rank")
     dataset = _load(config, rehash=False)
@@ -101,7 +101,7 @@ def _prepare_worker(request: TrainRequest, group: ProcessGroup) -> Training | No
     return None if request.dry_run else Training(setup, dataset)
 
 
-def _named_run(request: TrainRequest, locks: ExitStack) -> ResumableRun | None:
+def _run_to_resume(request: TrainRequest, locks: ExitStack) -> ResumableRun | None:
     """Return the run that ``--resume RUN_ID`` names."""
     if request.resume in (None, "auto"):
         return None
@@ -142,12 +142,12 @@ def _set_up(config: Config, dataset: Dataset, spec: InputSpec | None, group: Pro
     return setup
 
 
-def _claim_named(config: Config, locks: ExitStack) -> RunFolders | None:
+def _claim_chosen_folders(config: Config, locks: ExitStack) -> RunFolders | None:
     """Claim the folders of a run with a chosen name; default names contain the run id."""
     if not config.experiment.name:
         return None
     folders = RunFolders(config.output_dir, config.experiment.name)
-    locks.enter_context(folders.claimed())
+    locks.enter_context(folders.create_and_lock())
     return folders
 
 

@@ -57,7 +57,7 @@ def run_tags(config: Config, dataset: Dataset, context: ModelContext) -> dict[st
 
 
 def config_hash(config: Config) -> str:
-    """Return the SHA-256 by which runs with the same settings are found."""
+    """Return the SHA-256 of the settings; ``--resume auto`` searches for runs with the same hash."""
     values = config.flat()
     unset = [key for key, value in _LATER.items() if values[key] == value]
     return sha256(config.to_yaml(without=(*_NEUTRAL, *unset)).encode())

@@ -144,7 +144,7 @@ def resume_auto(config: Config, tags: Mapping[str, str], held: ExitStack) -> Res
     found = [(run, folders) for run in find_unfinished(tags) if (folders := _folders(run, config))]
     if len(found) > 1:
         listed = ", ".join(f"{run.run_id} ({run.status}, {folders.name})" for run, folders in found)
-        raise UserError(f"--resume auto: {len(found)} unfinished runs fit: {listed}; name one of them")
+        raise UserError(f"--resume auto: {len(found)} unfinished runs match: {listed}; name one of them")
     if not found:
         return None
     known, folders, checkpoint = _lock(*found[0], held)
@@ -183,7 +183,7 @@ def _lock(
         raise UserError(
             f"--resume {known.run_id}: {folders.results} belongs to run {', '.join(sorted(others))}"
         )
-    held.enter_context(folders.held())
+    held.enter_context(folders.lock())
     check_not_running(known)
     if Journal.exists(folders.results):
         sync(folders.results)

@@ -29,7 +29,7 @@ class Training:
         setup: The settings, the model and the training step.
         dataset: The data.
         tags: Tags of the run.
-        folders: Folders that the caller has locked; None creates some with the run id in their name.
+        folders: Folders that the caller has locked; None for new ones, whose names contain the run id.
         resumed: The run to resume, None for a new one.
         parent: Id of the run to nest this one under.
     """
@@ -43,14 +43,14 @@ class Training:
 
     def run(self) -> None:
         """Train; the main rank tracks the run and prints its results."""
-        with ExitStack() as ended:
+        with ExitStack() as after_run:
             if self.setup.context.process_group.is_main:
-                self._run_tracked(ended)
+                self._run_tracked(after_run)
             else:
                 with determinism(self.setup.config.training.deterministic):
                     self._train(StateRecorder())
 
-    def _run_tracked(self, ended: ExitStack) -> None:
+    def _run_tracked(self, after_run: ExitStack) -> None:
         config, context, resumed = self.setup.config, self.setup.context, self.resumed
         nested = {names.PARENT: self.parent} if self.parent else {}
         with (
@@ -62,7 +62,7 @@ class Training:
             if folders is None:
                 name = f"exp_{datetime.now():%Y%m%d_%H%M%S}_{run.run_id[:8]}"
                 folders = RunFolders(config.output_dir, name)
-                locks.enter_context(folders.claimed())
+                locks.enter_context(folders.create_and_lock())
             checkpoint = None if resumed is None else resumed.checkpoint
             report = RunReport(run, folders, config, self.dataset, context)
             report.start(has_checkpoint=checkpoint is not None)
@@ -75,7 +75,7 @@ class Training:
             state, results = self._train(recorder, self._checkpoint_extra(run.run_id), checkpoint)
             report.results(state, results)
             # Printed after the run has ended, so that an error while printing changes no status.
-            ended.callback(report.print_summary, state, results)
+            after_run.callback(report.print_summary, state, results)
 
     def _train(
         self,
@@ -92,7 +92,8 @@ class Training:
             )
             if checkpoint is not None:
                 trainer.restore(checkpoint)
-            return trainer.fit(), score_best(context, trainer.loader, config)
+            state = trainer.fit()  # leaves the best weights in the model
+            return state, score_best(context, trainer.loader, config)
 
     def _checkpoint_extra(self, run_id: str) -> dict[str, Any]:
         """Return what every checkpoint contains in addition to the trainer's state."""
@@ -103,5 +104,6 @@ class Training:
             "input": self.setup.context.spec.to_dict() | {"window": self.dataset.window},
             "data_fingerprint": self.dataset.fingerprint,
             "decoding": FORMAT,
+            # The key of earlier checkpoints.
             "smallest_pass": self.setup.train_step.min_micro_batch,
         }

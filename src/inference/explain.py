@@ -116,7 +116,7 @@ def most_wrong_and_confident(
 
 def draw_explanation(trained: TrainedModel, layer: Layer, result: EvaluationResult, count: int) -> "Figure":
     """Draw each image above its overlay: first the most wrong decisions, then the most confident."""
-    groups = dict(zip(("most wrong", "surest"), most_wrong_and_confident(result, count), strict=True))
+    groups = dict(zip(("most wrong", "most confident"), most_wrong_and_confident(result, count), strict=True))
     rows = sum(-(-len(chosen) // _PER_ROW) for chosen in groups.values())
     figure = new_figure(1.9 * min(count, _PER_ROW) + 0.3, 4.4 * rows + 0.8)
     figure.suptitle(

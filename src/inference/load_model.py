@@ -103,7 +103,7 @@ def load_trained(reference: Reference, folder: Path, device: str = "auto") -> Tr
     version = _version(registered, reference.version)
     name = f"{registered.name} version {version.number}"
     if version.run_id is None:
-        raise ClaimError(f"{name} was registered by hand and names no run, so its settings are not known")
+        raise ClaimError(f"{name} was registered manually without a run, so its settings are unknown")
     return _of_run(name, read_run(version.run_id), version.source, version, folder=folder, device=target)
 
 

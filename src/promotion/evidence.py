@@ -199,7 +199,9 @@ def _predict(run: StoredRun, model: "nn.Module", folder: Path) -> Predictions:
             parts = [model(pixels) for pixels in track(images, "verify", len(batches))]
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ClaimError(f"run {run.run_id}: its logged model does not take its data: {reason}") from None
+        raise ClaimError(
+            f"run {run.run_id}: its logged model fails on its validation data: {reason}"
+        ) from None
     probabilities = torch.cat(parts).double().numpy()
     return Predictions(val.hashes, val.patients, val.labels, probabilities, dataset.classes)
 

@@ -50,7 +50,7 @@ def writing() -> Iterator[None]:
         check_writable(FOLDER)
     except OSError as error:
         raise MlprojectError(
-            f"{FOLDER} cannot be written: {error.strerror}; nothing was changed, in the registry neither"
+            f"{FOLDER} cannot be written: {error.strerror}; nothing was changed, including the registry"
         ) from None
     with ExitStack() as held:
         for path in filter(None, [promotion_lock(), FOLDER / ".lock"]):

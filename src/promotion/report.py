@@ -41,7 +41,7 @@ def promote_and_report(request: Request) -> None:
         console.print("dry run: nothing was changed")
     alarming = [result.group.name for result in results if result.needs_attention]
     if alarming:
-        raise MlprojectError(f"look at {', '.join(alarming)}: the lines above say what is wrong there")
+        raise MlprojectError(f"{', '.join(alarming)}: see the lines above")
 
 
 def _row(result: Result, *, dry_run: bool) -> list[str]:
@@ -175,7 +175,7 @@ def _why_not_loadable(group: Group, champion: Version) -> list[str]:
     """Return why ``python -m src.predict`` would refuse the champion, as far as known without loading."""
     try:
         if champion.run_id is None:
-            raise ClaimError("it was registered by hand and names no run, so its settings are not known")
+            raise ClaimError("it was registered manually without a run, so its settings are unknown")
         with tempfile.TemporaryDirectory(prefix="promote-") as folder:
             read_config(read_run(champion.run_id), Path(folder))
         check_model_files(champion.source)

@@ -187,8 +187,8 @@ def nothing_left(selection: Selection) -> tuple[Verdict, str]:
     """Return verdict and reason for a group without a run that may be promoted."""
     if selection.count(LEAKY):
         return Verdict.REFUSE, (
-            "no run is left but with a leak between its splits, allowed by data.on_leak, so that its score "
-            "may be too good; --force promotes it all the same"
+            "every remaining run has a leak between its splits, allowed by data.on_leak, which may inflate "
+            "its score; --force promotes it anyway"
         )
     return Verdict.KEEP, "no comparable run is left that was not refused or rolled back"
 

@@ -17,7 +17,7 @@ from .history import Event, Group, last_version, of_group, promotions, read_hist
 
 @dataclass(frozen=True)
 class State:
-    """What a group has in its YAML file, the registry and the history.
+    """Promotion state of one group: its YAML file, its registered model and its history.
 
     Attributes:
         group: The group.
@@ -171,7 +171,7 @@ def _from_version(version: Version) -> Incumbent:
         val_auc = math.nan
     if not math.isfinite(val_auc):
         raise TrackingError(
-            f"the val AUC of version {version.number}, the champion, is not known; set its tag "
+            f"the val AUC of version {version.number}, the champion, is unknown; set its tag "
             f"{VAL_AUC}, or point the alias champion to another version"
         )
     fingerprints = _pair(tags.get(names.DATA_FINGERPRINT), tags.get(names.SPLIT_FINGERPRINT))

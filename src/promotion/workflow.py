@@ -150,7 +150,7 @@ def _promote_group(group: Group, candidates: list[StoredRun], request: Request, 
 
 
 def _promote_verified(group: Group, candidates: list[StoredRun], request: Request, folder: Path) -> Result:
-    """Decide until the best run can be verified and nobody else has promoted meanwhile."""
+    """Repeat the decision until its run is verified and no other process has promoted in the meantime."""
     refused: dict[str, str] = {}
     while True:
         decision = _decide(group, candidates, request, folder, refused)
@@ -266,7 +266,7 @@ def _reconcile(decision: Decision, request: Request, folder: Path) -> str:
     except MlprojectError as error:
         if decision.verdict is not Verdict.PROMOTE:
             raise
-        return f"the champion before could not be restored ({error})"
+        return f"the previous champion could not be restored ({error})"
     return "YAML, registry and history are made equal"
 
 

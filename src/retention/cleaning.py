@@ -168,7 +168,7 @@ def _locked(run: StoredRun, output: Path) -> Iterator[None]:
     folders = RunFolders(output, run.folder_name)
     is_own = is_run_name(run.folder_name) and run.run_id in owners(folders)
     has_logs = is_own and contained(output, folders.logs) is not None and folders.logs.is_dir()
-    with folders.held() if has_logs else nullcontext():
+    with folders.lock() if has_logs else nullcontext():
         if not has_ended(run.run_id):
             raise UserError(f"run {run.run_id} was resumed; it is left alone")
         if _versions(run, registered_versions()):
@@ -241,7 +241,7 @@ def _files(output: Path, rules: Rules) -> tuple[list[Removal], list[str]]:
     """Return decoded images that were not used for so many days, and temporary files of dead processes."""
     packs, left = output / "cache" / "packs", list[str]()
     if packs.is_dir() and contained(output, packs) is None:
-        old, left = [], [f"{packs}: reached through a link; delete in it by hand what is no longer used"]
+        old, left = [], [f"{packs}: reached through a link; delete unused files there manually"]
     else:
         old = find_unused(packs, rules.keep_days * _DAY)
     temps = [temp for temp in find_temps(output) if temp.is_orphaned]

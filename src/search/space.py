@@ -29,7 +29,7 @@ class Parameter(BaseModel):
     def _check(self) -> Self:
         given = [self.log, self.range, self.choices]
         if sum(value is not None for value in given) != 1:
-            raise ValueError("exactly one of log, range and choices")
+            raise ValueError("give exactly one of log, range and choices")
         low, high = self.log or self.range or (0, 1)
         if not low < high:
             raise ValueError(f"{low} is not below {high}")
@@ -110,7 +110,7 @@ class Space:
                     f"{self.source}: {key} is not a setting; config/default_config.yaml lists all"
                 )
             if key in ("model.name", "data.modalities", "experiment.name", "training.seed"):
-                raise ConfigError(f"{self.source}: {key} is chosen for the whole search, not by it")
+                raise ConfigError(f"{self.source}: {key} cannot be searched; set it with an option")
             self._check_conditions(key, parameter)
             for value in parameter.ends:
                 base.updated({**parameter.when, key: value}, self.source)

@@ -101,7 +101,7 @@ class TrialProcess:
         if status == 0:
             return None
         if status < 0:
-            return f"killed by {signal.Signals(-status).name}, for lack of memory perhaps; {self._log}"
+            return f"killed by {signal.Signals(-status).name}, possibly out of memory; {self._log}"
         lines = self._log.read_text(errors="replace").strip().splitlines()
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         return errors[-1] if errors else (lines[-1] if lines else f"ended with status {status}")
@@ -197,7 +197,7 @@ class Worker:
         until = time.monotonic() + _SAVING
         while time.monotonic() < until:
             try:
-                with folders.held():
+                with folders.lock():
                     return
             except UserError:
                 self.search.renew(trial)

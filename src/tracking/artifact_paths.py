@@ -163,7 +163,7 @@ def relocate() -> None:
         changed = sum(target is not None for target in targets)
         print(f"{shown_uri()}: {changed} paths that led to {', '.join(map(str, roots))} lead here now")
     else:
-        print(f"{shown_uri()}: no path led elsewhere to what lies here")
+        print(f"{shown_uri()}: no path had to be changed")
     if lost:
         shown = ", ".join(lost[:_SHOWN]) + (" ..." if len(lost) > _SHOWN else "")
         raise TrackingError(f"the files of these are neither here nor where the store says: {shown}")

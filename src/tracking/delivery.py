@@ -101,7 +101,7 @@ class ServerState:
         return step in self._steps[key]
 
     def lacks(self, items: Sequence[Item], folder: Path) -> list[Item]:
-        """Return those of the items that the store does not hold.
+        """Return the items that are missing from the store.
 
         Args:
             items: What was sent; of two that set the same tag or write the same file, the later one counts.
@@ -205,7 +205,7 @@ class Delivery:
             self._client.set_terminated(self._run_id, content["status"], content["end_time"])
 
     def lacks(self, items: Sequence[Item]) -> list[Item]:
-        """Return those of the sent items that the store does not hold.
+        """Return the sent items that are missing from the store.
 
         After an error, a second call continues where the first one stopped.
         """
@@ -273,7 +273,7 @@ def allowed_attempts(error: Exception) -> int | None:
     """Return how often an item may fail with this error; None for any number if the server is unreachable.
 
     An answer that refuses the item will not change. Any other error, such as an internal error of the
-    server, may pass, and must not hold back everything else for ever.
+    server, may pass, and must not hold back everything else forever.
     """
     if isinstance(error, AnswerError) or _NO_JSON in str(error):  # such as a login page
         return None

@@ -82,7 +82,7 @@ class Heartbeat:
         return (datetime.now(UTC) - self.time).total_seconds()
 
     def is_alive(self) -> bool:
-        """Return whether its process, on this machine, is alive; in doubt it is."""
+        """Return whether the process is alive on this machine; True if that cannot be determined."""
         try:
             process = psutil.Process(self.pid)
             is_same = abs(_started(process) - self.started) < _SAME_START

@@ -183,7 +183,7 @@ class Journal:
 
     @property
     def sent(self) -> list[Item]:
-        """Return the items that the server has confirmed, and that no comparison has found there yet."""
+        """Return the items that the server has confirmed but that no comparison has verified yet."""
         return [item for item in self.pending.values() if item.is_sent]
 
     @property

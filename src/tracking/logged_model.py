@@ -17,9 +17,9 @@ from mlflow.types import Schema, TensorSpec
 from ..errors import ClaimError
 from ..utils.console import silenced
 from ..utils.io import TEMP_PREFIX, atomic_write_text
-from .archive import checked_copy
 from .artifact_paths import model_folder
 from .names import DELIVERY, LOGGED_MODEL
+from .pt2_check import checked_copy
 from .store import local_folder, mlflow_client, pages, reason, resolve_uri, store_errors
 
 if TYPE_CHECKING:

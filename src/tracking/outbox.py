@@ -235,8 +235,8 @@ class Outbox:
         seconds = time.monotonic() - (self._failing_since or time.monotonic())
         since = time.strftime("%H:%M:%S", time.localtime(time.time() - seconds))
         warn(
-            f"the server {shown_uri()} does not answer since {since}; training continues, everything is on "
-            f"disk in {self.results}, and is delivered once it answers"
+            f"the server {shown_uri()} has not responded since {since}; training continues. All records are "
+            f"saved in {self.results} and will be sent when it responds"
         )
 
     def close(self, status: str) -> None:

@@ -19,7 +19,7 @@ PATIENCE = 3600.0
 """Seconds that one statement waits for the lock."""
 
 _HURRY = 5.0  # after Ctrl-C or SIGTERM, when the user waits for the process to end
-_IN_TRANSACTION = 20.0  # as MLflow's own: two processes must not wait for each other for ever
+_IN_TRANSACTION = 20.0  # as MLflow's own: two processes must not wait for each other forever
 _PIECE = 0.5
 _WARN_AFTER = 3.0
 

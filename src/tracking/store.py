@@ -76,7 +76,7 @@ def open_store(*, must_exist: bool = False) -> None:
 
 
 def _create_schema(uri: str, path: Path) -> None:
-    """Create a new database in a temporary file, since a kill during the migrations damages it for ever."""
+    """Create a new database in a temporary file, since a kill during the migrations damages it for good."""
     temp = path.with_name(f"{TEMP_PREFIX}{path.name}")
     for leftover in path.parent.glob(f"{temp.name}*"):
         leftover.unlink()
@@ -141,7 +141,7 @@ def reason(error: Exception) -> str:
 def error_message(error: BaseException) -> str:
     """Return why a run ended, as a message without file names that the store may keep."""
     if isinstance(error, MlflowException):
-        return f"the tracking store {shown_uri()} failed: {reason(error)}; what is on disk is whole"
+        return f"the tracking store {shown_uri()} failed: {reason(error)}; the files on disk are complete"
     if isinstance(error, MlprojectError):
         return error.public
     return str(error) if isinstance(error, Stopped) else f"{type(error).__name__}: {error}"

@@ -27,7 +27,7 @@ class Monitor:
         """Start the monitor.
 
         Args:
-            run_id: The run; the steps of a resumed run continue.
+            run_id: The run; after a resume, step numbers continue from the last one.
             log: Logs metrics at a step.
         """
         self._source = SystemMetricsMonitor(run_id, resume_logging=True)

@@ -15,7 +15,7 @@ from ..errors import DataError
 from ..evaluation.auc import is_better
 from ..evaluation.metric_names import BEST_EPOCH, VAL_AUC
 from ..utils.io import atomic_file, atomic_link, open_regular
-from ..utils.zip_layout import check_layout
+from ..utils.zip_check import check_layout
 
 LATEST = "latest.pth"
 PREVIOUS = "latest.prev.pth"

@@ -63,13 +63,13 @@ class RunFolders:
         return {run_id for folder in real if folder and (run_id := read_run_id(folder))}
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
+    def create_and_lock(self) -> Iterator[None]:
         """Create and lock the folders of a new run, which may only hold temporary files of a killed process.
 
         Raises:
             UserError: They belong to another run.
         """
-        with self.held():
+        with self.lock():
             for folder in (self.logs, self.results):
                 folder.mkdir(parents=True, exist_ok=True)
                 if any(path.name != _LOCK and not is_temp(path) for path in folder.iterdir()):
@@ -81,7 +81,7 @@ class RunFolders:
             yield
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Lock the run against training by other processes; the lock ends with the process.
 
         Raises:

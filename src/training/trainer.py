@@ -74,7 +74,7 @@ class Trainer:
         self._is_frozen = False
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint, at the step after which it was written."""
+        """Restore the state of a checkpoint; training continues with the next step."""
         step = self.train_step
         self._eval_context().model.load_state_dict(checkpoint["model_state_dict"])
         if step.ema is not None:
@@ -133,7 +133,7 @@ class Trainer:
         order = self.pipeline.order(epoch)
         before = sum(map(len, order[: self.state.steps]))
         progress = _Progress(seen=before, before=before)
-        self._unfreeze(epoch)
+        self._prepare_model(epoch)
         title = f"epoch {epoch}/{self.config.training.epochs}"
         with (
             bar(title, len(order), done=self.state.steps) as advance,
@@ -146,8 +146,8 @@ class Trainer:
                 progress.seen += batch.shard.batch_length
                 self._report(progress, epoch)
                 advance(progress.text)
-                self._check()
-        return self._mean_loss(progress, epoch), progress.images_per_second
+                self._stop_or_save_if_due()
+        return self._finite_mean_loss(progress, epoch), progress.images_per_second
 
     def _report(self, progress: _Progress, epoch: int) -> None:
         """Update the text behind the bar, but not at every step: reading the loss waits for the device."""
@@ -155,17 +155,17 @@ class Trainer:
             progress.shown = time.perf_counter()
             best = self.state.best_val_auc
             best_text = "" if best is None else f"best val AUC {best:.4f}"
-            mean = self._mean_loss(progress, epoch)
+            mean = self._finite_mean_loss(progress, epoch)
             progress.text = f"loss {mean:.4f}  {best_text}  {progress.images_per_second:.0f} images/s"
 
-    def _check(self) -> None:
+    def _stop_or_save_if_due(self) -> None:
         """Stop on a signal or an error of the background writer; save a checkpoint if one is due."""
         self.context.process_group.check_stop()
         self.recorder.check()
         if time.monotonic() - self._saved_at > 60 * self.config.training.checkpoint_every_minutes:
             self._save_mid_epoch()
 
-    def _unfreeze(self, epoch: int) -> None:
+    def _prepare_model(self, epoch: int) -> None:
         """Set what is trainable in this epoch, and wrap the model again if that has changed."""
         # Depends on the epoch alone, so that a run can be resumed from any epoch.
         is_frozen = epoch <= self.config.training.freeze_backbone_epochs
@@ -189,7 +189,7 @@ class Trainer:
                 f"{self.config.model.name} needs it; set training.deterministic=false"
             ) from None
 
-    def _mean_loss(self, progress: _Progress, epoch: int) -> float:
+    def _finite_mean_loss(self, progress: _Progress, epoch: int) -> float:
         loss = float(self.state.loss_sum) / progress.seen
         if not math.isfinite(loss):
             rate = float(self.config.training.learning_rate)
@@ -213,7 +213,7 @@ class Trainer:
         return self.context if ema is None else replace(self.context, model=ema.module)
 
     def _checkpoint(self) -> dict[str, Any]:
-        """Return everything, apart from config and data, that an exact continuation needs."""
+        """Return everything except the data that is needed to resume exactly."""
         step, trained = self.train_step, dict[str, Any]()
         if step.ema is not None:  # the weights that the optimizer updates are not those that are validated
             trained["trained_model_state_dict"] = self.context.model.state_dict()

@@ -221,7 +221,7 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overrides", metavar="LIST", default="", help="the same, comma-separated")
 
 
-def changes_of(args: argparse.Namespace, model: str | None, modality: str | None) -> dict[str, Any]:
+def changed_settings(args: argparse.Namespace, model: str | None, modality: str | None) -> dict[str, Any]:
     """Return the settings that the options change, by dotted key.
 
     Raises:

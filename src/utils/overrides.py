@@ -21,8 +21,8 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _MAX_SHOWN = 200  # characters of a value or an error in a message
 
 
-class _TooMuchError(ValueError):
-    """A limit is exceeded; the message names it."""
+class _LimitExceededError(ValueError):
+    """A limit is exceeded; the message says which one."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -42,7 +42,7 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         for (limit, most), amount in zip(self._limits, (self._values, self._depth), strict=True):
             if amount > most:
-                raise _TooMuchError(limit.excess(amount))
+                raise _LimitExceededError(limit.excess(amount))
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         if is_alias and event.anchor not in self._anchored:
@@ -58,7 +58,7 @@ class _Loader(yaml.SafeLoader):
         node: yaml.ScalarNode = super().compose_scalar_node(anchor)
         # YAML 1.1 reads 1:30 as 90; the time to do so grows with the square of the length.
         if node.tag in _NUMBERS and (excess := CONFIG_NUMBER.excess(len(node.value))):
-            raise _TooMuchError(excess)
+            raise _LimitExceededError(excess)
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401
@@ -90,7 +90,7 @@ def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 -- any YAML value
     """
     try:
         return _Loader(text).get_single_data()
-    except _TooMuchError as error:
+    except _LimitExceededError as error:
         raise ConfigError(f"{source}: refused as too large: {error}") from None
     except yaml.constructor.ConstructorError as error:
         problem = str(error.problem).replace(

@@ -113,7 +113,7 @@ def stop_signals() -> Iterator[None]:
 
 
 @contextmanager
-def collection_paused() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Disable Python's garbage collector within the block, and exclude the objects created in it afterwards.
 
     Imports create millions of permanent objects; scanning them again and again takes a quarter of the start

@@ -114,7 +114,7 @@ def _check_temps(output: Path, *, apply: bool) -> list[str]:
     if temps:
         table = Table("temporary", "size", "age", "")
         for temp in temps:
-            state = "left over" if temp.is_orphaned else "in use, or too young to tell"
+            state = "left over" if temp.is_orphaned else "in use, or too recent to decide"
             table.add_row(escape(str(temp.path)), decimal(temp.size), span(temp.age), state)
         wide_console().print(table)
     if not apply:
@@ -127,11 +127,11 @@ def _check_temps(output: Path, *, apply: bool) -> list[str]:
 
 
 def _check_journals(pending: Sequence[PendingDelivery]) -> list[str]:
-    """Report journals that no process delivers from; an empty one is of a process that delivered all."""
+    """Report undelivered items that no process is delivering; empty journals with a run id are skipped."""
     waiting = [one for one in pending if not one.is_held and (one.count or one.run_id is None)]
     for one in waiting:
         print(f"{one.results}: {items(one.count)} of run {one.run_id or 'unknown'} not delivered")
-    return [f"python -m src.store sync {one.results} delivers what waits there" for one in waiting]
+    return [f"python -m src.store sync {one.results} delivers them" for one in waiting]
 
 
 def _check_agreement() -> list[str]:

@@ -79,11 +79,11 @@ class ResumeCheck:
     """Compare a training with one that is killed and resumed.
 
     Attributes:
-        options: Options of ``python -m src.train`` for both trainings.
+        options: Options of ``python -m src.train`` for both training runs.
         kills: Number of kills.
         seed: Random seed of the kill times.
         store: Kind of store, ``sqlite`` or ``file``.
-        keep: Keep what was trained; it is also kept if the trainings differ.
+        keep: Keep what was trained; it is also kept if the training runs differ.
     """
 
     options: Sequence[str]
@@ -97,7 +97,7 @@ class ResumeCheck:
 
         Raises:
             ConfigError: An option is not allowed here.
-            MlprojectError: The trainings differ, a training failed, or it ended before the first kill.
+            MlprojectError: The training runs differ, a training failed, or it ended before the first kill.
         """
         for option in self.options:
             if option.partition("=")[0] in _OWN_OPTIONS:
@@ -115,7 +115,7 @@ class ResumeCheck:
             else:
                 shutil.rmtree(work, ignore_errors=True)
         if differing:
-            raise MlprojectError(f"not identical: {', '.join(differing)}; both trainings are in {work}")
+            raise MlprojectError(f"not identical: {', '.join(differing)}; both training runs are in {work}")
         if kills == 0:
             raise MlprojectError(
                 "the training ended before the first kill, so nothing was verified; use more --epochs"

@@ -1,4 +1,4 @@
-"""Digests of everything that a training writes, so that two trainings can be compared."""
+"""Digests of everything that a training writes, so that two training runs can be compared."""
 
 import hashlib
 import json

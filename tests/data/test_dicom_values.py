@@ -233,10 +233,10 @@ def test_what_is_bright(photometric: str, shape: str, inverted: bool) -> None:
     [
         ({"PhotometricInterpretation": None}, "has no PhotometricInterpretation"),
         ({"PhotometricInterpretation": ""}, "has no PhotometricInterpretation"),
-        ({"PhotometricInterpretation": "CMYK"}, "PhotometricInterpretation CMYK is not read"),
+        ({"PhotometricInterpretation": "CMYK"}, "PhotometricInterpretation CMYK is not supported"),
         ({"PhotometricInterpretation": "RGB"}, "RGB with SamplesPerPixel 1 is contradictory"),
         ({"SamplesPerPixel": 3}, "MONOCHROME2 with SamplesPerPixel 3 is contradictory"),
-        ({"PresentationLUTShape": "LIN OD"}, "PresentationLUTShape LIN OD is not read"),
+        ({"PresentationLUTShape": "LIN OD"}, "PresentationLUTShape LIN OD is not supported"),
         ({"PixelPaddingValue": [1, 2]}, "its PixelPaddingValue is not a number"),
         ({"RescaleSlope": [1, 2]}, "its RescaleSlope is not a number"),
     ],
@@ -272,7 +272,9 @@ def test_a_malformed_window_matters_only_if_it_is_used() -> None:
     path.write_bytes(path.read_bytes().replace(b"4000", b"4O,O"))
     picture = dicom.read_image(path)
     assert to_8_bits(picture, (-160.0, 240.0)).tolist() == [[0, 255]]
-    with pytest.raises(ImageError, match=r"its window is not a pair of numbers; set data\.window"):
+    with pytest.raises(
+        ImageError, match=r"its WindowCenter and WindowWidth are not one number each; set data\.window"
+    ):
         to_8_bits(picture, None)
 
 

@@ -135,7 +135,7 @@ def test_tiff_whose_zero_is_white(dtype: type) -> None:
 
 
 def test_tiff_of_other_samples_is_refused() -> None:
-    with pytest.raises(ImageError, match=r"x\.tif: signed pixels are not read"):
+    with pytest.raises(ImageError, match=r"x\.tif: signed pixels are not supported"):
         read_image(tiff(ramp(np.uint8), 1, sample_format=2))
     with pytest.raises(ImageError, match=r"x\.tif: pixels of kind 'I'.*unsigned 8 or 16 bits"):
         read_image(tiff(ramp(np.uint16), 1, sample_format=2))

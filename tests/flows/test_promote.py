@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from src import promote, train
-from src.tracking.archive import checked_copy
+from src.tracking.pt2_check import checked_copy
 from src.utils.config import Config
 from tests.conftest import FROM_SCRATCH, ROOT, Run
 from tests.images import write_npz

@@ -169,7 +169,7 @@ def test_auto_takes_the_one_that_fits_or_starts_anew(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("--resume", "auto") == 0
-    assert "no unfinished run fits: a new one is started" in capsys.readouterr().out
+    assert "no matching unfinished run; starting a new one" in capsys.readouterr().out
     run_id = only_run(folder).info.run_id
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     client.set_terminated(run_id, "KILLED")  # as if it had been stopped after its last checkpoint
@@ -180,7 +180,7 @@ def test_auto_takes_the_one_that_fits_or_starts_anew(
     for run in client.search_runs(["0"]):
         client.set_terminated(run.info.run_id, "FAILED")
     assert train("--resume", "auto") == 2
-    assert "2 unfinished runs fit" in capsys.readouterr().err
+    assert "2 unfinished runs match" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("npz", "sqlite")

@@ -58,11 +58,11 @@ def test_on_the_test_split_of_its_run(trained: Path, capsys: pytest.CaptureFixtu
     assert "test_auc_low" not in run.data.metrics
     assert "(too few" in out
     assert "optimistic" not in out
-    assert "scored by 1 trainings and 1 evaluations" in out
+    assert "scored by 1 training run and 1 evaluation;" in out
     assert f"run {run.info.run_id}" in champion().tags["evaluated.test"]
     assert Image.open(folder / "plots/grad_cam.png").width > 300
     assert evaluate.main(NAMED) == 0
-    assert "scored by 1 trainings and 2 evaluations" in capsys.readouterr().out
+    assert "scored by 1 training run and 2 evaluations;" in capsys.readouterr().out
     assert evaluate.main([*NAMED, "--split", "val"]) == 0
     assert "the threshold was chosen on the validation split (youden): accuracy" in capsys.readouterr().out
 
@@ -89,7 +89,7 @@ def test_a_checkpoint_and_a_file_store(
     assert 0 <= run.data.metrics["val_auc"] <= 1
     assert evaluate.main(["--checkpoint", path]) == 0
     # That store does not know of the training, which has scored the split as well.
-    assert "scored by 0 trainings and 1 evaluations" in capsys.readouterr().out
+    assert "scored by 0 training runs and 1 evaluation;" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

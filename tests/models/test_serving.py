@@ -10,7 +10,7 @@ from src.models.build import build_model
 from src.models.forward import predict_logits
 from src.models.input_spec import InputSpec, ServingModel
 from src.models.stem import head_path
-from src.tracking.archive import checked_copy
+from src.tracking.pt2_check import checked_copy
 from src.utils.torchvision_import import torchvision
 
 

@@ -346,7 +346,7 @@ def test_what_others_wrote_is_no_traceback(npz: Path, capsys: pytest.CaptureFixt
     make_run(npz, 0.7, modality="P")
     client.set_model_version_tag("resnet18_A", "2", "val_auc", "0,91")
     assert main([]) == 1
-    assert "the val AUC of version 2, the champion, is not known" in capsys.readouterr().out
+    assert "the val AUC of version 2, the champion, is unknown" in capsys.readouterr().out
     assert aliases("resnet18_P") == {"champion": 1}
     client.set_model_version_tag("resnet18_A", "2", "val_auc", "0.5")
     client.set_model_version_tag("resnet18_A", "2", "promotion", '{"time": "yesterday"}')

@@ -121,7 +121,7 @@ def test_a_live_run_is_left_alone_and_a_failed_delete_stops_nothing(
             raise PermissionError(1, "Operation not permitted", path)
         real(path, *args, dir_fd=dir_fd, **options)  # type: ignore[arg-type]
 
-    with RunFolders(Path("outputs"), name).held(), monkeypatch.context() as patch:
+    with RunFolders(Path("outputs"), name).lock(), monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", refusing)
         assert cleanup.main([*NOW, "--apply"]) == 1
     err = capsys.readouterr().err

@@ -33,7 +33,7 @@ def test_the_shipped_space_is_allowed() -> None:
         ("training.momentum: {range: [0.5, 1.5]}", "training.momentum"),
         ("training.optimizer: {choices: [adamw, lion]}", "training.optimizer"),
         ("training.optimizer: {choices: []}", "training.optimizer: choices"),
-        ("training.optimizer: {log: [1, 2], choices: [a]}", "exactly one of log, range and choices"),
+        ("training.optimizer: {log: [1, 2], choices: [a]}", "give exactly one of log, range and choices"),
         ("training.momentum: {range: [0.9, 0.8]}", "0.9 is not below 0.8"),
         (
             "training.momentum: {range: [0.5, 0.9], when: {training.optimizer: sgd}}",

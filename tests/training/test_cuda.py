@@ -109,7 +109,7 @@ def test_no_step_waits_for_the_device(folder: Path, name: str, cache: str) -> No
     assert ("train" in trainer.loader.resident) == (cache == "auto")
     trainer.state.loss_sum = torch.zeros((), device="cuda")
     order = trainer.pipeline.order(1)
-    trainer._unfreeze(1)
+    trainer._prepare_model(1)
     for number, batch in enumerate(trainer.pipeline.load(1, order)):
         if number == 1:  # the first step allocates what the others use again
             torch.cuda.set_sync_debug_mode("error")

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 from ..errors import ClaimError
 from ..utils.io import open_regular
-from ..utils.zip_layout import check_layout
+from ..utils.zip_check import check_layout
 
 _KINDS = {
     "json": r"models/model\.json|data/weights/model_weights_config\.json"
@@ -134,7 +134,7 @@ def _plain_inputs(content: bytes) -> bytes:
 
 
 def _check_graph(content: bytes) -> None:
-    """Check one JSON file of an archive."""
+    """Reject a JSON file of an archive that contains anything torch could execute."""
     try:
         _check(json.loads(content.decode()))
     except RecursionError:
@@ -184,7 +184,7 @@ def _check_expression(text: str) -> None:
     try:
         tree = ast.parse(text[:_LONGEST], mode="eval")
     except SyntaxError:
-        raise ValueError(f"a size is {text[:80]!r}") from None
+        raise ValueError(f"a tensor size is not a plain arithmetic expression: {text[:80]!r}") from None
     for node in ast.walk(tree):
         is_known = type(node).__name__ in _NODES
         if isinstance(node, ast.Constant):
@@ -194,19 +194,19 @@ def _check_expression(text: str) -> None:
         if isinstance(node, ast.Name):
             is_known = node.id in _FUNCTIONS or bool(re.fullmatch(r"[a-z]\d+", node.id))
         if not is_known or len(text) > _LONGEST:
-            raise ValueError(f"a size is {text[:80]!r}")
+            raise ValueError(f"a tensor size is not a plain arithmetic expression: {text[:80]!r}")
 
 
 def _check_structure(text: str) -> None:
     try:
         _check_tree(json.loads(text)[1])
     except (LookupError, TypeError):
-        raise ValueError(f"a structure is {text[:80]!r}") from None
+        raise ValueError(f"an input or output structure is not supported: {text[:80]!r}") from None
 
 
 def _check_tree(node: dict[str, Any]) -> None:
     """Tuples, lists and dicts only: other types name modules to import."""
     if node["type"] not in _TREE_TYPES or not _TREE_CONTEXT.fullmatch(node["context"] or "null"):
-        raise ValueError(f"a structure is of type {node['type']!r}")
+        raise ValueError(f"an input or output structure is not supported: type {node['type']!r}")
     for child in node["children_spec"]:
         _check_tree(child)
