@@ -103,8 +103,9 @@ def print_split_usage(split: str, fingerprint: str) -> None:
     """Print how often a split has been used for scoring, including this time; reuse weakens a test set."""
     trainings, evaluations = count_evaluations(fingerprint, split)
     print(
-        f"this {split} split has now been scored by {trainings} training run{'s' * (trainings != 1)} and "
-        f"{evaluations} evaluation{'s' * (evaluations != 1)}; the more often, the less a good score on it means"
+        f"this {split} split has now been scored by {trainings} training run{'s' * (trainings != 1)} "
+        f"and {evaluations} evaluation{'s' * (evaluations != 1)}; the more often, the less a good score on "
+        "it means"
     )
 
 

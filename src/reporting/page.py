@@ -223,9 +223,9 @@ def render(reports: Sequence[GroupReport], store: str) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "estimate": _estimate}
-    pictures = {report.group.name: _pictures(report) for report in reports}
+    plots = {report.group.name: _plots(report) for report in reports}
     return environment.get_template(_TEMPLATE).render(
-        reports=reports, pictures=pictures, store=store, made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        reports=reports, plots=plots, store=store, made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     )
 
 
@@ -239,8 +239,8 @@ def _estimate(found: Estimate) -> str:
     return f"{_number(found.value)} ({_number(found.low)} to {_number(found.high)})"
 
 
-def _pictures(report: GroupReport) -> dict[str, str]:
-    """Return the pictures with available data as ``data:`` URIs by title."""
+def _plots(report: GroupReport) -> dict[str, str]:
+    """Return the plots with available data as ``data:`` URIs by title."""
     champion, found = report.champion, dict[str, str]()
     if champion is None:
         return found
