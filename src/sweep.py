@@ -32,10 +32,7 @@ def _parser() -> CommandParser:
     _add(parser, "--space", "search space", default="config/sweep/default.yaml", metavar="FILE")
     _add(parser, "--workers", "training runs at the same time, here", default=1, type=whole_number(1))
     parser.add_argument(
-        "--timeout",
-        metavar="TIME",
-        type=duration,
-        help="start no trial after this time, such as 2h; running ones end",
+        "--timeout", metavar="TIME", type=duration, help="start no trial after this time, such as 2h"
     )
     add_setting_options(parser)
     parser.add_argument(
