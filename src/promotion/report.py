@@ -41,7 +41,7 @@ def promote_and_report(request: Request) -> None:
         console.print("dry run: nothing was changed")
     alarming = [result.group.name for result in results if result.needs_attention]
     if alarming:
-        raise MlprojectError(f"{', '.join(alarming)}: see the lines above")
+        raise MlprojectError(f"needs attention, see the lines above: {', '.join(alarming)}")
 
 
 def _row(result: Result, *, dry_run: bool) -> list[str]:

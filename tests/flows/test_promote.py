@@ -55,7 +55,7 @@ def test_a_training_whose_promotion_fails_is_finished_and_says_so(
     assert train.main([*TINY, "--promote"]) == 1
     captured = capsys.readouterr()
     assert "not valid YAML" in captured.out
-    assert "look at shufflenet_v2_x0_5_A" in captured.err
+    assert "see the lines above: shufflenet_v2_x0_5_A" in captured.err
     (run,) = mlflow.MlflowClient(uri(folder)).search_runs(["0"])
     assert run.info.status == "FINISHED"
 
@@ -96,7 +96,10 @@ def test_by_mlflow_run(folder: Path, run_python: Run) -> None:
     RECORD.write_text("data: [")
     done = run_python(*project, *given, "-P", "promote=true", PYTHONPATH=".")
     assert done.returncode == 0, done.stderr
-    assert "trained, and not promoted: look at shufflenet_v2_x0_5_A" in done.stderr
+    assert (
+        "the training run finished, but promotion failed: needs attention, see the lines above: shufflenet_v2_x0_5_A"
+        in done.stderr
+    )
     RECORD.unlink()
     done = run_python(*project, "-e", "promote", "-P", "significant=True", PYTHONPATH=".")
     assert done.returncode == 0, done.stderr

@@ -115,5 +115,5 @@ def test_a_champion_that_names_no_run(
         connection.execute("UPDATE model_versions SET run_id = NULL WHERE version = 2")
     assert promote.main(["--check"]) == 1
     captured = capsys.readouterr().out
-    assert "version 2, the champion, cannot be used: it was registered by hand and names no run" in captured
+    assert "version 2, the champion, cannot be used: it was registered manually without a run" in captured
     assert f"names version 2 of run {champion.run_id}, the champion is version 2 of no run" in captured

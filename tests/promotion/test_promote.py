@@ -295,7 +295,7 @@ def test_a_claim_that_does_not_hold_is_refused(npz: Path, capsys: pytest.Capture
     assert main([]) == 1
     captured = capsys.readouterr()
     assert f"run {liar.run_id} claims a val AUC of 0.990000" in captured.out
-    assert "look at resnet18_A: the lines above say what is wrong there" in captured.err
+    assert "needs attention, see the lines above: resnet18_A" in captured.err
     assert not RECORD.exists()
     assert actions() == [("refusal", None)]
     assert main(["--no-verify"]) == 0

@@ -44,7 +44,7 @@ def test_the_shipped_space_is_allowed() -> None:
             "training.momentum: {range: [0.5, 0.9], when: {training.optimizer: sgd}}",
             "training.optimizer is never sgd",
         ),
-        ("training.seed: {range: [0, 5]}", "training.seed is chosen for the whole search"),
+        ("training.seed: {range: [0, 5]}", "training.seed cannot be searched"),
         ("{}", "names no setting"),
     ],
 )
