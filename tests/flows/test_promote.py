@@ -96,10 +96,8 @@ def test_by_mlflow_run(folder: Path, run_python: Run) -> None:
     RECORD.write_text("data: [")
     done = run_python(*project, *given, "-P", "promote=true", PYTHONPATH=".")
     assert done.returncode == 0, done.stderr
-    assert (
-        "the training run finished, but promotion failed: needs attention, see the lines above: shufflenet_v2_x0_5_A"
-        in done.stderr
-    )
+    why = "needs attention, see the lines above: shufflenet_v2_x0_5_A"
+    assert f"the training run finished, but promotion failed: {why}" in done.stderr
     RECORD.unlink()
     done = run_python(*project, "-e", "promote", "-P", "significant=True", PYTHONPATH=".")
     assert done.returncode == 0, done.stderr
