@@ -255,7 +255,7 @@ CASES: dict[str, Case] = {
     "server gone": Case(
         "RUNNING",
         1,
-        ("does not answer", "not delivered", "src.store sync outputs/exp_..."),
+        ("has not responded", "not delivered", "src.store sync outputs/exp_..."),
         server_goes,
         prepare=SERVER,
         mend=Scene.sync,

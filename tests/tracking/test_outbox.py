@@ -102,12 +102,12 @@ def test_gone_and_back(server: Server, results: Path, capsys: pytest.CaptureFixt
             told.append(capsys.readouterr().err)
             return text in "".join(told)
 
-        until(lambda: tells("does not answer"))
+        until(lambda: tells("has not responded"))
         server.start()
         outbox.put_status("FINISHED")
         outbox.close("FINISHED")
     text = "".join(told) + capsys.readouterr().err
-    assert text.count("does not answer") == text.count("answers again") == 1
+    assert text.count("has not responded") == text.count("answers again") == 1
     assert "Traceback" not in text
     assert points(run_id, "a") == [(step, step / 10) for step in range(1, 30)]
     client = mlflow.MlflowClient()

@@ -110,7 +110,7 @@ def test_a_server_that_never_returns_ends_no_training(
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
     assert "best val AUC" in out
-    assert errors.count("does not answer") == 1
+    assert errors.count("has not responded") == 1
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("error: ")
     assert "python -m src.store sync outputs/mine" in errors.splitlines()[-1]
@@ -160,7 +160,7 @@ def test_a_server_that_comes_back_while_training_goes_on(
     server.start()
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
-    assert errors.count("does not answer") == errors.count("answers again") == 1
+    assert errors.count("has not responded") == errors.count("answers again") == 1
     check_epochs(only_run(), 100, folder)
     check_finished(only_run(), folder)
     points = mlflow.MlflowClient().get_metric_history(
