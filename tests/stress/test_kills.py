@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 
 WRITES = [
     ("mlflow:MlflowClient", "create_run", 1),
-    ("src.training.run_folder", "sign", 1),
-    ("src.training.run_folder", "sign", 2),
+    ("src.training.run_folder", "write_run_id", 1),
+    ("src.training.run_folder", "write_run_id", 2),
     ("src.experiment.report_run", "atomic_write_text", 1),
     ("mlflow:MlflowClient", "log_batch", 1),
     ("mlflow:MlflowClient", "log_batch", 2),
