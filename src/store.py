@@ -38,7 +38,7 @@ def _store(argv: Sequence[str] | None) -> None:
     if args.command == "sync":
         from .tracking.sync import sync
 
-        sync(Path(args.run_folder))
+        print(sync(Path(args.run_folder)))
     elif args.command == "doctor":
         from .verification.doctor import examine
 

@@ -66,17 +66,17 @@ def _sweep(argv: Sequence[str] | None) -> None:
             for modality in args.modality.split(",")
         ]
     request = SweepRequest(
-        args.name,
-        args.config,
-        changes,
-        Path(args.space),
-        args.trials,
-        args.storage,
-        args.workers,
-        until,
-        args.seeds,
-        args.top,
-        args.folds,
+        name=args.name,
+        config_file=args.config,
+        changes=changes,
+        space=Path(args.space),
+        trials=args.trials,
+        storage=args.storage,
+        workers=args.workers,
+        until=until,
+        seeds=args.seeds,
+        top=args.top,
+        folds=args.folds,
     )
     if args.worker:
         run_worker(request, int(args.plan), int(args.worker), int(args.draw))

@@ -105,7 +105,7 @@ class ArrayCache:
             raise self._no_room(size, 0)
         # Unfinished arrays of killed processes are removed first.
         for path in sorted(sizes, key=lambda path: (not is_temp(path), _last_use(path))):
-            if sum(sizes.values()) + size > self.limit and _remove_unused(path):
+            if sum(sizes.values()) + size > self.limit and _is_unused(path, remove=True):
                 del sizes[path]
         taken = sum(sizes.values())
         if taken + size > self.limit:
@@ -200,7 +200,7 @@ class UnusedArray:
         Raises:
             DataError: A process has opened it in the meantime.
         """
-        if not _remove_unused(self.path):
+        if not _is_unused(self.path, remove=True):
             raise DataError(f"{self.path} has been opened by another process")
 
 
@@ -210,7 +210,7 @@ def find_unused(folder: Path, seconds: float) -> list[UnusedArray]:
     arrays = [
         UnusedArray(path, _size(path), now - _last_use(path))
         for path in folder.glob("*.npy")
-        if not is_temp(path) and _remove_unused(path, dry_run=True)
+        if not is_temp(path) and _is_unused(path)
     ]
     return sorted((array for array in arrays if array.age > seconds), key=lambda array: -array.age)
 
@@ -251,13 +251,13 @@ def _size(path: Path) -> int:
     return 0
 
 
-def _remove_unused(path: Path, *, dry_run: bool = False) -> bool:
-    """Remove an array unless a process uses it; return whether it was (or could be) removed."""
+def _is_unused(path: Path, *, remove: bool = False) -> bool:
+    """Return whether no process uses an array; with ``remove``, delete it under the lock that shows it."""
     with suppress(FileNotFoundError), path.open("rb+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        if not dry_run:
+        if remove:
             _remove(path)
     return True

@@ -17,10 +17,10 @@ from rich.console import Console
 from .. import PACKAGE
 from ..errors import TrainingError
 from ..tracking import project_run_errors
-from ..tracking.names import CONFIG, PLOTS, ROLE, RUNNING, SWEEP
+from ..tracking.names import CONFIG, PLOTS, ROLE, SWEEP
 from ..tracking.project_run import check_project_run, mark_project_run
 from ..tracking.run import TrackedRun, tracked_run
-from ..tracking.store import mlflow_client, open_store, ui_instructions
+from ..tracking.store import open_store, ui_instructions
 from ..utils.config import Config
 from ..utils.io import atomic_write_text, file_lock
 from ..utils.overrides import read_text
@@ -250,7 +250,7 @@ def _follow(plan: Plan, search: Search, run: TrackedRun, processes: "list[subpro
         ended = sum(trial.state.is_finished() for trial in search.current())
         if ended != recorded:
             recorded = ended
-            _set_running(run)
+            run.set_running()
             files = write_summary(search, plan.folder)
             run.log_metrics(search_metrics(search), step=ended)
             _log_files(run, files)
@@ -304,13 +304,6 @@ def sweep_run(name: str, run_id: str | None) -> Iterator[TrackedRun]:
         if run_id is None:
             run.rename(name)
         yield run
-
-
-def _set_running(run: TrackedRun) -> None:
-    """Set the run back to RUNNING after another command that worked on it has ended."""
-    client = mlflow_client()
-    if client.get_run(run.run_id).info.status != RUNNING:
-        client.update_run(run.run_id, status=RUNNING)
 
 
 def _log_files(run: TrackedRun, files: Sequence[Path]) -> None:

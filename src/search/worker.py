@@ -21,9 +21,8 @@ from .. import PACKAGE
 from ..errors import UserError
 from ..evaluation.auc import is_better
 from ..evaluation.metric_names import VAL_AUC
-from ..tracking.liveness import read_resumable
-from ..tracking.names import ERROR, FAILED, FINISHED, PRUNED, RUNNING, TRIAL
-from ..tracking.store import mlflow_client, reason
+from ..tracking.liveness import mark_trial, read_resumable
+from ..tracking.names import FINISHED
 from ..training.optim import resolve_defaults
 from ..training.run_folder import RunFolders
 from ..utils.cli import warn
@@ -235,29 +234,6 @@ class Worker:
 def share_cores(workers: int) -> None:
     """Limit the threads of each worker's processes to its share of the cores."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // workers)))
-
-
-def mark_trial(
-    run_id: str, *, number: int, pruned_after: int | None = None, failed: str | None = None
-) -> None:
-    """Tag a trial's run with its number and why it ended early; an error of the store is only a warning.
-
-    Args:
-        run_id: The run, whose process has ended.
-        number: The number of the trial.
-        pruned_after: The epoch after which it was pruned.
-        failed: Why it failed; a process that was killed could not record that itself.
-    """
-    client = mlflow_client()
-    try:
-        client.set_tag(run_id, TRIAL, str(number))
-        if pruned_after is not None:
-            client.set_tag(run_id, PRUNED, f"after epoch {pruned_after}: others were better by then")
-        if failed is not None and client.get_run(run_id).info.status == RUNNING:
-            client.set_tag(run_id, ERROR, failed)
-            client.set_terminated(run_id, FAILED)
-    except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
-        warn(f"run {run_id} could not be marked as trial {number}: {reason(error)}")
 
 
 def started_run(log: Path) -> str | None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from mlflow import MlflowException
 
 from ..errors import UserError
-from ..utils.cli import span
+from ..utils.cli import span, warn
 from . import names
 from .heartbeat import SECONDS, Heartbeat
 from .queries import search_runs
-from .store import MAX_TAG, mlflow_client, shown_uri, store_errors
+from .store import MAX_TAG, mlflow_client, reason, shown_uri, store_errors
 from .stored_run import StoredRun, restore_hint
 from .sync import PendingDelivery
 
@@ -113,6 +113,29 @@ def mark_killed(run_id: str, pending: Iterable[PendingDelivery]) -> bool:
         client.set_tag(run_id, names.ERROR, message[:MAX_TAG])
         client.set_terminated(run_id, names.KILLED, now.last_alive)
     return True
+
+
+def mark_trial(
+    run_id: str, *, number: int, pruned_after: int | None = None, failed: str | None = None
+) -> None:
+    """Tag a trial's run with its number and why it ended early; an error of the store is only a warning.
+
+    Args:
+        run_id: The run, whose process has ended.
+        number: The number of the trial.
+        pruned_after: The epoch after which it was pruned.
+        failed: Why it failed; a process that was killed could not record that itself.
+    """
+    client = mlflow_client()
+    try:
+        client.set_tag(run_id, names.TRIAL, str(number))
+        if pruned_after is not None:
+            client.set_tag(run_id, names.PRUNED, f"after epoch {pruned_after}: others were better by then")
+        if failed is not None and client.get_run(run_id).info.status == names.RUNNING:
+            client.set_tag(run_id, names.ERROR, failed)
+            client.set_terminated(run_id, names.FAILED)
+    except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
+        warn(f"run {run_id} could not be marked as trial {number}: {reason(error)}")
 
 
 def read_resumable(run_id: str, *, must_have_params: bool = True) -> StoredRun:

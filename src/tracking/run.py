@@ -25,7 +25,7 @@ from .delivery import Delivery, read_run_checked, retry_while_unreachable
 from .heartbeat import HeartbeatThread, heartbeat_interval, heartbeat_tag
 from .journal import DATASETS, METRICS, PARAMS, TAGS, Item
 from .logged_model import log_model, save_model
-from .names import ERROR, FAILED, FINISHED, KILLED
+from .names import ERROR, FAILED, FINISHED, KILLED, RUNNING
 from .outbox import Outbox, UndeliveredError, read_patience
 from .project_run import take_project_run
 from .store import (
@@ -159,6 +159,11 @@ class TrackedRun:
     def rename(self, name: str) -> None:
         """Set the run's display name."""
         self.log_tags({MLFLOW_RUN_NAME: name})
+
+    def set_running(self) -> None:
+        """Set the status back to RUNNING after another process that records in the run has ended it."""
+        if self._client.get_run(self.run_id).info.status != RUNNING:
+            self._client.update_run(self.run_id, status=RUNNING)
 
     def finish(self, status: str, message: str | None = None) -> None:
         """Set the run's final status, with a message as a tag.

@@ -90,13 +90,16 @@ def _link_in(results: Path) -> Path | None:
     return next((path for path in sorted(folder.rglob("*")) if path.is_symlink()), None)
 
 
-def sync(results: Path) -> None:
+def sync(results: Path) -> str:
     """Deliver everything in the journal in ``results``, check that the store holds it, and print the result.
 
     A run whose process died has no final status in the journal and is marked KILLED.
 
     Args:
         results: The folder of the run, such as ``outputs/NAME``.
+
+    Returns:
+        What was delivered, as a sentence.
 
     Raises:
         UserError: It is not the folder of a run, or holds the journal of another run.
@@ -109,8 +112,7 @@ def sync(results: Path) -> None:
     if not Journal.exists(results):
         if not (results / CHECKPOINTS).is_dir():
             raise UserError(f"{results}: not the folder of a run, such as outputs/NAME with its checkpoints")
-        print(f"{results}: nothing is missing")
-        return
+        return f"{results}: nothing is missing"
     with journal_lock(results), http_retries(0), quiet_client():
         journal = Journal.read(results)
         _check_own(results, journal)
@@ -119,7 +121,7 @@ def sync(results: Path) -> None:
             clear_error(journal.run_id)
         journal.remove()
     result = f"{items(count)} delivered to" if count else "nothing is missing at"
-    print(f"run {journal.run_id}: {result} {shown_uri()}; the run is {status}")
+    return f"run {journal.run_id}: {result} {shown_uri()}; the run is {status}"
 
 
 def _check_own(results: Path, journal: Journal) -> None:

@@ -181,7 +181,7 @@ def ctrl_c_twice(scene: Scene) -> None:
 SERVER = Scene.use_server
 CASES: dict[str, Case] = {
     "normal end": Case("FINISHED", 0, resumed="the run is finished; raise training.epochs"),
-    "the loss is no number": Case(
+    "non-finite loss": Case(
         "FAILED",
         1,
         ("the training loss became nan", "lower training.learning_rate"),

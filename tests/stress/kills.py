@@ -150,10 +150,11 @@ class Stress:
         if not _runs():
             return
         _call(store.main, "doctor", "--apply")
-        *earlier, last = [run.info.status for run in _runs()]
-        has_folders = [run.info.status for run in _runs()[:-1] if "experiment.name" in run.data.params]
-        if last not in ("KILLED", "FINISHED") or any(status != "FINISHED" for status in has_folders):
-            self.tally.wrong_status.append(f"{earlier}, {last}")
+        *earlier, last = _runs()
+        # A run that was killed before it got folders stays KILLED: nothing of it can be resumed.
+        begun = [run.info.status for run in earlier if "experiment.name" in run.data.params]
+        if last.info.status not in ("KILLED", "FINISHED") or any(status != "FINISHED" for status in begun):
+            self.tally.wrong_status.append(f"{begun}, {last.info.status}")
 
     def _find_temps(self) -> set[Path]:
         return {path for path in self.folder.rglob("*") if is_temporary(path)}
