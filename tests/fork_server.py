@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+import torch
+
 PRELOAD = ["mlflow", "mlflow.pytorch", "mlflow.store.tracking.sqlalchemy_store", "alembic.command"]
 PRELOAD += ["mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.file_store"]
 PRELOAD += [
@@ -99,6 +101,8 @@ def run(request: Request) -> None:
     os.chdir(request.folder)
     os.environ.clear()
     os.environ.update(request.environment)
+    if threads := os.environ.get("OMP_NUM_THREADS"):  # torch reads it when it is imported, which was before
+        torch.set_num_threads(int(threads))
     sys.argv, sys.path[0] = [request.module, *request.arguments], request.folder
     if request.prepare is not None:
         request.prepare()

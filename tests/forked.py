@@ -61,7 +61,11 @@ class _Server:
 
 def _environment() -> dict[str, str]:
     """What libraries read on import: no setting of the test that happens to be the first."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "MLPROJECT_"))}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("MLFLOW_", "MLPROJECT_", "OMP_"))
+    }
     return kept | {"MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
