@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..utils.config import DataConfig
 from ..utils.io import sha256_of_lines
-from .cache import DecodedListing, decode_listings
+from .decode_cache import DecodedListing, decode_listings
 from .file_info import FileTable, concatenate_tables
 from .image_array import ImageArray, ImageSource
 from .image_files import dicom_modalities

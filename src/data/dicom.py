@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ..utils.io import open_regular
 from ..utils.limits import IMAGE_PIXELS, IMAGE_VALUES
-from .dicom_file import BARE_BYTES, DicomFile, check_palette, check_pixel_data, is_bare
 from .dicom_gray import check_high_bit, decode_gray, text_of, used_bits
+from .dicom_parser import BARE_BYTES, DicomFile, check_palette, check_pixel_data, is_bare
 from .name_checks import normalize_patient
 from .pixels import DecodedImage, Header, ImageError, check_limit, open_image
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..utils.io import sha256
-from .dicom_file import has_embedded_overlay
+from .dicom_parser import has_embedded_overlay
 from .pixels import OWN_LEVELS, DecodedImage, ImageError, Levels, Range
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache import DecodedListing
+from .decode_cache import DecodedListing
 from .file_info import FileTable, SharedInfo
 from .join_modalities import Records
 

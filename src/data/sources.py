@@ -8,7 +8,7 @@ from pathlib import Path
 from ..demo.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from ..errors import DataError
 from ..utils.config import DataConfig
-from .cache import decode_listings
+from .decode_cache import decode_listings
 from .file_info import concatenate_tables
 from .folders import NamePatterns, list_folder, list_unlabeled_folder, listing_of_files, unlabeled_sample
 from .image_array import ImageSource

@@ -9,7 +9,7 @@ from ..data.dataset import Dataset
 from ..data.file_info import FORMAT
 from ..evaluation.metrics import optimism
 from ..models.forward import ModelContext
-from ..models.input_spec import ServingModel
+from ..models.serving import ServingModel
 from ..tracking import names
 from ..tracking.run import TrackedRun
 from ..tracking.store import ui_instructions

@@ -26,7 +26,7 @@ from ..training.checkpoint import load_checkpoint
 from ..utils.config import Config
 from ..utils.console import track
 from ..utils.runtime import fit_threads, keep_freed_memory, pick_device
-from .reference import Reference
+from .model_reference import ModelReference
 
 _NETWORK = "model."  # prefix of the network's weights in the logged model
 
@@ -77,7 +77,7 @@ class TrainedModel:
         ]
 
 
-def load_trained(reference: Reference, folder: Path, device: str = "auto") -> TrainedModel:
+def load_trained(reference: ModelReference, folder: Path, device: str = "auto") -> TrainedModel:
     """Load a trained model; no code stored with it is executed.
 
     Args:

@@ -22,14 +22,14 @@ from ..utils.io import atomic_file, atomic_write_text
 from ..utils.runtime import determinism
 from ..utils.tables import escape_formula
 from .load_model import TrainedModel, describe, load_trained
-from .reference import Reference
+from .model_reference import ModelReference
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
 @contextmanager
-def trained_model(reference: Reference, device: str, role: str) -> Iterator[tuple[TrainedModel, Path]]:
+def trained_model(reference: ModelReference, device: str, role: str) -> Iterator[tuple[TrainedModel, Path]]:
     """Load a model, print a line about it, and provide a temporary folder.
 
     Args:

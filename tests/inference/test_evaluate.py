@@ -14,7 +14,7 @@ from src.errors import ModelError
 from src.evaluation.predictions import read_predictions
 from src.inference.explain import check_explainable, grad_cam
 from src.inference.load_model import TrainedModel, load_trained
-from src.inference.reference import Reference
+from src.inference.model_reference import ModelReference
 from src.models.input_spec import unit_range
 from tests.images import write_folder
 from tests.inference.conftest import MODEL, NAMED, champion, name_by_patient
@@ -117,7 +117,7 @@ def test_what_cannot_be_evaluated(
 
 
 def loaded(folder: Path) -> TrainedModel:
-    return load_trained(Reference(MODEL, "A"), folder, "cpu")
+    return load_trained(ModelReference(MODEL, "A"), folder, "cpu")
 
 
 def test_grad_cam_is_the_formula(trained: Path, folder: Path) -> None:
