@@ -27,11 +27,7 @@ def text_of(dataset: "Dataset", keyword: str) -> str:
 
 
 def check_high_bit(path: Path, dataset: "Dataset") -> None:
-    """Refuse pixels that do not start at the lowest bit.
-
-    Raises:
-        ImageError: HighBit is not BitsStored - 1, as the standard demands (PS3.5, 8.1.1).
-    """
+    """Raise an `ImageError` unless HighBit is BitsStored - 1, as the standard demands (PS3.5, 8.1.1)."""
     bits, high = int(dataset.BitsStored), dataset.get("HighBit")
     if high is not None and int(high) != bits - 1:
         raise ImageError(

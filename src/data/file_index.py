@@ -50,7 +50,7 @@ class FileIndex:
 
     @classmethod
     def load(cls, path: Path) -> "FileIndex":
-        """Load the index; start with an empty one if there is none or it is damaged."""
+        """Load the index; start with an empty one if it is missing or damaged."""
         try:
             return cls(path, *_read(path))
         except FileNotFoundError:

@@ -167,7 +167,7 @@ class FileTable:
 
     @property
     def shas(self) -> list[str]:
-        """SHA-256 of each image's pixels, empty where there are none."""
+        """SHA-256 of each image's pixels, empty for images that were not decoded."""
         return [sha.decode() for sha in self.rows["sha"].tolist()]
 
     def each(self, value: Callable[[SharedInfo], str]) -> list[str]:

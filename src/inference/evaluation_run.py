@@ -48,12 +48,7 @@ def record_evaluation(
 ) -> Path:
     """Record scores, predictions and plots in the run; return the folder with copies of them.
 
-    Args:
-        run: The run of the evaluation.
-        trained: The evaluated model.
-        result: Its scores.
-        layer: Layer for Grad-CAM, None for no explanation.
-        count: How many decisions of each kind to explain.
+    With a layer, ``count`` decisions of each kind are explained by Grad-CAM.
     """
     stamp = f"eval_{datetime.now():%Y%m%d_%H%M%S}_{run.run_id[:8]}"
     folder = trained.config.output_dir / stamp

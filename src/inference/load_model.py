@@ -63,11 +63,7 @@ class TrainedModel:
         return track(load_batches(images, batches, self.network.device), title, len(batches))
 
     def notes(self, corrected: str) -> list[str]:
-        """Return a sentence if files are decoded differently than when the model was trained.
-
-        Args:
-            corrected: Kinds and numbers of files that earlier versions decoded incorrectly.
-        """
+        """Return a sentence if files of the kinds in ``corrected`` were decoded differently in training."""
         if not corrected or self.decoding >= CORRECT_FROM:
             return []
         return [
@@ -117,7 +113,7 @@ def _version(registered: Registered, number: int | None) -> Version:
     if version is None:
         what = "no version has the alias champion" if number is None else f"no version {number}"
         there = ", ".join(map(str, sorted(registered.versions)))
-        raise UserError(f"{registered.name}: {what}; there are {there}")
+        raise UserError(f"{registered.name}: {what}; versions: {there}")
     return version
 
 
@@ -131,7 +127,7 @@ def _of_run(
     device: torch.device,
 ) -> TrainedModel:
     if source is None:
-        raise ClaimError(f"{name} has no logged model; a run logs one when it finishes")
+        raise ClaimError(f"{name}: no logged model found; a run logs one when it finishes")
     loaded = load_model(source, folder / "model")
     path = run.fetch(CONFIG, folder)
     if path is None:
@@ -141,7 +137,7 @@ def _of_run(
     classes = tuple(map(str, loaded.metadata.get("classes", ())))
     threshold = float(loaded.metadata.get("threshold", math.nan))
     if len(classes) < 2 or math.isnan(threshold):
-        raise ClaimError(f"{name}: {source} has no classes or no threshold in its metadata")
+        raise ClaimError(f"{name}: no classes or no threshold in the metadata of {source}")
     try:
         mean, std = (tuple(float(x) for x in state.pop(key).flatten()) for key in ("mean", "std"))
         spec = InputSpec(len(mean), int(config.data.image_size), mean, std)

@@ -62,11 +62,7 @@ def read_inputs(args: argparse.Namespace, trained: TrainedModel) -> Inputs:
 
 
 def refuse_bad(bad: Sequence[str], output: Path) -> None:
-    """Report the images that could not be read, after everything else was written.
-
-    Raises:
-        MlprojectError: There are such images.
-    """
+    """Name the images that could not be read, after all else was written; raise an error if any."""
     for message in bad:
         warn(message)
     if bad:
@@ -95,7 +91,7 @@ def features(
     """Return a table that identifies each image, and the features (N, D) in the same order.
 
     Raises:
-        ModelError: There is no such layer.
+        ModelError: The layer is not found.
     """
     network, images = trained.network, trained.batches(inputs.images, "images")
     found = extract_features(network.model, network.spec, images, device=network.device, layer=layer)

@@ -38,14 +38,7 @@ class InputSpec:
             )
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Normalize pixels channel by channel.
-
-        Args:
-            pixels: Floating point (N, C, H, W) in [0, 1].
-
-        Returns:
-            ``(pixels - mean) / std``; same shape, dtype, device and memory format.
-        """
+        """Normalize floating-point pixels (N, C, H, W) in [0, 1] by the mean and std of each channel."""
         return standardize(pixels, *self.constants(pixels.dtype, pixels.device))
 
     def constants(self, dtype: torch.dtype, device: torch.device | None = None) -> tuple[Tensor, Tensor]:

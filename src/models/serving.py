@@ -25,13 +25,6 @@ class ServingModel(nn.Module):
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return the class probabilities of images.
-
-        Args:
-            pixels: uint8 (N, C, size, size).
-
-        Returns:
-            float32 (N, K); each row sums to 1.
-        """
+        """Return the class probabilities, float32 (N, K), of uint8 pixels (N, C, size, size)."""
         logits: Tensor = self.model(standardize(unit_range(pixels), self.mean, self.std))
         return logits.float().softmax(dim=1)

@@ -167,7 +167,7 @@ def nothing_joins(folder: Path) -> list[str]:
 CASES: dict[str, tuple[Prepare, list[str]]] = {
     "missing folder": (
         lambda _: ["--data", "nowhere"],
-        ["nowhere: no such folder or file", "--data takes demo"],
+        ["nowhere: not found", "--data takes demo"],
     ),
     "empty folder": (empty_folder, ["no modality 'A'", "no folders"]),
     "folder without images": (no_images, ["no images"]),

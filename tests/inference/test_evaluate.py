@@ -96,7 +96,7 @@ def test_a_checkpoint_and_a_file_store(
     ("options", "said"),
     [
         (["--split", "best"], "--split best: expected one of train, val, test, all"),
-        (["--data", "nowhere"], "nowhere: no such folder or file"),
+        (["--data", "nowhere"], "nowhere: not found"),
         (["--explain", "x"], "--explain: expected a whole number from 1 to 48, got 'x'"),
         (["--data", "unsorted", "--split", "all"], "the class of 2 of 2 images is unknown"),
         (["--data", "three"], "has the classes a, b, c, but shufflenet_v2_x0_5_A version 1 has neg, pos"),

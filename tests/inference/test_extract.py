@@ -50,9 +50,7 @@ def test_an_array_with_a_table_beside_it(trained: Path) -> None:
 
 def test_a_layer_that_is_not_there(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert extract.main([*NAMED, "--input", str(trained / "d"), "--layer", "layer9"]) == 2
-    assert (
-        "--layer layer9: the model has no such layer; some of its layers are conv1" in capsys.readouterr().err
-    )
+    assert "--layer layer9: not found in the model; some of its layers are conv1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -333,7 +333,7 @@ def test_data_that_is_not_at_hand_is_told(
     assert main([]) == 0
     captured = capsys.readouterr()
     assert "verified by stored predictions; the data is not available" in captured.out
-    assert "small.npz: no such folder or file" in captured.err
+    assert "small.npz: not found" in captured.err
     assert history()[0].verified == "stored predictions; the data is not available"
 
 
