@@ -32,12 +32,13 @@ def run_digest(folders: RunFolders) -> dict[str, str]:
     """
     store = CheckpointStore(folders.checkpoints)
     latest, best = load_checkpoint(store.latest), load_checkpoint(store.best)
-    known = read_resumable(latest["run_id"])
+    known, trained = read_resumable(latest["run_id"]), latest.get("trained_model_state_dict")
     return {
         "status": known.status,
         "latest.pth weights": digest(latest["model_state_dict"]),
         "best_model.pth weights": digest(best["model_state_dict"]),
-        **_trained_weights(latest),
+        # With a moving average, the saved model is not the one that is trained.
+        **({} if trained is None else {"weights not averaged": digest(trained)}),
         "optimizer and schedule": digest(
             [latest[f"{name}_state_dict"] for name in ("optimizer", "scheduler", "scaler")]
         ),
@@ -50,12 +51,6 @@ def run_digest(folders: RunFolders) -> dict[str, str]:
         **_logged_metrics(latest["run_id"]),
         "logged models": str(len(known.models)),
     }
-
-
-def _trained_weights(latest: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digest of the weights that are trained, if the saved model is their moving average."""
-    weights = latest.get("trained_model_state_dict")
-    return {} if weights is None else {"weights not averaged": digest(weights)}
 
 
 def _logged_metrics(run_id: str) -> dict[str, str]:
