@@ -113,7 +113,7 @@ class CheckpointStore:
         If the process was killed between the two steps of `save`, ``best`` is updated here.
 
         Raises:
-            DataError: There is no readable checkpoint.
+            DataError: No checkpoint is readable.
         """
         warning = None
         try:
