@@ -18,8 +18,13 @@ from .sync import PendingDelivery
 LIMIT = 15 * 60.0
 """Seconds without a heartbeat after which a process on another machine is presumed dead."""
 
-LIVE, UNKNOWN, DEAD = "live", "live or unknown", "dead"
-NO_HEARTBEAT, UNDELIVERED = "no heartbeat", "undelivered"
+LIVE, UNKNOWN, NO_HEARTBEAT, UNDELIVERED, DEAD = (
+    "live",
+    "live or unknown",
+    "no heartbeat",
+    "undelivered",
+    "dead",
+)
 _SAME = (names.MODEL, names.MODALITY, names.DATA_FINGERPRINT, names.SPLIT_FINGERPRINT, names.CONFIG_SHA256)
 _SILENCE = 3 * SECONDS
 

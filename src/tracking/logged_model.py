@@ -20,7 +20,7 @@ from ..utils.io import TEMP_PREFIX, atomic_write_text
 from .artifact_paths import model_folder
 from .names import DELIVERED_EPOCH, LOGGED_MODEL
 from .pt2_check import checked_copy
-from .store import local_folder, mlflow_client, reason, resolve_uri, store_errors
+from .store import local_folder, mlflow_client, pages, reason, resolve_uri, store_errors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,7 +126,7 @@ def deliver_model(client: MlflowClient, run_id: str, folder: Path, step: int) ->
         for key, tag in run.data.tags.items()
         if key == "mlflow.user" or key.startswith("mlflow.source.")
     }
-    logged = _find_logged(run, step) or client.create_logged_model(
+    logged = _find_logged(client, run, step) or client.create_logged_model(
         run.info.experiment_id,
         LOGGED_MODEL,
         run_id,
@@ -146,9 +146,9 @@ def deliver_model(client: MlflowClient, run_id: str, folder: Path, step: int) ->
     return str(logged.model_id)
 
 
-def _find_logged(run: Run, step: int) -> LoggedModel | None:
+def _find_logged(client: MlflowClient, run: Run, step: int) -> LoggedModel | None:
     mine = f"source_run_id = '{run.info.run_id}'"
-    found = mlflow.search_logged_models([run.info.experiment_id], mine, output_format="list")
+    found = pages(lambda token: client.search_logged_models([run.info.experiment_id], mine, page_token=token))
     return next((logged for logged in found if logged.tags.get(DELIVERED_EPOCH) == str(step)), None)
 
 
@@ -238,12 +238,20 @@ def check_model_files(source: str) -> None:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise ClaimError(f"the logged model {source} is deleted or gone") from None
-        where = _local_folder(logged) or "the server"
-        listed = [*client.list_logged_model_artifacts(model_id)]
-        listed += client.list_logged_model_artifacts(model_id, _DATA)
-    if missing := set(_NEEDED) - {entry.path for entry in listed if not entry.is_dir}:
+        folder = _local_folder(logged)
+        if folder is not None:
+            missing = [name for name in _NEEDED if not (folder / name).is_file()]
+        else:
+            listed = {
+                entry.path
+                for below in (None, _DATA)
+                for entry in client.list_logged_model_artifacts(model_id, below)
+            }
+            missing = [name for name in _NEEDED if name not in listed]
+    if missing:
+        where = folder or "the server"
         raise ClaimError(
-            f"the logged model {source} lacks {', '.join(sorted(missing))} at {where}; put its files back"
+            f"the logged model {source} lacks {', '.join(missing)} at {where}; put its files back"
         )
 
 

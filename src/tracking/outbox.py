@@ -20,7 +20,6 @@ from .delivery import (
     delivery_order,
     is_answer,
     is_finished,
-    record_comparison,
 )
 from .journal import ARTIFACT, MODEL, STATUS, Item, Journal, items, journal_lock
 from .names import FINISHED, KILLED, LOGGED_MODEL
@@ -184,7 +183,11 @@ class Outbox:
             self._drop_older(item.target)  # a newer version may have been added meanwhile
 
     def _compared(self, sent: list[Item], lacking: list[Item]) -> None:
-        record_comparison(self._journal, sent, lacking)
+        for item in sent:
+            if item in lacking:
+                item.is_sent, item.is_doubtful = False, True
+            else:
+                self._journal.done(item)
         self._rounds += 1
         if lacking and self._rounds <= ROUNDS:
             self._refused.clear()

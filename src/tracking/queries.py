@@ -7,20 +7,18 @@ So a database is asked directly for the few fields that are needed; a test compa
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import mlflow
 import sqlalchemy as sa
 from mlflow.entities import Experiment, ViewType
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlRun, SqlTag
-from mlflow.utils import get_results_from_paginated_fn
+from sqlalchemy.orm import aliased
 from sqlalchemy.pool import NullPool
 
 from ..errors import UserError
 from ..evaluation.metric_names import BEST_VAL_AUC
 from . import names
-from .store import is_database, is_server, mlflow_client, resolve_uri, shown_uri, store_errors
+from .store import is_database, is_server, mlflow_client, pages, resolve_uri, shown_uri, store_errors
 from .stored_run import StoredRun
 
 _FILTER = (
@@ -28,7 +26,7 @@ _FILTER = (
 )
 _RANKING_TAGS = (names.MODEL, names.MODALITY, names.DATA_FINGERPRINT, names.SPLIT_FINGERPRINT)
 _PAGE = 1000
-_LARGEST_PAGE = 50_000  # MLflow's limit
+_LARGEST_PAGE = 50_000  # MLflow's limit; a file store reads all runs again for each page
 
 
 def find_candidates(experiment: str | None = None) -> list[StoredRun]:
@@ -79,7 +77,8 @@ def count_evaluations(split_fingerprint: str, split: str) -> tuple[int, int]:
 
 def _experiments(name: str | None = None) -> dict[str, Experiment]:
     """Return all experiments by id, or only the one with this name."""
-    found = mlflow.search_experiments()
+    client = mlflow_client()
+    found = list(pages(lambda token: client.search_experiments(page_token=token)))
     if name is not None and name not in {experiment.name for experiment in found}:
         known = ", ".join(sorted(experiment.name for experiment in found))
         raise UserError(f"--experiment {name}: not found in {shown_uri()}, which has {known}")
@@ -90,9 +89,8 @@ def _search(
     experiments: dict[str, Experiment], filter_string: str, view: int = ViewType.ACTIVE_ONLY
 ) -> Iterator[StoredRun]:
     size = _PAGE if is_server(resolve_uri()) else _LARGEST_PAGE
-    # Not mlflow.search_runs, whose pages are smaller; a file store reads all runs again for each page.
-    search = partial(mlflow_client().search_runs, list(experiments), filter_string, view)
-    for run in get_results_from_paginated_fn(lambda size, token: search(size, page_token=token), size):
+    client, ids = mlflow_client(), list(experiments)
+    for run in pages(lambda token: client.search_runs(ids, filter_string, view, size, page_token=token)):
         yield StoredRun.from_mlflow(run, experiments[run.info.experiment_id])
 
 
@@ -105,8 +103,10 @@ def _candidates_by_search(experiments: dict[str, Experiment]) -> Iterator[Stored
 
 
 def _candidates_in_database(experiments: dict[str, Experiment]) -> Iterator[StoredRun]:
-    metric: Any = SqlLatestMetric
-    tags = [_tag(key) for key in (*_RANKING_TAGS, names.ALLOWED_LEAKS)]
+    metric: Any = aliased(SqlLatestMetric)
+    role: Any = aliased(SqlTag)
+    leaks: Any = aliased(SqlTag)
+    tags: list[Any] = [aliased(SqlTag) for _ in _RANKING_TAGS]
     query: Any = sa.select(
         SqlRun.run_uuid,
         sa.cast(SqlRun.experiment_id, sa.String),
@@ -114,18 +114,22 @@ def _candidates_in_database(experiments: dict[str, Experiment]) -> Iterator[Stor
         SqlRun.start_time,
         SqlRun.end_time,
         metric.value,
-        *tags,
-    ).join(*_metric(BEST_VAL_AUC))
+        leaks.value,
+        *(tag.value for tag in tags),
+    ).join(metric, (metric.run_uuid == SqlRun.run_uuid) & (metric.key == BEST_VAL_AUC))
+    for tag, key in zip(tags, _RANKING_TAGS, strict=True):
+        query = query.join(tag, (tag.run_uuid == SqlRun.run_uuid) & (tag.key == key))
+    query = query.outerjoin(role, (role.run_uuid == SqlRun.run_uuid) & (role.key == names.ROLE))
+    query = query.outerjoin(leaks, (leaks.run_uuid == SqlRun.run_uuid) & (leaks.key == names.ALLOWED_LEAKS))
     query = query.where(
         *_is_active(experiments),
         SqlRun.status == names.FINISHED,
         sa.not_(metric.is_nan),
         metric.value.between(0, 1),
-        *(_tag(key).is_not(None) for key in _RANKING_TAGS),
-        _tag(names.ROLE).is_(None),
+        role.key.is_(None),
     )
-    for run_id, experiment_id, uri, start, end, val_auc, *values in _rows(query):
-        found = dict(zip((*_RANKING_TAGS, names.ALLOWED_LEAKS), values, strict=True))
+    for run_id, experiment_id, uri, start, end, val_auc, allowed_leaks, *values in _rows(query):
+        found = dict(zip(_RANKING_TAGS, values, strict=True))
         experiment = experiments[experiment_id]
         yield StoredRun(
             run_id,
@@ -136,7 +140,7 @@ def _candidates_in_database(experiments: dict[str, Experiment]) -> Iterator[Stor
             start_time=start,
             end_time=end,
             metrics={BEST_VAL_AUC: val_auc},
-            tags={key: value for key, value in found.items() if value is not None},
+            tags=found if allowed_leaks is None else found | {names.ALLOWED_LEAKS: allowed_leaks},
         )
 
 
@@ -146,22 +150,21 @@ def _roles_by_search(fingerprint: str, metric: str) -> Counter[str]:
     return Counter(run.tags.get(names.ROLE, "") for run in runs if metric in run.metrics)
 
 
-def _roles_in_database(fingerprint: str, metric: str) -> Counter[str]:
-    query: Any = sa.select(_tag(names.ROLE)).select_from(SqlRun).join(*_metric(metric))
-    query = query.where(*_is_active(_experiments()), _tag(names.SPLIT_FINGERPRINT) == fingerprint)
-    return Counter(role or "" for (role,) in _rows(query))
-
-
-def _tag(key: str) -> Any:  # noqa: ANN401 -- SQLAlchemy comes without MLflow's types
-    """Return a tag's value in a query of runs; NULL for a run without the tag."""
-    return (
-        sa.select(SqlTag.value).where(SqlTag.run_uuid == SqlRun.run_uuid, SqlTag.key == key).scalar_subquery()
+def _roles_in_database(fingerprint: str, metric: str) -> dict[str, int]:
+    tag: Any = aliased(SqlTag)
+    role: Any = aliased(SqlTag)
+    query: Any = (
+        sa.select(sa.func.coalesce(role.value, ""), sa.func.count())
+        .select_from(SqlRun)
+        .join(tag, (tag.run_uuid == SqlRun.run_uuid) & (tag.key == names.SPLIT_FINGERPRINT))
+        .join(
+            SqlLatestMetric, (SqlLatestMetric.run_uuid == SqlRun.run_uuid) & (SqlLatestMetric.key == metric)
+        )
+        .outerjoin(role, (role.run_uuid == SqlRun.run_uuid) & (role.key == names.ROLE))
+        .where(*_is_active(_experiments()), tag.value == fingerprint)
+        .group_by(sa.func.coalesce(role.value, ""))
     )
-
-
-def _metric(key: str) -> tuple[Any, Any]:
-    """Return what joins the last value of a metric to a query of runs; runs without it are left out."""
-    return SqlLatestMetric, (SqlLatestMetric.run_uuid == SqlRun.run_uuid) & (SqlLatestMetric.key == key)
+    return {str(name): int(number) for name, number in _rows(query)}
 
 
 def _is_active(experiments: dict[str, Experiment]) -> list[Any]:
