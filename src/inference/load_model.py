@@ -18,7 +18,7 @@ from ..models.build import build_model
 from ..models.forward import ModelContext
 from ..models.input_spec import InputSpec
 from ..tracking.logged_model import load_model
-from ..tracking.names import CONFIG, DECODING, registered_name
+from ..tracking.names import CONFIG_FILE, DECODER_VERSION, registered_model_name
 from ..tracking.registry import Registered, Version, read_registered, registered_names
 from ..tracking.store import open_store
 from ..tracking.stored_run import StoredRun, read_run
@@ -95,7 +95,7 @@ def load_trained(reference: ModelReference, folder: Path, device: str = "auto") 
     if reference.run_id is not None:
         run = read_run(reference.run_id)
         return _of_run(f"run {run.run_id}", run, run.model_source, None, folder=folder, device=target)
-    registered = read_registered(registered_name(reference.model or "", reference.modality or ""))
+    registered = read_registered(registered_model_name(reference.model or "", reference.modality or ""))
     version = _version(registered, reference.version)
     name = f"{registered.name} version {version.number}"
     if version.run_id is None:
@@ -129,9 +129,9 @@ def _of_run(
     if source is None:
         raise ClaimError(f"{name}: no logged model found; a run logs one when it finishes")
     loaded = load_model(source, folder / "model")
-    path = run.fetch(CONFIG, folder)
+    path = run.fetch(CONFIG_FILE, folder)
     if path is None:
-        raise ClaimError(f"{name}: the artifact {CONFIG} of run {run.run_id} is missing")
+        raise ClaimError(f"{name}: the artifact {CONFIG_FILE} of run {run.run_id} is missing")
     config = Config.from_file(path)
     state = dict(loaded.module.state_dict())
     classes = tuple(map(str, loaded.metadata.get("classes", ())))
@@ -145,7 +145,7 @@ def _of_run(
         raise ClaimError(f"{name}: {source} is not a model of this project ({error})") from None
     weights = {key.removeprefix(_NETWORK): value for key, value in state.items()}
     network = _rebuild(name, config, classes, spec, weights=weights, device=device)
-    recorded = run.tags.get(DECODING, "")
+    recorded = run.tags.get(DECODER_VERSION, "")
     decoding = int(recorded) if recorded.isdecimal() else 0
     return TrainedModel(name, network, config, classes, threshold, source, run, version, decoding)
 

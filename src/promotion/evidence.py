@@ -13,7 +13,7 @@ from ..evaluation.auc import Difference, auc, compare, corrected_auc
 from ..evaluation.intervals import interval
 from ..evaluation.predictions import Predictions, read_predictions
 from ..tracking.logged_model import load_model
-from ..tracking.names import CONFIG, PREDICTIONS
+from ..tracking.names import CONFIG_FILE, PREDICTIONS
 from ..tracking.stored_run import StoredRun
 from ..utils.cli import warn
 from ..utils.config import Config
@@ -86,9 +86,9 @@ def read_config(run: StoredRun, folder: Path) -> Config:
     Raises:
         ClaimError: They are missing.
     """
-    path = run.fetch(CONFIG, folder)
+    path = run.fetch(CONFIG_FILE, folder)
     if path is None:
-        raise ClaimError(f"run {run.run_id}: its artifact {CONFIG} is gone")
+        raise ClaimError(f"run {run.run_id}: its artifact {CONFIG_FILE} is gone")
     return Config.from_file(path)
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from ..errors import UserError
-from ..tracking.names import registered_name
+from ..tracking.names import registered_model_name
 from ..tracking.stored_run import StoredRun
 from ..utils.cli import warn
 from ..utils.config_fields import TAG_PATTERN
@@ -37,7 +37,7 @@ class Group:
     @property
     def name(self) -> str:
         """Return the name of the registered model, which is also the YAML file's name."""
-        return registered_name(self.model, self.modality)
+        return registered_model_name(self.model, self.modality)
 
     @property
     def yaml_path(self) -> Path:

@@ -85,7 +85,7 @@ def register_champion(
         event = replace(event, previous_version=previous_version(state, version.number))
     text = compose_yaml(config, run, event)
     # The event comes last: a version that has it has all tags.
-    written = {names.YAML_SHA256: sha256(text.encode()), names.PROMOTION: event.to_json()}
+    written = {names.YAML_SHA256: sha256(text.encode()), names.PROMOTION_EVENT: event.to_json()}
     tags = {names.ROLLED_BACK_TO: None, **facts, **written}
     registry.describe(name, version.number, description)
     registry.set_tags(name, version.number, _changed(tags, version))

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..errors import ClaimError, MlprojectError
 from ..tracking.logged_model import check_model_files
-from ..tracking.names import MODALITY, MODEL, PREVIOUS, PROMOTION, ROLLED_BACK_TO, YAML_SHA256
+from ..tracking.names import MODALITY, MODEL, PREVIOUS, PROMOTION_EVENT, ROLLED_BACK_TO, YAML_SHA256
 from ..tracking.registry import Version, champions
 from ..tracking.stored_run import read_run
 from ..utils.config import Config
@@ -122,7 +122,7 @@ def check_consistency(model: str | None, modality: str | None) -> dict[str, list
         if event.action != "refusal":
             groups.setdefault(event.group.name, event.group)
     for name, tags in champions():
-        if PROMOTION in tags and MODEL in tags and MODALITY in tags:
+        if PROMOTION_EVENT in tags and MODEL in tags and MODALITY in tags:
             groups.setdefault(name, Group(tags[MODEL], tags[MODALITY]))
     found: dict[str, list[str]] = {}
     for name, known in sorted(groups.items()):

@@ -97,7 +97,7 @@ def read_state(group: Group) -> State:
 
 def event_of(version: Version) -> Event | None:
     """Return the event that made a version champion; None if this project did not."""
-    line = version.tags.get(names.PROMOTION)
+    line = version.tags.get(names.PROMOTION_EVENT)
     return Event.from_json(line) if line else None
 
 

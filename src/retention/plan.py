@@ -9,7 +9,7 @@ from typing import Literal
 from ..errors import ClaimError
 from ..evaluation.auc import is_better
 from ..tracking.deletion import own_model_folder, own_models
-from ..tracking.names import CHECKPOINTS, ENDED, FINISHED
+from ..tracking.names import CHECKPOINTS, FINISHED, TERMINAL_STATUSES
 from ..tracking.stored_run import StoredRun
 from ..training.run_folder import RunFolders, owners
 from ..utils.config_fields import is_run_name
@@ -69,7 +69,7 @@ def _judge(
 ) -> PlannedAction:
     if versions:
         return PlannedAction(run, "keep", f"registered: {', '.join(versions)}")
-    if run.status not in ENDED or run.end_time is None:
+    if run.status not in TERMINAL_STATUSES or run.end_time is None:
         return PlannedAction(run, "keep", "unfinished")
     if not run.is_candidate:
         return PlannedAction(run, "keep", "trains no candidate")

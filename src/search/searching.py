@@ -17,13 +17,13 @@ from rich.console import Console
 from .. import PACKAGE
 from ..errors import TrainingError
 from ..tracking import project_run_errors
-from ..tracking.names import CONFIG, PLOTS, ROLE, SWEEP
+from ..tracking.names import CONFIG_FILE, PLOTS, ROLE, SWEEP
 from ..tracking.project_run import check_project_run, mark_project_run
 from ..tracking.run import TrackedRun, tracked_run
 from ..tracking.store import open_store, ui_instructions
 from ..utils.config import Config
+from ..utils.config_yaml import read_config_text
 from ..utils.io import atomic_write_text, file_lock
-from ..utils.overrides import read_text
 from ..utils.runtime import derive_seed
 from .ranking import (
     Ranked,
@@ -201,8 +201,8 @@ def _search(plan: Plan, worker_arguments: Sequence[str]) -> None:
 
 def _begin(plan: Plan, run: TrackedRun) -> None:
     params = {f"space.{key}": str(value) for key, value in plan.space.to_dict().items()}
-    space, base = plan.folder / "space.yaml", plan.folder / CONFIG
-    atomic_write_text(space, read_text(Path(plan.space.source)))
+    space, base = plan.folder / "space.yaml", plan.folder / CONFIG_FILE
+    atomic_write_text(space, read_config_text(Path(plan.space.source)))
     atomic_write_text(base, plan.base.to_yaml())
     run.log_params({**params, "study": plan.name, "trials": str(plan.options.trials)})
     _log_files(run, [space, base])

@@ -24,7 +24,7 @@ from ..errors import ConfigError, UserError
 from ..tracking.heartbeat import Heartbeat
 from ..tracking.store import reason
 from ..utils.config import EARLIER
-from ..utils.overrides import flatten
+from ..utils.config_yaml import flatten
 from .space import Space
 
 BEAT, RETRY_OF, RUN, REASON, SURPLUS, NAME = "beat", "retry_of", "run_id", "reason", "surplus", "run_name"

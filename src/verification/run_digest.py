@@ -55,7 +55,7 @@ def run_digest(folders: RunFolders) -> dict[str, str]:
 
 def _logged_metrics(run_id: str) -> dict[str, str]:
     points = {name: found for name, found in metric_points(run_id).items() if name not in TIMING_METRICS}
-    points = {name: found for name, found in points.items() if not name.startswith(names.SYSTEM_METRICS)}
+    points = {name: found for name, found in points.items() if not name.startswith(names.SYSTEM_PREFIX)}
     steps = [(name, step) for name, found in points.items() for step, _ in found]
     return {
         "metrics in MLflow": f"{_short(json.dumps(points).encode())}, {len(steps)} values",

@@ -144,7 +144,7 @@ def test_what_is_no_model(
         (["--input", "empty"], "empty: no images"),
         ([], "--input is missing: expected an image, a folder"),
         (["--input", "d", "--output", "x.txt"], "its ending must be one of .csv, .parquet"),
-        (["--input", "d", "--output", "no/x.csv"], "there is no folder no"),
+        (["--input", "d", "--output", "no/x.csv"], "folder no not found"),
     ],
 )
 def test_what_is_no_input(

@@ -445,7 +445,7 @@ def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_store_at_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "mlflow.db").unlink()
     assert main([]) == 2
-    assert "there is none yet, so it holds no run" in capsys.readouterr().err
+    assert "it does not exist yet" in capsys.readouterr().err
     assert not list(folder.iterdir())
 
 
