@@ -7,16 +7,11 @@ from typing import TYPE_CHECKING
 
 from .errors import MlprojectError
 from .tracking import project_run_errors
-from .utils.cli import CommandParser, add_flag, add_setting_options, changed_settings, run_command, warn
+from .utils.cli import CommandParser, add_flag, add_setting_options, changed_settings, command_main, warn
 from .utils.runtime import gc_paused
 
 if TYPE_CHECKING:
     from .utils.config import Config
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _train(argv))
 
 
 def _parser() -> CommandParser:
@@ -40,7 +35,9 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _train(argv: Sequence[str] | None) -> None:
+@command_main
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     from .utils.distributed import process_group
 
     with process_group() as group, ExitStack() as locks:

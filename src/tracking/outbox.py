@@ -20,6 +20,7 @@ from .delivery import (
     delivery_order,
     is_answer,
     is_finished,
+    record_comparison,
 )
 from .journal import ARTIFACT, MODEL, STATUS, Item, Journal, items, journal_lock
 from .names import FINISHED, KILLED, LOGGED_MODEL
@@ -183,11 +184,7 @@ class Outbox:
             self._drop_older(item.target)  # a newer version may have been added meanwhile
 
     def _compared(self, sent: list[Item], lacking: list[Item]) -> None:
-        for item in sent:
-            if item in lacking:
-                item.is_sent, item.is_doubtful = False, True
-            else:
-                self._journal.done(item)
+        record_comparison(self._journal, sent, lacking)
         self._rounds += 1
         if lacking and self._rounds <= ROUNDS:
             self._refused.clear()
