@@ -3,10 +3,10 @@
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from .tracking import project_run_errors
-from .utils.cli import CommandParser, add_flag, number, run_command, whole_number
+from .utils.cli import CommandParser, add_flag, command, number, run_command, whole_number
+from .utils.project import in_project
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("python -m src.cleanup", __doc__.partition(": ")[2])
+    parser = CommandParser(command("cleanup"), __doc__.partition(": ")[2])
     parser.add_argument(
         "--keep-best",
         metavar="N",
@@ -44,7 +44,8 @@ def _cleanup(argv: Sequence[str] | None) -> None:
     from .retention.plan import Rules
 
     with project_run_errors():
-        clean_up(Path(args.output_dir), Rules(args.keep_best, args.keep_days, args.runs), apply=args.apply)
+        rules = Rules(args.keep_best, args.keep_days, args.runs)
+        clean_up(in_project(args.output_dir), rules, apply=args.apply)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.cli import CommandParser, run_command
+from .utils.cli import CommandParser, command, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> CommandParser:
     from .inference.reference import add_model_arguments
 
-    parser = CommandParser("python -m src.export", __doc__.partition(": ")[2])
+    parser = CommandParser(command("export"), __doc__.partition(": ")[2])
     add_model_arguments(parser)
     parser.add_argument("--output", metavar="FILE", default="model.onnx", help="an .onnx (model.onnx)")
     return parser

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.cli import CommandParser, run_command
+from .utils.cli import CommandParser, command, run_command
 
 _ARRAY = ".npy"
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> CommandParser:
     from .inference.reference import add_model_arguments
 
-    parser = CommandParser("python -m src.extract", __doc__.partition(": ")[2])
+    parser = CommandParser(command("extract"), __doc__.partition(": ")[2])
     add_model_arguments(parser)
     parser.add_argument("--input", metavar="PATH", help="an image, a folder, a manifest.csv, or an .npz")
     parser.add_argument(

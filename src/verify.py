@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from .utils.cli import CommandParser, run_command, whole_number
+from .utils.cli import CommandParser, command, run_command, whole_number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("python -m src.verify", __doc__.partition(": ")[2])
+    parser = CommandParser(command("verify"), __doc__.partition(": ")[2])
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
     )

@@ -16,7 +16,7 @@ from ..tracking.stored_run import read_run
 from ..utils.config import Config
 from ..utils.console import wide_console
 from .evidence import Contender, Correction, correction_of, read_config
-from .history import FOLDER, Group, read_history
+from .history import Group, best_hparams_folder, read_history
 from .select import Request, adjust_p
 from .state import State, event_of, if_exists, read_state
 from .workflow import Decision, Result, promote
@@ -135,7 +135,7 @@ def check_consistency(model: str | None, modality: str | None) -> dict[str, list
 def _groups_of_files() -> dict[str, Group | str]:
     """Return the group of each YAML file by name, or what is wrong with the file."""
     groups: dict[str, Group | str] = {}
-    for path in sorted(FOLDER.glob("[!.]*.yaml")):
+    for path in sorted(best_hparams_folder().glob("[!.]*.yaml")):
         try:
             config = Config.from_file(path)
             group = Group(config.model.name, config.modality)

@@ -25,11 +25,10 @@ from ..errors import ClaimError, TrackingError, UserError
 from ..utils.contained import contained
 from ..utils.io import atomic_write_text
 from ..utils.masking import masked_uri
+from ..utils.project import local_folder, local_path
 from .store import (
     is_database,
     is_server,
-    local_folder,
-    local_path,
     open_store,
     resolve_uri,
     shown_uri,

@@ -20,6 +20,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NAME
 from ..errors import StoreError, TrackingError, UserError
 from ..utils.cli import warn
 from ..utils.io import atomic_link, remove_temps
+from ..utils.project import local_folder
 from ..utils.runtime import Stopped
 from .delivery import Delivery, read_run_checked, retry_while_unreachable
 from .heartbeat import HeartbeatThread, heartbeat_interval, heartbeat_tag
@@ -32,7 +33,6 @@ from .store import (
     error_message,
     http_retries,
     is_server,
-    local_folder,
     mlflow_client,
     quiet_client,
     reason,

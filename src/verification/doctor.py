@@ -11,14 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import MlprojectError, UserError
-from ..promotion.history import FOLDER
+from ..promotion.history import best_hparams_folder
 from ..promotion.report import check_consistency
 from ..tracking.journal import items
 from ..tracking.liveness import DEAD, check_running_runs, mark_killed
 from ..tracking.names import RUNNING
 from ..tracking.store import (
     http_retries,
-    local_path,
     open_store,
     quiet_client,
     resolve_uri,
@@ -29,6 +28,7 @@ from ..tracking.sync import PendingDelivery, find_pending
 from ..utils.cli import span
 from ..utils.console import wide_console
 from ..utils.io import find_temps
+from ..utils.project import in_project, local_path
 from ..utils.runtime import environment
 
 
@@ -46,7 +46,7 @@ def examine(output: Path | None, *, apply: bool) -> None:
     """
     if output is not None and not output.is_dir():
         raise UserError(f"--output-dir {output}: no such folder; give experiment.output_dir of the runs")
-    output = output or Path("outputs")
+    output = output or in_project("outputs")
     _show_machine(output)
     with http_retries(2), quiet_client():
         open_store(must_exist=True)
@@ -109,7 +109,7 @@ def _check_runs(pending: Sequence[PendingDelivery], *, apply: bool) -> list[str]
 
 def _check_temps(output: Path, *, apply: bool) -> list[str]:
     store = local_path(resolve_uri())
-    temps = find_temps(output, FOLDER, *([store.parent] if store else []))
+    temps = find_temps(output, best_hparams_folder(), *([store.parent] if store else []))
     leftovers = [temp for temp in temps if temp.is_orphaned]
     if temps:
         table = Table("temporary", "size", "age", "")
