@@ -13,6 +13,7 @@ from .utils.cli import (
     CommandParser,
     add_setting_options,
     changed_settings,
+    command,
     duration,
     run_command,
     whole_number,

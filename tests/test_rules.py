@@ -5,6 +5,7 @@ import importlib.util
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,22 @@ def test_the_same_pins_everywhere() -> None:
     assert yaml.safe_load((ROOT / "python_env.yaml").read_text())["dependencies"] == pins
     conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
     assert conda[-1]["pip"] == pins
-    assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text()
+    dev = (ROOT / "requirements-dev.txt").read_text().splitlines()
+    assert "-r requirements.txt" in dev
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
+    assert project["project"]["optional-dependencies"]["dev"] == [line for line in dev if "==" in line]
+
+
+def test_the_wheel_has_every_package_and_data_file() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT / "src") for path in SOURCES}
+    names = {".".join(("mlproject", *folder.parts)) for folder in folders} | {"mlproject.config"}
+    assert sorted(names) == settings["packages"]
+    for path in filter(Path.is_file, (ROOT / "src").rglob("*")):
+        package = ".".join(("mlproject", *path.parent.relative_to(ROOT / "src").parts))
+        shipped = ["*.py", *settings["package-data"].get(package, [])]
+        assert "__pycache__" in path.parts or any(path.match(pattern) for pattern in shipped), path
 
 
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML", "sqlalchemy": "SQLAlchemy"}
