@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src import __main__ as main
 from src.evaluation import metric_names
 from src.tracking import names as store_names
 from src.utils.config import Config
@@ -223,7 +224,7 @@ def test_plain_words(path: Path) -> None:
     assert [found[0] for found in re.finditer(WORDS, path.read_text())] == []
 
 
-COMMANDS = sorted(path.stem for path in (ROOT / "src").glob("*.py") if "def main(" in path.read_text())
+COMMANDS = sorted(path.stem for path in (ROOT / "src").glob("[!_]*.py") if "def main(" in path.read_text())
 
 HELP = """import sys
 from src.{command} import main
@@ -238,6 +239,14 @@ except SystemExit:
 def test_help_waits_for_no_library(command: str, run_python: Run) -> None:
     done = run_python("-c", HELP.format(command=command))
     assert done.stdout.splitlines()[-1] == "[]", done
+
+
+def test_the_command_line_knows_every_command(run_python: Run) -> None:
+    assert sorted(main.COMMANDS) == COMMANDS
+    assert run_python("-m", "src", "promote", "--help").stdout.startswith("usage: python -m src.promote ")
+    assert set(COMMANDS) <= set(run_python("-m", "src").stdout.split())
+    wrong = run_python("-m", "src", "trian")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: trian: not a command; --help lists the commands\n")
 
 
 TRAINING = ("main", "distributed")
