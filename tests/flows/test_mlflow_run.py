@@ -48,7 +48,9 @@ def test_files_land_where_the_user_is_and_none_in_the_checkout(
         "promote": "true",
         "modality": "A",
     }
-    done = mlflow_run(run_python, **options, config="config/medmnist.yaml", overrides="model.weights=none")
+    done = mlflow_run(
+        run_python, **options, promote="true", config="config/medmnist.yaml", overrides="model.weights=none"
+    )
     assert done.returncode == 0, done.stderr
     assert {path for path in ROOT.rglob("*") if "__pycache__" not in path.parts} - before == set()
     (latest,) = folder.glob("outputs/*/checkpoints/latest.pth")
