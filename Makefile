@@ -1,7 +1,9 @@
 # make run    train on the demo in an environment of its own
 # make test   lint, types, and the tests of minutes
 # make test-slow, make test-exhaustive   the other tests
-PYTHON ?= python3.11
+# The first Python of a version that pyproject.toml accepts.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3 python,$(shell $(name) -c \
+    'import sys; sys.version_info[:2] == (3, 11) and print("$(name)")' 2>/dev/null)))
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 
@@ -32,6 +34,8 @@ test-exhaustive: $(VENV)/.installed-dev
 
 # One pip call installs torch with what needs it, so that pip takes a single build of it.
 $(VENV)/.installed: requirements.txt
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || \
+	    { echo "error: Python 3.11 not found; install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

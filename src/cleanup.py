@@ -3,14 +3,14 @@
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from .tracking import project_run_errors
-from .utils.cli import CommandParser, add_flag, command_main, number, whole_number
+from .utils.cli import CommandParser, add_flag, command, command_main, number, whole_number
+from .utils.project import in_project
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("python -m src.cleanup", __doc__.partition(": ")[2])
+    parser = CommandParser(command("cleanup"), __doc__.partition(": ")[2])
     parser.add_argument(
         "--keep-best",
         metavar="N",
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from .retention.plan import Rules
 
     with project_run_errors():
-        clean_up(Path(args.output_dir), Rules(args.keep_best, args.keep_days, args.runs), apply=args.apply)
+        rules = Rules(args.keep_best, args.keep_days, args.runs)
+        clean_up(in_project(args.output_dir), rules, apply=args.apply)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .utils.cli import CommandParser, command_main, warn, whole_number
+from .utils.cli import CommandParser, command, command_main, warn, whole_number
 
 if TYPE_CHECKING:
     from .inference.evaluator import LabeledImages
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def _parser() -> CommandParser:
     from .inference.model_reference import add_model_arguments
 
-    parser = CommandParser("python -m src.evaluate", __doc__.partition(": ")[2])
+    parser = CommandParser(command("evaluate"), __doc__.partition(": ")[2])
     add_model_arguments(parser)
     parser.add_argument(
         "--data", metavar="PATH", default="", help="labeled images; without it, those of the model's run"

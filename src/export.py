@@ -4,13 +4,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.cli import CommandParser, command_main
+from .utils.cli import CommandParser, command, command_main
 
 
 def _parser() -> CommandParser:
     from .inference.model_reference import add_model_arguments
 
-    parser = CommandParser("python -m src.export", __doc__.partition(": ")[2])
+    parser = CommandParser(command("export"), __doc__.partition(": ")[2])
     add_model_arguments(parser)
     parser.add_argument("--output", metavar="FILE", default="model.onnx", help="an .onnx (model.onnx)")
     return parser

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.cli import CommandParser, command_main
+from .utils.cli import CommandParser, command, command_main
 
 _ARRAY = ".npy"
 
@@ -12,7 +12,7 @@ _ARRAY = ".npy"
 def _parser() -> CommandParser:
     from .inference.model_reference import add_model_arguments
 
-    parser = CommandParser("python -m src.extract", __doc__.partition(": ")[2])
+    parser = CommandParser(command("extract"), __doc__.partition(": ")[2])
     add_model_arguments(parser)
     parser.add_argument("--input", metavar="PATH", help="an image, a folder, a manifest.csv, or an .npz")
     parser.add_argument(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from .errors import ConfigError
 from .tracking import project_run_errors
-from .utils.cli import CommandParser, add_flag, command_main, number
+from .utils.cli import CommandParser, add_flag, command, command_main, number
 
 _LEVEL = 0.05
 _auc = number(lambda value: 0 <= value <= 1, "a number between 0 and 1")
@@ -19,7 +19,7 @@ def _level(text: str) -> float | None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("python -m src.promote", __doc__.partition(": ")[2])
+    parser = CommandParser(command("promote"), __doc__.partition(": ")[2])
     parser.add_argument("--model", metavar="NAME", help="only runs of this model")
     parser.add_argument("--modality", metavar="TAG", help="only runs of this modality")
     parser.add_argument("--experiment", metavar="NAME", help="only runs of this experiment")

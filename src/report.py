@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UserError
-from .utils.cli import CommandParser, command_main
+from .utils.cli import CommandParser, command, command_main
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("python -m src.report", __doc__.partition(": ")[2])
+    parser = CommandParser(command("report"), __doc__.partition(": ")[2])
     parser.add_argument("--model", metavar="NAME", help="only runs of this model")
     parser.add_argument("--modality", metavar="TAG", help="only runs of this modality")
     parser.add_argument("--output", metavar="FILE", default="report.html", help="an .html (report.html)")

@@ -4,11 +4,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.cli import CommandParser, command_main
+from .utils.cli import CommandParser, command, command_main
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("python -m src.store", __doc__.partition(": ")[2])
+    parser = CommandParser(command("store"), __doc__.partition(": ")[2])
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
     )

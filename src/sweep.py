@@ -13,6 +13,7 @@ from .utils.cli import (
     CommandParser,
     add_setting_options,
     changed_settings,
+    command,
     command_main,
     duration,
     whole_number,
@@ -20,7 +21,7 @@ from .utils.cli import (
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("python -m src.sweep", __doc__.partition(": ")[2])
+    parser = CommandParser(command("sweep"), __doc__.partition(": ")[2])
     _add(parser, "--model", "several with commas: a search each", default="resnet18", metavar="NAMES")
     _add(parser, "--modality", "several with commas: a search each", default="A", metavar="TAGS")
     _add(parser, "--trials", "trials of each search, over all workers", default=20, type=whole_number(1))

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from .errors import MlprojectError
 from .tracking import project_run_errors
-from .utils.cli import CommandParser, add_flag, add_setting_options, changed_settings, command_main, warn
+from .utils.cli import (
+    CommandParser,
+    add_flag,
+    add_setting_options,
+    changed_settings,
+    command,
+    command_main,
+    warn,
+)
 from .utils.runtime import gc_paused
 
 if TYPE_CHECKING:
@@ -15,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("python -m src.train", __doc__.partition(": ")[2])
+    parser = CommandParser(command("train"), __doc__.partition(": ")[2])
     parser.add_argument(
         "--model", metavar="NAME", help="any classification model of torchvision, such as resnet18"
     )

@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Sequence
 
-from .utils.cli import CommandParser, command_main, whole_number
+from .utils.cli import CommandParser, command, command_main, whole_number
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("python -m src.verify", __doc__.partition(": ")[2])
+    parser = CommandParser(command("verify"), __doc__.partition(": ")[2])
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
     )

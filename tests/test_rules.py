@@ -5,11 +5,13 @@ import importlib.util
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
+from src import __main__ as main
 from src.evaluation import metric_names
 from src.tracking import names as store_names
 from src.utils.config import Config
@@ -141,7 +143,22 @@ def test_the_same_pins_everywhere() -> None:
     assert yaml.safe_load((ROOT / "python_env.yaml").read_text())["dependencies"] == pins
     conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
     assert conda[-1]["pip"] == pins
-    assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text()
+    dev = (ROOT / "requirements-dev.txt").read_text().splitlines()
+    assert "-r requirements.txt" in dev
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
+    assert project["project"]["optional-dependencies"]["dev"] == [line for line in dev if "==" in line]
+
+
+def test_the_wheel_has_every_package_and_data_file() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT / "src") for path in SOURCES}
+    names = {".".join(("mlproject", *folder.parts)) for folder in folders} | {"mlproject.config"}
+    assert sorted(names) == settings["packages"]
+    for path in filter(Path.is_file, (ROOT / "src").rglob("*")):
+        package = ".".join(("mlproject", *path.parent.relative_to(ROOT / "src").parts))
+        shipped = ["*.py", *settings["package-data"].get(package, [])]
+        assert "__pycache__" in path.parts or any(path.match(pattern) for pattern in shipped), path
 
 
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML", "sqlalchemy": "SQLAlchemy"}
@@ -207,7 +224,7 @@ def test_plain_words(path: Path) -> None:
     assert [found[0] for found in re.finditer(WORDS, path.read_text())] == []
 
 
-COMMANDS = sorted(path.stem for path in (ROOT / "src").glob("*.py") if "def main(" in path.read_text())
+COMMANDS = sorted(path.stem for path in (ROOT / "src").glob("[!_]*.py") if "def main(" in path.read_text())
 
 HELP = """import sys
 from src.{command} import main
@@ -222,6 +239,14 @@ except SystemExit:
 def test_help_waits_for_no_library(command: str, run_python: Run) -> None:
     done = run_python("-c", HELP.format(command=command))
     assert done.stdout.splitlines()[-1] == "[]", done
+
+
+def test_the_command_line_knows_every_command(run_python: Run) -> None:
+    assert sorted(main.COMMANDS) == COMMANDS
+    assert run_python("-m", "src", "promote", "--help").stdout.startswith("usage: python -m src.promote ")
+    assert set(COMMANDS) <= set(run_python("-m", "src").stdout.split())
+    wrong = run_python("-m", "src", "trian")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: trian: not a command; --help lists the commands\n")
 
 
 TRAINING = ("main", "distributed")

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..data.dataset import Dataset
@@ -22,6 +21,7 @@ from ..utils.cli import warn
 from ..utils.config import Config
 from ..utils.config_fields import is_run_name
 from ..utils.config_yaml import merge_dotted
+from ..utils.project import in_project
 
 MAY_CHANGE = frozenset(
     {
@@ -120,7 +120,7 @@ def resume_by_id(run_id: str, changes: Mapping[str, Any], held: ExitStack) -> Re
         TrackingError: The store cannot be read, or a server does not accept pending deliveries.
     """
     known = read_resumable(run_id)
-    output = Path(changes.get("experiment.output_dir", known.output_dir)).expanduser()
+    output = in_project(changes.get("experiment.output_dir", known.output_dir))
     known, folders, checkpoint = _lock(known, RunFolders(output, known.folder_name), held)
     stored = Config.from_file(folders.config)
     if checkpoint is not None:  # the file may have been edited

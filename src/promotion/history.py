@@ -18,13 +18,18 @@ from ..tracking.stored_run import StoredRun
 from ..utils.cli import warn
 from ..utils.config_fields import TAG_PATTERN
 from ..utils.io import atomic_write_bytes
-
-FOLDER = Path("config/best_hparams")
-"""Folder of the YAML files and the history, in the working folder."""
-
-PATH = FOLDER / "history.jsonl"
+from ..utils.project import in_project
 
 Action = Literal["promotion", "rollback", "restore", "refusal"]
+
+
+def best_hparams_folder() -> Path:
+    """Return the folder of the YAML files and the history."""
+    return in_project("config/best_hparams")
+
+
+def _path() -> Path:
+    return best_hparams_folder() / "history.jsonl"
 
 
 @dataclass(frozen=True, order=True)
@@ -42,7 +47,7 @@ class Group:
     @property
     def yaml_path(self) -> Path:
         """Return the path of the group's YAML file."""
-        return FOLDER / f"{self.name}.yaml"
+        return best_hparams_folder() / f"{self.name}.yaml"
 
     def check_name(self) -> None:
         """Refuse tags that cannot be part of the name of a file and a registered model.
@@ -176,7 +181,7 @@ def read_history(group: Group | None = None) -> list[Event]:
     for number, line in enumerate(_lines(), start=1):
         event = Event.from_json(line)
         if event is None:
-            warn(f"{PATH}, line {number}: not an event; it is left out")
+            warn(f"{_path()}, line {number}: not an event; it is left out")
         elif group in (None, event.group):
             events.append(event)
     return events
@@ -217,11 +222,11 @@ def append(event: Event) -> None:
     if event in events or (event.action == "refusal" and (event.run_id, event.reason) in refused):
         return
     text = "".join(f"{line}\n" for line in [*_lines(), event.to_json()])
-    atomic_write_bytes(PATH, text.encode(errors="surrogateescape"))
+    atomic_write_bytes(_path(), text.encode(errors="surrogateescape"))
 
 
 def _lines() -> list[str]:
     """Return the lines of the file; damaged bytes are kept as they are."""
-    if not PATH.exists():
+    if not _path().exists():
         return []
-    return PATH.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return _path().read_text(encoding="utf-8", errors="surrogateescape").splitlines()

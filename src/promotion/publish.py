@@ -24,7 +24,7 @@ from ..utils.io import TEMP_PREFIX, atomic_write_text, check_writable, file_lock
 from . import history
 from .best_hparams import compose_yaml
 from .evidence import correction_of, read_config, verify, with_evidence
-from .history import FOLDER, Event, Group, now
+from .history import Event, Group, best_hparams_folder, now
 from .state import (
     Contender,
     State,
@@ -45,20 +45,21 @@ def writing() -> Iterator[None]:
     Raises:
         MlprojectError: The folder cannot be written; nothing was changed.
     """
+    yaml_folder = best_hparams_folder()
     try:
-        check_writable(FOLDER)
+        check_writable(yaml_folder)
     except OSError as error:
         raise MlprojectError(
-            f"{FOLDER} cannot be written: {error.strerror}; nothing was changed, including the registry"
+            f"{yaml_folder} cannot be written: {error.strerror}; nothing was changed, including the registry"
         ) from None
     with ExitStack() as held:
-        for path in filter(None, [promotion_lock(), FOLDER / ".lock"]):
+        for path in filter(None, [promotion_lock(), yaml_folder / ".lock"]):
             try:
                 held.enter_context(file_lock(path, timeout=2))
             except Timeout:
                 warn(f"another promotion holds {path}; waiting")
                 held.enter_context(file_lock(path))
-        for leftover in FOLDER.glob(f"{TEMP_PREFIX}*"):  # of a process that was killed while writing
+        for leftover in yaml_folder.glob(f"{TEMP_PREFIX}*"):  # of a process that was killed while writing
             leftover.unlink()
         yield
 

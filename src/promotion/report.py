@@ -13,10 +13,11 @@ from ..tracking.logged_model import check_model_files
 from ..tracking.names import MODALITY, MODEL, PREVIOUS, PROMOTION_EVENT, ROLLED_BACK_TO, YAML_SHA256
 from ..tracking.registry import Version, champions
 from ..tracking.stored_run import read_run
+from ..utils.cli import command
 from ..utils.config import Config
 from ..utils.console import wide_console
 from .evidence import Correction, correction_of, read_config
-from .history import FOLDER, Group, read_history
+from .history import Group, best_hparams_folder, read_history
 from .select import Request, Verdict, adjust_p
 from .state import Contender, State, event_of, if_exists, read_state
 from .workflow import Decision, Result, promote
@@ -106,7 +107,7 @@ def check_and_report(model: str | None, modality: str | None) -> None:
     wrong = [name for name, problems in found.items() if problems]
     if wrong:
         raise MlprojectError(
-            f"not all agree: {', '.join(wrong)}; python -m src.promote makes them equal where a run allows it"
+            f"not all agree: {', '.join(wrong)}; {command('promote')} makes them equal where a run allows it"
         )
 
 
@@ -136,7 +137,7 @@ def check_consistency(model: str | None, modality: str | None) -> dict[str, list
 def _groups_of_files() -> dict[str, Group | str]:
     """Return the group of each YAML file by name, or what is wrong with the file."""
     groups: dict[str, Group | str] = {}
-    for path in sorted(FOLDER.glob("[!.]*.yaml")):
+    for path in sorted(best_hparams_folder().glob("[!.]*.yaml")):
         try:
             config = Config.from_file(path)
             group = Group(config.model.name, config.modality)
@@ -182,7 +183,7 @@ def _why_not_loadable(group: Group, champion: Version) -> list[str]:
         check_model_files(champion.source)
     except MlprojectError as error:
         return [
-            f"version {champion.number}, the champion, cannot be used: {error}; or python -m src.promote "
+            f"version {champion.number}, the champion, cannot be used: {error}; or {command('promote')} "
             f"--rollback --model {group.model} --modality {group.modality} puts the version before it back"
         ]
     return []

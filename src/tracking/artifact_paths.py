@@ -23,14 +23,14 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from ..errors import ClaimError, TrackingError, UserError
+from ..utils.cli import command
 from ..utils.contained import contained
 from ..utils.io import atomic_write_text
 from ..utils.masking import masked_uri
+from ..utils.project import local_folder, local_path
 from .store import (
     is_database,
     is_server,
-    local_folder,
-    local_path,
     open_store,
     resolve_uri,
     shown_uri,
@@ -89,7 +89,7 @@ def _own_folder(whose: str, uri: str, locations: Iterable[str], *ending: str) ->
     raise ClaimError(
         f"{whose}: the store says that its files are at {shown}, which is not its own folder below the "
         "artifact location of its experiment; nothing there is read or changed. If the project was moved, "
-        "run python -m src.store relocate"
+        f"run {command('store relocate')}"
     )
 
 

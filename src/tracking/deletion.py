@@ -15,10 +15,11 @@ from mlflow.tracking._tracking_service.utils import _get_store
 
 from ..errors import ClaimError, TrackingError
 from ..utils.contained import contained, remove_tree
+from ..utils.project import local_path
 from .artifact_paths import model_folder
 from .names import CHECKPOINTS, CLEANUP, TERMINAL_STATUSES
 from .queries import search_runs
-from .store import is_server, local_path, mlflow_client, resolve_uri, store_errors
+from .store import is_server, mlflow_client, resolve_uri, store_errors
 from .stored_run import StoredRun
 
 

@@ -17,10 +17,11 @@ from mlflow.types import Schema, TensorSpec
 from ..errors import ClaimError
 from ..utils.console import silenced
 from ..utils.io import TEMP_PREFIX, atomic_write_text
+from ..utils.project import local_folder
 from .artifact_paths import model_folder
 from .names import DELIVERED_EPOCH, LOGGED_MODEL
 from .pt2_check import checked_copy
-from .store import local_folder, mlflow_client, reason, resolve_uri, store_errors
+from .store import mlflow_client, reason, resolve_uri, store_errors
 
 if TYPE_CHECKING:
     from torch import nn

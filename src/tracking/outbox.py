@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, TrackingError
-from ..utils.cli import warn
+from ..utils.cli import command, warn
 from ..utils.io import atomic_link
 from .delivery import (
     COMPARISON,
@@ -290,7 +290,7 @@ class Outbox:
         why = f"; refused: {self._refused[0]}" if self._refused else ""
         return (
             f"{what}{why}. Everything is on disk in {self.results}; MLFLOW_TRACKING_URI={uri} "
-            f"python -m src.store sync {folder} delivers it"
+            f"{command('store sync')} {folder} delivers it"
         )
 
 

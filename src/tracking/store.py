@@ -7,18 +7,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote
 
 import mlflow
 from mlflow import MlflowClient, MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
-from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.uri import is_local_uri
 
 from ..errors import MlprojectError, StoreError, TrackingError
 from ..utils.console import quiet_loggers
 from ..utils.io import TEMP_PREFIX, file_lock
 from ..utils.masking import masked_text, masked_uri
+from ..utils.project import local_folder, local_path
 from ..utils.runtime import Stopped
 from .sqlite_locks import wait_for_locks
 
@@ -199,18 +197,6 @@ def is_database(uri: str) -> bool:
 def is_server(uri: str) -> bool:
     """Return whether the store is a tracking server."""
     return uri.startswith(("http://", "https://"))
-
-
-def local_path(uri: str) -> Path | None:
-    """Return the database file or folder of a local store, None for a server or another database."""
-    if uri.startswith(_SQLITE):
-        return Path(unquote(uri.removeprefix(_SQLITE)).split("?")[0]).absolute()
-    return local_folder(uri)
-
-
-def local_folder(uri: str) -> Path | None:
-    """Return the folder that a plain path or ``file:`` URI names, None for any other URI."""
-    return Path(local_file_uri_to_path(uri)).absolute() if is_local_uri(uri) else None
 
 
 def ui_instructions(experiment_id: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mlflow import MlflowException
 
 from ..errors import StoreError, TrackingError, UserError
+from ..utils.cli import command
 from ..utils.io import read_run_id
 from .delivery import (
     ROUNDS,
@@ -231,7 +232,7 @@ def _what_is_left(journal: Journal, refused: list[str], lacking: list[Item], cou
         )
     else:
         return (
-            f"{journal.where_damaged}; {count} delivered, and the run is not FINISHED. python -m src.train "
+            f"{journal.where_damaged}; {count} delivered, and the run is not FINISHED. {command('train')} "
             f"--resume {journal.run_id} records it again from its folder; or delete the line and sync again"
         )
     return f"{what}; {count} delivered, and what is left stays in {journal.folder}"

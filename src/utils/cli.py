@@ -13,8 +13,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from .. import PACKAGE
 from ..errors import ConfigError, MlprojectError
+from .project import enter_project
 from .runtime import Stopped, stop_signals
+
+
+def command(words: str) -> str:
+    """Return a command of this package as the user types it: an installed one, or one of a checkout.
+
+    Args:
+        words: Its name, and options, such as ``store doctor --apply``.
+    """
+    return f"{PACKAGE} {words}" if PACKAGE == "mlproject" else f"python -m {PACKAGE}.{words}"
+
 
 _CLOSED = (errno.EPIPE, errno.EIO)  # the reader of a pipe has ended; the terminal was closed
 
@@ -165,6 +177,7 @@ def run_command(work: Callable[[], None]) -> int:
     Errors are printed on stderr as one message; only unexpected ones show a traceback.
     """
     never_raise()
+    enter_project()
     with stop_signals():
         try:
             work()

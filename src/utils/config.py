@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from .config_data import AugmentConfig, DataConfig, Section
 from .config_fields import Compile, Means, RunName, Stds, Threshold
 from .config_yaml import check_utf8, describe_error, drop_follow_up_errors, flatten, merge_dotted, read_yaml
+from .project import in_project
 
 __all__ = ["AugmentConfig", "Config", "DataConfig", "TrainingConfig"]
 
@@ -271,12 +272,12 @@ class Config(Section):
     @property
     def cache_dir(self) -> Path:
         """Return the folder of decoded images and of the demo."""
-        return Path(self.data.cache_dir or Path(self.experiment.output_dir) / "cache").expanduser()
+        return in_project(self.data.cache_dir or Path(self.experiment.output_dir) / "cache")
 
     @property
     def output_dir(self) -> Path:
         """Return the folder of all runs."""
-        return Path(self.experiment.output_dir).expanduser()
+        return in_project(self.experiment.output_dir)
 
     @property
     def modality(self) -> str:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from ..errors import ConfigError
 from .io import open_regular
 from .limits import CONFIG_BYTES, CONFIG_DEPTH, CONFIG_NUMBER, CONFIG_VALUES
+from .project import find_config
 
 _MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -111,13 +112,14 @@ def read_config_text(path: Path) -> str:
         ConfigError: The file is missing, unreadable, not a regular file or too large.
     """
     try:
-        with open_regular(path) as file:
+        with open_regular(find_config(path)) as file:
             data = file.read(CONFIG_BYTES.value + 1)
         if excess := CONFIG_BYTES.excess(len(data)):
             raise ConfigError(f"{path}: refused as too large: {excess}")
         return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()  # with any line ends
     except FileNotFoundError:
-        raise ConfigError(f"{path}: config file not found; copy config/default_config.yaml") from None
+        where = "" if path.is_absolute() else f" ({path.absolute()})"
+        raise ConfigError(f"{path}: config file not found{where}; copy config/default_config.yaml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text: {error}") from None
 

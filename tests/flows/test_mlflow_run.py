@@ -37,6 +37,26 @@ def test_ctrl_c_under_mlflow_run_is_told_by_the_run(folder: Path, npz: Path) -> 
     assert run.data.tags["error"] == "stopped by SIGINT"
 
 
+def test_files_land_where_the_user_is(folder: Path, npz: Path, run_python: Run) -> None:
+    before = {path for path in ROOT.rglob("*") if "__pycache__" not in path.parts}
+    options = {
+        "model": "shufflenet_v2_x0_5",
+        "data": npz.name,
+        "epochs": "1",
+        "modality": "A",
+    }
+    done = mlflow_run(
+        run_python, **options, promote="true", config="config/medmnist.yaml", overrides="model.weights=none"
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path for path in ROOT.rglob("*") if "__pycache__" not in path.parts} - before == set()
+    (latest,) = folder.glob("outputs/*/checkpoints/latest.pth")
+    again = run_python("-m", "src.train", "--config", *map(str, folder.glob("config/best_hparams/*.yaml")))
+    assert again.returncode == 0, again.stderr
+    assert len(list(folder.glob("outputs/*/checkpoints/latest.pth"))) == 2
+    assert latest.exists()
+
+
 @pytest.mark.exhaustive
 def test_mlflow_run_resumes(folder: Path, npz: Path, run_python: Run) -> None:
     options = [*TINY, "--epochs", "3", "--set", "training.checkpoint_every_minutes=1e-9"]
