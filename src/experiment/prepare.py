@@ -19,6 +19,7 @@ from ..utils.cli import warn
 from ..utils.config import Config
 from ..utils.distributed import ProcessGroup
 from ..utils.io import check_writable, sha256
+from ..utils.project import project_folder
 from .report_run import run_tags
 from .resume import ResumableRun, resume_auto, resume_by_id
 from .session import Training
@@ -70,8 +71,10 @@ def prepare(request: TrainRequest, group: ProcessGroup, locks: ExitStack) -> Tra
     try:  # before anything is computed
         check_writable(config.output_dir)
     except OSError as error:
+        is_beside = config.output_dir.is_absolute() and config.output_dir.is_relative_to(project_folder())
+        beside = " (beside the store of MLFLOW_TRACKING_URI)" if is_beside else ""
         raise UserError(
-            f"experiment.output_dir: {config.output_dir} cannot be written: {error.strerror}"
+            f"experiment.output_dir: {config.output_dir}{beside} cannot be written: {error.strerror}"
         ) from None
     spec = resumed.spec if resumed else None
     group.broadcast_object({"config": config.to_dict(), "input": None if spec is None else spec.to_dict()})
