@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
@@ -179,6 +177,8 @@ def derive_seed(*parts: int) -> int:
 
     Source: NumPy's ``SeedSequence`` (O'Neill's ``seed_seq`` mixing).
     """
+    import numpy as np  # not at the top: --help need not wait for it
+
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
 
 
@@ -285,6 +285,7 @@ def environment(device: "torch.device | None" = None) -> dict[str, Any]:
     """Return what results depend on besides config and data: versions, number of threads, device."""
     import platform
 
+    import numpy as np
     import torch
 
     from .torchvision_import import torchvision
