@@ -33,19 +33,19 @@ class EpochTable:
             shown = "" if best is None else f"; best val AUC {best:.4f} (epoch {state.best_epoch})"
             print(f"continuing after epoch {state.epoch}/{self.epochs}{steps}{shown}")
 
-    def add_epoch(self, *, is_best: bool) -> None:
-        """Print the last epoch of the state; ``is_best``: it is the best so far."""
+    def add_epoch(self) -> None:
+        """Print the last epoch of the state."""
         if self._lines % _REPEAT == 0:
             print(_line(_TITLES))
         self._lines += 1
-        print(_line(self._cells(is_best=is_best)))
+        print(_line(self._cells()))
 
     def end(self) -> None:
         """Print why the training ends before the last epoch, if it does."""
         if self._state.epoch < self.epochs:
             print(f"stopped early: no better val AUC in {self._patience} epochs (early_stopping_patience)")
 
-    def _cells(self, *, is_best: bool) -> tuple[str, ...]:
+    def _cells(self) -> tuple[str, ...]:
         history = self._state.history
         metrics = history[-1]
         epoch, speed = self._state.epoch, metrics["images_per_second"]
@@ -56,7 +56,7 @@ class EpochTable:
             f"{metrics[TRAIN_LOSS]:#.4g}",
             f"{metrics[VAL_LOSS]:#.4g}",
             f"{metrics[VAL_AUC]:.4f}",
-            "best" if is_best else "",
+            "best" if self._state.best_epoch == epoch else "",
             f"{metrics['learning_rate']:.2e}",
             f"{speed:.0f}" if speed >= 100 else f"{speed:.1f}",
             span((self.epochs - epoch) * median(durations)),

@@ -109,9 +109,9 @@ class Trainer:
                 while self.state.epoch < table.epochs and not self._should_stop_early():
                     metrics = self._run_epoch(self.state.epoch + 1)
                     with uninterrupted():
-                        improved = self._save_epoch(metrics)
+                        self._save_epoch(metrics)
                     # Outside the block: a terminal or pipe that takes no output must not delay a stop.
-                    table.add_epoch(is_best=improved)
+                    table.add_epoch()
             except Stopped:
                 self._save_mid_epoch()
                 self.recorder.wait()
@@ -238,12 +238,10 @@ class Trainer:
             **self.extra,
         }
 
-    def _save_epoch(self, metrics: dict[str, float]) -> bool:
-        """Record and save a finished epoch; return whether it is the best so far."""
+    def _save_epoch(self, metrics: dict[str, float]) -> None:
         improved = self.state.record(metrics)
         self.recorder.save_epoch(self._checkpoint(), metrics, improved=improved)
         self._saved_at = time.monotonic()
-        return improved
 
     def _save_mid_epoch(self) -> None:
         if self.state.steps:

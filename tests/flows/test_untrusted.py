@@ -19,7 +19,7 @@ import torch
 
 from src import promote
 from src.train import main
-from src.training.checkpoint import CheckpointStore
+from src.training.checkpoint import CheckpointStore, load_checkpoint
 from tests.flows.processes import TINY, only_run
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,9 @@ def stopped(
     run = only_run(folder)
     mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").set_terminated(run.info.run_id, "KILLED")
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
-    return run.info.run_id, CheckpointStore(next(folder.glob("outputs/*/checkpoints")))
+    store = CheckpointStore(next(folder.glob("outputs/*/checkpoints")))
+    store.save(load_checkpoint(store.latest), is_best=False)  # a run that is stopped has the one before
+    return run.info.run_id, store
 
 
 @pytest.mark.parametrize("write", [as_checkpoint, as_plain_pickle])
