@@ -4,16 +4,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.cli import CommandParser, command, run_command
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _export(argv))
+from .utils.cli import CommandParser, command, command_main
 
 
 def _parser() -> CommandParser:
-    from .inference.reference import add_model_arguments
+    from .inference.model_reference import add_model_arguments
 
     parser = CommandParser(command("export"), __doc__.partition(": ")[2])
     add_model_arguments(parser)
@@ -21,11 +16,13 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _export(argv: Sequence[str] | None) -> None:
+@command_main
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     args = _parser().parse_args(argv)
-    from .inference.onnx_file import export_onnx
+    from .inference.model_reference import read_reference
+    from .inference.onnx_export import export_onnx
     from .inference.predict import trained_model
-    from .inference.reference import read_reference
     from .tracking import project_run_errors
     from .utils.io import checked_output
 

@@ -4,18 +4,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.cli import CommandParser, command, run_command
+from .utils.cli import CommandParser, command, command_main
 
 _ARRAY = ".npy"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _extract(argv))
-
-
 def _parser() -> CommandParser:
-    from .inference.reference import add_model_arguments
+    from .inference.model_reference import add_model_arguments
 
     parser = CommandParser(command("extract"), __doc__.partition(": ")[2])
     add_model_arguments(parser)
@@ -32,10 +27,12 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _extract(argv: Sequence[str] | None) -> None:
+@command_main
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     args = _parser().parse_args(argv)
+    from .inference.model_reference import read_reference
     from .inference.predict import features, read_inputs, refuse_bad, trained_model, write_features
-    from .inference.reference import read_reference
     from .tracking import project_run_errors
     from .utils.io import checked_output
 

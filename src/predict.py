@@ -4,16 +4,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.cli import CommandParser, command, run_command
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _predict(argv))
+from .utils.cli import CommandParser, command, command_main
 
 
 def _parser() -> CommandParser:
-    from .inference.reference import add_model_arguments
+    from .inference.model_reference import add_model_arguments
 
     parser = CommandParser(command("predict"), __doc__.partition(": ")[2])
     add_model_arguments(parser)
@@ -24,11 +19,13 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _predict(argv: Sequence[str] | None) -> None:
+@command_main
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     args = _parser().parse_args(argv)
     # Imported late: torch and MLflow take seconds to load, and --help needs neither.
+    from .inference.model_reference import read_reference
     from .inference.predict import predictions, read_inputs, refuse_bad, trained_model, write_table
-    from .inference.reference import read_reference
     from .tracking import project_run_errors
     from .utils.io import checked_output
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..utils.config import DataConfig
 from ..utils.io import sha256_of_lines
-from .cache import DecodedListing, decode_listings
+from .decode_cache import DecodedListing, decode_listings
 from .file_info import FileTable, concatenate_tables
 from .image_array import ImageArray, ImageSource
 from .image_files import dicom_modalities
@@ -64,8 +64,8 @@ class Dataset:
         root: Folder or file that was read.
         classes: Class names; with two classes, the last is the positive one.
         arrays: The decoded images of each modality.
-        window: (low, high) that is applied to all images of more than plain 8-bit pixels; None if there are
-            no such images, or if their files name different windows.
+        window: (low, high) that is applied to all images of more than plain 8-bit pixels; None without
+            such images, or if their files name different windows.
         splits: ``train``, ``val`` and perhaps ``test``.
         fingerprint: SHA-256 over pixels, class, patient group and split of every sample.
         split_fingerprint: SHA-256 over which pixels are on which side.
@@ -127,11 +127,9 @@ class Dataset:
         values = np.arange(256) / 255
         histograms = [np.bincount(pixels[:, c].ravel(), minlength=256) for c in range(self.channels)]
         means = [float(np.average(values, weights=h)) for h in histograms]
-        spreads = [
-            float(np.average((values - m) ** 2, weights=h)) ** 0.5
-            for m, h in zip(means, histograms, strict=True)
-        ]
-        return tuple(means), tuple(max(spread, 1e-3) for spread in spreads)
+        pairs = zip(means, histograms, strict=True)
+        variances = [float(np.average((values - mean) ** 2, weights=h)) for mean, h in pairs]
+        return tuple(means), tuple(max(variance**0.5, 1e-3) for variance in variances)
 
     def table(self) -> list[tuple[str, str, int, int | None]]:
         """Rows (split, class, images, patients or None where unknown)."""
@@ -222,11 +220,7 @@ def _load(
             *find_rare_color(decoded, config.channels),
             *aspect_notes(aspects),
         ),
-        counts={
-            "bad_images": sum(len(images.bad) for images in decoded),
-            **joined.counts,
-            **split.counts,
-        },
+        counts={"bad_images": sum(len(images.bad) for images in decoded), **joined.counts, **split.counts},
         corrected=describe_corrected(table, config.window),
         modalities=modalities,
         aspects=aspects,

@@ -32,7 +32,7 @@ _UNCLEAR = re.compile(
     rf"(?:{'|'.join(_SPLIT_OF)})\d+)"
 )
 _SPLIT_ADVICE = (
-    f"it takes {', '.join(SPLITS)}; for a cross-validation leave the folds out and set data.folds, "
+    f"expected {', '.join(SPLITS)}; for a cross-validation leave the folds out and set data.folds, "
     "which deals the images by patient"
 )
 _IMAGES = frozenset({"image", "images", "img", "imgs", "original", "originals"})
@@ -68,7 +68,8 @@ def unify(places: Mapping[str, str], what: str, where: str) -> dict[str, str]:
     alike: dict[str, str] = {}
     for plain, look in zip(firsts, _looks(list(firsts)), strict=True):
         other = alike.setdefault(look, plain)
-        if other != plain and _may_be_same(other, plain):
+        # Ids of one length may differ only in zeros.
+        if other != plain and (len(other) != len(plain) or _fold(other) == _fold(plain)):
             one, two = firsts[other], firsts[plain]
             problem = f"{where}: two spellings that may be the same {what}"
             remedy = "write it in one way everywhere, or give each a name of its own"
@@ -96,11 +97,7 @@ def normalize_patient(name: str) -> str:
 
 
 def check_classes(places: Mapping[str, str], where: str) -> None:
-    """Refuse placeholders for a missing label, and several labels in one cell.
-
-    Raises:
-        DataError: There is such a label.
-    """
+    """Raise a `DataError` for a placeholder of a missing label, or several labels in one cell."""
     for name in places:
         parts = [part.strip() for part in _LISTED.split(name)]
         if name.strip().casefold() in _MISSING:
@@ -121,11 +118,7 @@ def _refusal(what: str, name: str, problem: str, places: Mapping[str, str], wher
 
 
 def check_no_masks(names: Iterable[str], where: str) -> None:
-    """Refuse the folders of a segmentation dataset, whose images and masks would become two classes.
-
-    Raises:
-        DataError: There are such folders.
-    """
+    """Raise a `DataError` if the folders of two classes seem to hold images and their masks."""
     words = {_SEPARATORS.sub("", name.casefold()): name for name in names}
     images, masks = ([words[word] for word in sorted(words.keys() & of)] for of in (_IMAGES, _MASKS))
     if images and masks:
@@ -136,11 +129,7 @@ def check_no_masks(names: Iterable[str], where: str) -> None:
 
 
 def check_patients(places: Mapping[str, str], where: str) -> None:
-    """Refuse placeholders for an unknown patient, and numbers rounded by a spreadsheet.
-
-    Raises:
-        DataError: There is such a patient.
-    """
+    """Raise a `DataError` for a placeholder of an unknown patient, or a number that is rounded."""
     for name in places:
         if name.casefold() in _NOBODY:
             problem = (
@@ -213,8 +202,3 @@ def _fold(text: str) -> str:
     folded = text if text.isascii() else unicodedata.normalize("NFKC", text)
     folded = folded.casefold().replace("_", " ").replace("-", " ")
     return _SPACES.sub(" ", folded) if "  " in folded else folded
-
-
-def _may_be_same(one: str, other: str) -> bool:
-    """Return whether two similar names may be the same; ids of one length may differ only in zeros."""
-    return len(one) != len(other) or _fold(one) == _fold(other)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -68,7 +67,12 @@ def prepare(request: TrainRequest, group: ProcessGroup, locks: ExitStack) -> Tra
         check_project_run()
     resumed = _run_to_resume(request, locks)
     config = resumed.config if resumed else Config.from_file(request.config_file, request.changes)
-    _check_writable(config.output_dir)
+    try:  # before anything is computed
+        check_writable(config.output_dir)
+    except OSError as error:
+        raise UserError(
+            f"experiment.output_dir: {config.output_dir} cannot be written: {error.strerror}"
+        ) from None
     spec = resumed.spec if resumed else None
     group.broadcast_object({"config": config.to_dict(), "input": None if spec is None else spec.to_dict()})
     dataset = _load(config, rehash=request.rehash)
@@ -108,14 +112,6 @@ def _run_to_resume(request: TrainRequest, locks: ExitStack) -> ResumableRun | No
     open_store(must_exist=True)
     settings = Config.settings_in(request.config_file) if request.config_file else {}
     return resume_by_id(request.resume, settings | dict(request.changes), locks)
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse an output folder that is not writable before anything is computed."""
-    try:
-        check_writable(folder)
-    except OSError as error:
-        raise UserError(f"experiment.output_dir: {folder} cannot be written: {error.strerror}") from None
 
 
 def _load(config: Config, *, rehash: bool) -> Dataset:

@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import ModelError
 from ..utils.torchvision_import import torchvision
 from .forward import eval_mode
-from .pretrained import load_weights
+from .pretrained import LoadedWeights, load_weights
 from .stem import has_small_stem, make_pooling_deterministic, set_stem, small_stem_families
 
 _SMALL_IMAGE = 40
@@ -18,25 +18,17 @@ _SMALL_IMAGE = 40
 _LARGER_SIZES = (32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320)
 
 
-@dataclass(frozen=True)
-class BuiltModel:
-    """A model and its resolved options.
+@dataclass(frozen=True, kw_only=True)
+class BuiltModel(LoadedWeights):
+    """A model, the weights loaded into it, and its resolved stem.
 
     Attributes:
         model: The model, on the CPU; returns logits (N, num_classes).
-        weights: "none", "imagenet" or the path that was loaded.
         stem: "imagenet" or "small".
-        mean: Mean per channel of pixels in [0, 1] that the weights expect, None for "none".
-        std: Standard deviation per channel, None for "none".
-        notes: Notes for the user.
     """
 
     model: nn.Module
-    weights: str
     stem: str
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    notes: tuple[str, ...] = ()
 
 
 def available_models() -> list[str]:
@@ -81,8 +73,7 @@ def build_model(
     make_pooling_deterministic(model)
     loaded = load_weights(model, name, weights, small_stem=small, exact=exact)
     _probe(model, name, channels, size)
-    built_stem = "small" if small else "imagenet"
-    return BuiltModel(model, loaded.weights, built_stem, loaded.mean, loaded.std, loaded.notes)
+    return BuiltModel(**vars(loaded), model=model, stem="small" if small else "imagenet")
 
 
 def _check_name(name: str) -> None:
@@ -91,17 +82,16 @@ def _check_name(name: str) -> None:
         return
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4) or known
     raise ModelError(
-        f"model.name: torchvision has no classification model {name!r}; "
-        f"the nearest names are {', '.join(near)}."
+        f"model.name: no classification model {name!r} in torchvision; closest names: {', '.join(near)}."
     )
 
 
 def _wants_small_stem(name: str, stem: str, size: int) -> bool:
     if stem not in ("auto", "imagenet", "small"):
-        raise ModelError(f"model.stem is {stem!r}; it takes auto, imagenet or small.")
+        raise ModelError(f"model.stem: expected auto, imagenet or small, not {stem!r}.")
     if stem == "small" and not has_small_stem(name):
         raise ModelError(
-            f"model.stem=small: {name} has no stem for small images; set model.stem=imagenet, "
+            f"model.stem=small: no stem for small images in {name}; set model.stem=imagenet, "
             f"or choose a model of a family that has one: {', '.join(small_stem_families())}."
         )
     return stem == "small" or (stem == "auto" and size <= _SMALL_IMAGE and has_small_stem(name))

@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from mlflow import MlflowException
 from mlflow.entities import LoggedModel, ViewType
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking._tracking_service.utils import _get_store
 
@@ -15,9 +17,9 @@ from ..errors import ClaimError, TrackingError
 from ..utils.contained import contained, remove_tree
 from ..utils.project import local_path
 from .artifact_paths import model_folder
-from .names import CHECKPOINTS, CLEANED, ENDED
+from .names import CHECKPOINTS, CLEANUP, TERMINAL_STATUSES
 from .queries import search_runs
-from .store import is_server, mlflow_client, pages, resolve_uri, store_errors
+from .store import is_server, mlflow_client, resolve_uri, store_errors
 from .stored_run import StoredRun
 
 
@@ -39,19 +41,17 @@ def registered_versions() -> Mapping[str, tuple[str, ...]]:
     Raises:
         TrackingError: The registry cannot be read.
     """
-    client, found = mlflow_client(), dict[str, tuple[str, ...]]()
+    found = dict[str, tuple[str, ...]]()
     with store_errors("the registry cannot be read"):
-        for version in pages(lambda token: client.search_model_versions(page_token=token)):
+        for version in mlflow.search_model_versions():
             for key in {version.run_id, _model_of(version)} - {None, ""}:
                 found[str(key)] = (*found.get(str(key), ()), f"{version.name} version {version.version}")
     return found
 
 
-def _model_of(version: Any) -> str | None:  # noqa: ANN401
-    source = str(version.source or "")
-    if source.startswith("models:/"):
-        return source.removeprefix("models:/")
-    return getattr(version, "model_id", None)
+def _model_of(version: ModelVersion) -> str | None:
+    source = version.source or ""
+    return source.removeprefix("models:/") if source.startswith("models:/") else version.model_id
 
 
 def artifact_bytes(run: StoredRun, folder: str) -> int:
@@ -100,7 +100,7 @@ def has_ended(run_id: str) -> bool:
     """
     with store_errors(f"run {run_id} cannot be read"):
         info = mlflow_client().get_run(run_id).info
-    return info.status in ENDED and info.end_time is not None
+    return info.status in TERMINAL_STATUSES and info.end_time is not None
 
 
 def delete_checkpoints(run: StoredRun, when: str) -> None:
@@ -113,7 +113,7 @@ def delete_checkpoints(run: StoredRun, when: str) -> None:
     """
     root = run.artifact_folder()
     with store_errors(f"the checkpoints of run {run.run_id} cannot be removed"):
-        mlflow_client().set_tag(run.run_id, CLEANED, f"checkpoints removed {when}")
+        mlflow_client().set_tag(run.run_id, CLEANUP, f"checkpoints removed {when}")
         if root is None:
             get_artifact_repository(run.artifact_uri).delete_artifacts(CHECKPOINTS)
     if root is not None and root.is_dir():
@@ -128,7 +128,7 @@ def delete_run(run: StoredRun, when: str) -> None:
     """
     client = mlflow_client()
     with store_errors(f"run {run.run_id} cannot be deleted"):
-        client.set_tag(run.run_id, CLEANED, f"run removed {when}")
+        client.set_tag(run.run_id, CLEANUP, f"run removed {when}")
         for logged in own_models(run):
             client.delete_logged_model(logged.model_id)
         client.delete_run(run.run_id)
@@ -141,7 +141,7 @@ def unpurged_runs() -> list[StoredRun]:
         TrackingError: The store cannot be read.
     """
     with store_errors("the runs cannot be read"):
-        return list(search_runs(f"tags.{CLEANED} LIKE 'run removed%'", ViewType.DELETED_ONLY))
+        return list(search_runs(f"tags.{CLEANUP} LIKE 'run removed%'", ViewType.DELETED_ONLY))
 
 
 def purge(runs: Iterable[StoredRun]) -> list[str]:

@@ -7,13 +7,7 @@ from src.training.epoch_table import EpochTable
 from src.utils.config import TrainingConfig
 
 EXTREME = [
-    {
-        "train_loss": 0.69314718,
-        "val_loss": 1e-12,
-        "val_auc": 1.0,
-        "images_per_second": 0.4,
-        "epoch_seconds": 3,
-    },
+    {"train_loss": 0.69314718, "val_loss": 1e-12, "val_auc": 1.0, "images_per_second": 0.4},
     {"train_loss": 1.5e30, "val_loss": float("nan"), "val_auc": float("nan"), "images_per_second": 49999.0},
 ]
 
@@ -21,9 +15,10 @@ EXTREME = [
 def print_epochs(capsys: pytest.CaptureFixture[str], epochs: int, **values: float) -> list[str]:
     state = TrainerState()
     table = EpochTable(state, TrainingConfig(epochs=1000, early_stopping_patience=7))
-    row = EXTREME[0] | {"learning_rate": 1e-3} | values
+    row = EXTREME[0] | {"learning_rate": 1e-3, "epoch_seconds": 3.0} | values
     for epoch in range(1, epochs + 1):
-        table.add_epoch(is_best=state.record(row | {"epoch": epoch}))
+        state.record(row | {"epoch": epoch})
+        table.add_epoch()
     return capsys.readouterr().out.splitlines()
 
 
