@@ -28,7 +28,9 @@ def print_scores(dataset: Dataset, state: TrainerState, results: Results, policy
         results: Scores of the best weights.
         policy: ``evaluation.threshold``.
     """
-    Console(width=min(Console().width, _WIDTH), highlight=False).print(_table(dataset, results))
+    # Without markup: class names come from the data.
+    console = Console(width=min(Console().width, _WIDTH), highlight=False, markup=False, emoji=False)
+    console.print(_table(dataset, results))
     print(
         f"best val AUC {state.best_val_auc:.4f} (epoch {state.best_epoch}), threshold {results.threshold:.4f}"
     )
@@ -60,7 +62,8 @@ def _counts(dataset: Dataset, splits: Sequence[str]) -> Iterator[tuple[str, ...]
 
 
 def _count(images: int, patients: int | None) -> str:
-    return f"{images} images" if patients is None else f"{images} images, {patients} patients"
+    counts = {"image": images} if patients is None else {"image": images, "patient": patients}
+    return ", ".join(f"{count} {unit}{'s' * (count != 1)}" for unit, count in counts.items())
 
 
 def _scores(scored: SplitScores, threshold: float) -> list[str]:

@@ -140,6 +140,7 @@ def on_terminal(folder: Path, *args: str) -> str:
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
+        text=True,
         start_new_session=True,
     )
     STARTED.append(process)
