@@ -12,6 +12,7 @@ from ..evaluation.intervals import Estimate, estimate, few_units
 from ..evaluation.metrics import optimism
 from ..training.checkpoint import TrainerState
 from ..training.scoring import Results, SplitScores
+from ..utils.console import is_interactive
 
 _WIDTH = 100
 _MAX_CLASSES = 12  # that are listed
@@ -28,8 +29,9 @@ def print_scores(dataset: Dataset, state: TrainerState, results: Results, policy
         results: Scores of the best weights.
         policy: ``evaluation.threshold``.
     """
+    width = min(Console().width, _WIDTH) if is_interactive() else _WIDTH  # a pipe has none
     # Without markup: class names come from the data.
-    console = Console(width=min(Console().width, _WIDTH), highlight=False, markup=False, emoji=False)
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     console.print(_table(dataset, results))
     print(
         f"best val AUC {state.best_val_auc:.4f} (epoch {state.best_epoch}), threshold {results.threshold:.4f}"
