@@ -165,7 +165,7 @@ def ours(trainer: Trainer) -> Callable[[], None]:
 
     def train() -> None:
         trainer.state.steps, trainer.state.loss_sum = 0, torch.zeros((), device="cuda")
-        trainer._train(1)
+        trainer._train(1, trainer.pipeline.order(1), lambda _text: None)
 
     return train
 

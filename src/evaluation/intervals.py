@@ -27,6 +27,7 @@ Z = 1.959963984540054
 FEWEST_UNITS = 5
 """Patients (images, if patients are unknown) that each class needs for an interval of the AUC."""
 _EDGE = 1e-12
+_SHOWN = 5  # classes in one sentence
 
 
 @dataclass(frozen=True)
@@ -157,12 +158,39 @@ def widening(units: int) -> float:
 
 def _too_few(labels: Ints, units: Ints, classes: int) -> str | None:
     """Return which samples are too few for an interval; None if there are enough."""
-    counts = [len(np.unique(units[labels == index])) for index in range(classes)]
+    counts = _units_of_classes(labels, units, classes)
     if min(counts) >= FEWEST_UNITS:
         return None
     if classes > 2:
         return "of a class"
     return "negatives" if counts[0] < counts[1] else "positives"
+
+
+def _units_of_classes(labels: Ints, units: Ints, classes: int) -> list[int]:
+    return [len(np.unique(units[labels == index])) for index in range(classes)]
+
+
+def few_units(labels: Ints, patients: PatientIds, classes: Sequence[str], where: str) -> str | None:
+    """Return a sentence on scores that cannot be judged, as a class has less than `FEWEST_UNITS` patients.
+
+    Args:
+        labels: Class indices, (N,).
+        patients: Index of each sample's patient.
+        classes: The class names.
+        where: The name of the split.
+    """
+    counts = _units_of_classes(labels, number_units(patients, len(labels)), len(classes))
+    few = [index for index, count in enumerate(counts) if count < FEWEST_UNITS]
+    if not few:
+        return None
+    unit = "image" if None in patients else "patient"
+    shown = [f"{counts[i]} {unit}{'s' * (counts[i] != 1)} of class {classes[i]}" for i in few[:_SHOWN]]
+    if len(few) > _SHOWN:
+        shown.append(f"few of {len(few) - _SHOWN} more classes")
+    sides = ("specificity", "sensitivity")
+    scores = [*(sides if len(classes) > 2 else (sides[index] for index in few)), "AUC"]
+    judged = f"{', '.join(scores[:-1])} and {scores[-1]}"
+    return f"{', '.join(shown)} in {where}: {judged} cannot be judged (at least {FEWEST_UNITS} are needed)"
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,8 @@
 
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
-
 from ..data.dataset import Dataset
 from ..data.file_info import FORMAT
-from ..evaluation.metrics import optimism
 from ..models.forward import ModelContext
 from ..models.serving import ServingModel
 from ..tracking import names
@@ -19,6 +15,7 @@ from ..training.scoring import Results, write_results
 from ..utils.config import Config
 from ..utils.io import atomic_write_text, sha256
 from ..utils.runtime import environment
+from .summary import print_scores
 
 _NEUTRAL = (
     "data.device_cache",
@@ -127,16 +124,7 @@ class RunReport:
 
     def print_summary(self, state: TrainerState, results: Results) -> None:
         """Print the scores and the locations of all outputs."""
-        table = Table("split", "AUC", "accuracy", "sensitivity", "specificity", "loss")
-        for name, scored in results.splits.items():
-            scores = scored.scores
-            numbers = (scores.auc, scores.acc, scores.sensitivity, scores.specificity, scores.loss)
-            table.add_row(name, *(f"{number:.4f}" for number in numbers))
-        Console().print(table)
-        best = f"best val AUC {state.best_val_auc:.4f} (epoch {state.best_epoch})"
-        print(f"{best}, threshold {results.threshold:.4f}")
-        if (note := optimism(self.config.evaluation.threshold)) is not None:
-            print(note)
+        print_scores(self.dataset, state, results, self.config.evaluation.threshold)
         print(f"run          {self.run.run_id}")
         print(f"files        {self.folders.results} and {self.folders.logs}")
         print(f"look at it   {ui_instructions(self.run.info.experiment_id)}")

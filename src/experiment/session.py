@@ -1,11 +1,12 @@
 """Run one training, new or resumed, as a tracked run."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from .. import PACKAGE
 from ..data.dataset import Dataset
 from ..data.file_info import FORMAT
 from ..tracking import names
@@ -16,7 +17,8 @@ from ..training.run_folder import RunFolders
 from ..training.scoring import Results, score_best
 from ..training.setup import Setup
 from ..training.trainer import Trainer
-from ..utils.runtime import determinism
+from ..utils.cli import command
+from ..utils.runtime import Stopped, determinism
 from .report_run import RunReport
 from .resume import ResumableRun
 
@@ -72,8 +74,10 @@ class Training:
                 run,
                 in_background=config.training.save_in_background,
             )
-            state, results = self._train(recorder, self._checkpoint_extra(run.run_id), checkpoint)
-            report.results(state, results)
+            with self._resumable(run.run_id):
+                state, results = self._train(recorder, self._checkpoint_extra(run.run_id), checkpoint)
+                report.results(state, results)
+            recorder.checkpoints.remove_previous()
             # Printed after the run has ended, so that an error while printing changes no status.
             after_run.callback(report.print_summary, state, results)
 
@@ -94,6 +98,17 @@ class Training:
                 trainer.restore(checkpoint)
             state = trainer.fit()  # leaves the best weights in the model
             return state, score_best(context, trainer.loader, config)
+
+    @contextmanager
+    def _resumable(self, run_id: str) -> Iterator[None]:
+        """Add to a stop within the block how the run continues."""
+        try:
+            yield
+        except Stopped as stopped:
+            is_distributed = self.setup.context.process_group.is_distributed
+            start = f"torchrun ... -m {PACKAGE}.train" if is_distributed else command("train")
+            stopped.add_note(f"continue with: {start} --resume {run_id}")
+            raise
 
     def _checkpoint_extra(self, run_id: str) -> dict[str, Any]:
         """Return what every checkpoint contains in addition to the trainer's state."""

@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
@@ -102,6 +103,11 @@ class CheckpointStore:
                 atomic_link(self.latest, self.previous)
         if is_best:
             atomic_link(self.latest, self.best)
+
+    def remove_previous(self) -> None:
+        """Remove the previous ``latest``, which a finished training does not need."""
+        with suppress(OSError):  # one file more does no harm
+            self.previous.unlink(missing_ok=True)
 
     def load_latest(self) -> tuple[dict[str, Any], str | None]:
         """Return the newest readable checkpoint, and a warning if it is not ``latest``.

@@ -55,8 +55,9 @@ def rate_factor(epochs_done: float, config: TrainingConfig, step: float = 0.0) -
         progress = (epochs_done - warmup) / (epochs - warmup)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     if config.schedule == "multistep":
+        reached = [m if isinstance(m, int) else m * epochs for m in config.milestones]
         # The steps of 50 epochs may sum to 49.999...
-        return float(config.gamma ** sum(epochs_done + 1e-9 >= milestone for milestone in config.milestones))
+        return float(config.gamma ** sum(epochs_done + 1e-9 >= milestone for milestone in reached))
     return 1.0
 
 

@@ -2,11 +2,13 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.batches import BatchLoader
@@ -20,6 +22,7 @@ from ..utils.runtime import Stopped, uninterrupted
 from .checkpoint import TrainerState, load_checkpoint
 from .compile import compiled
 from .ddp import wrap_ddp
+from .epoch_table import EpochTable
 from .pipeline import Batch, BatchPipeline
 from .recorder import StateRecorder
 from .scoring import score_split
@@ -99,16 +102,21 @@ class Trainer:
         """
         self.state.loss_sum = self.state.loss_sum.to(self.context.device)
         self._saved_at = time.monotonic()
+        table = EpochTable(self.state, self.config.training)
+        table.begin()
         with self.recorder:
             try:
-                while self.state.epoch < int(self.config.training.epochs) and not self._should_stop_early():
+                while self.state.epoch < table.epochs and not self._should_stop_early():
                     metrics = self._run_epoch(self.state.epoch + 1)
                     with uninterrupted():
                         self._save_epoch(metrics)
+                    # Outside the block: a terminal or pipe that takes no output must not delay a stop.
+                    table.add_epoch()
             except Stopped:
                 self._save_mid_epoch()
                 self.recorder.wait()
                 raise
+        table.end()
         self._load_best()
         return self.state
 
@@ -120,32 +128,34 @@ class Trainer:
         """Train and validate; return the epoch and its `recorder.EPOCH_METRICS`."""
         started = time.perf_counter()
         learning_rate = self.train_step.learning_rate_at(self.state.steps)
-        train_loss, images_per_second = self._train(epoch)
+        order = self.pipeline.order(epoch)
+        title = f"epoch {epoch}/{self.config.training.epochs}"
+        # The line of the epoch takes the place of its bar.
+        with bar(title, len(order), done=self.state.steps, transient=True) as advance:
+            train_loss, images_per_second = self._train(epoch, order, advance)
+            metrics = self._validate(epoch, train_loss)
         return {
-            **self._validate(epoch, train_loss),
+            **metrics,
             "learning_rate": learning_rate,
             "epoch_seconds": time.perf_counter() - started,
             "images_per_second": images_per_second,
         }
 
-    def _train(self, epoch: int) -> tuple[float, float]:
+    def _train(
+        self, epoch: int, order: list[NDArray[np.int64]], advance: Callable[[str], None]
+    ) -> tuple[float, float]:
         """Train on the remaining batches of an epoch; return the mean loss and the images per second."""
-        order = self.pipeline.order(epoch)
         before = sum(map(len, order[: self.state.steps]))
         progress = _Progress(seen=before, before=before)
         self._prepare_model(epoch)
-        title = f"epoch {epoch}/{self.config.training.epochs}"
-        with (
-            bar(title, len(order), done=self.state.steps) as advance,
-            closing(self.pipeline.load(epoch, order, self.state.steps)) as batches,
-        ):
+        with closing(self.pipeline.load(epoch, order, self.state.steps)) as batches:
             for batch in batches:
                 with uninterrupted():
                     self.state.loss_sum += self._step(batch)
                     self.state.steps += 1
                 progress.seen += batch.shard.batch_length
                 self._report(progress, epoch)
-                advance(progress.text)
+                advance(progress.text if self.state.steps < len(order) else "validating")
                 self._stop_or_save_if_due()
         return self._finite_mean_loss(progress, epoch), progress.images_per_second
 

@@ -182,7 +182,7 @@ def run_command(work: Callable[[], None]) -> int:
         try:
             work()
         except (MlprojectError, Stopped) as error:
-            return _fail(str(error), error.exit_code)
+            return _fail("; ".join([str(error), *getattr(error, "__notes__", [])]), error.exit_code)
         except MemoryError:
             return _fail(f"out of memory; {_LESS_MEMORY}", 1)
         except OSError as error:

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ..errors import ConfigError
 from .config_data import AugmentConfig, DataConfig, Section
-from .config_fields import Compile, Means, RunName, Stds, Threshold
+from .config_fields import Compile, Means, Milestones, RunName, Stds, Threshold
 from .config_yaml import check_utf8, describe_error, drop_follow_up_errors, flatten, merge_dotted, read_yaml
 from .project import in_project
 
@@ -136,7 +136,9 @@ class TrainingConfig(Section):
     )
     schedule: Literal["cosine", "multistep", "none"] = Field("cosine", description="after the warm-up")
     warmup_epochs: int = Field(1, ge=0, description="epochs of linear warm-up")
-    milestones: tuple[int, ...] = Field((), description="multistep: epochs after which gamma is applied")
+    milestones: Milestones = Field(
+        (), description="multistep: epochs after which gamma is applied, or fractions of all, as [0.5, 0.75]"
+    )
     gamma: float = Field(0.1, gt=0, le=1, description="multistep: factor at each milestone")
     checkpoint_every_minutes: float = Field(
         10.0, gt=0, description="minutes between checkpoints within an epoch"
@@ -167,8 +169,6 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
-        if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
-            raise ValueError("milestones must be ascending epochs from 1")
         if self.schedule == "multistep" and not self.milestones:
             raise ValueError("schedule multistep needs milestones, such as [50, 75]")
         return self

@@ -53,6 +53,14 @@ def is_run_name(name: str) -> bool:
     return len(name) <= _LONGEST_NAME
 
 
+def _milestones(values: tuple[int | float, ...]) -> tuple[int | float, ...]:
+    are_epochs = all(isinstance(value, int) and value >= 1 for value in values)
+    are_fractions = all(isinstance(value, float) and 0 < value < 1 for value in values)
+    if list(values) != sorted(set(values)) or not (are_epochs or are_fractions):
+        raise ValueError("milestones must be ascending epochs from 1, or ascending fractions below 1")
+    return values
+
+
 def _switch(value: object) -> object:
     """Undo YAML's conversion of a bare ``on`` or ``off`` to a boolean."""
     return ("on" if value else "off") if isinstance(value, bool) else value
@@ -96,6 +104,7 @@ Modalities = Annotated[tuple[Name, ...], AfterValidator(_distinct)]
 Window = Annotated[tuple[float, float], AfterValidator(_ascending)]
 Means = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
 Stds = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+Milestones = Annotated[tuple[int | float, ...], AfterValidator(_milestones)]
 Threshold = Annotated[float | str, AfterValidator(_threshold)]
 DeviceCache = Annotated[
     Literal["auto", "off"] | Annotated[float, Field(gt=0, lt=1)], BeforeValidator(_switch)

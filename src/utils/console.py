@@ -27,8 +27,16 @@ def wide_console() -> Console:
 
 
 @contextmanager
-def bar(description: str, total: int, *, done: int = 0) -> Iterator[Callable[[str], None]]:
-    """Show a progress bar within the block, starting at ``done``; silent without a terminal.
+def bar(
+    description: str, total: int, *, done: int = 0, transient: bool = False
+) -> Iterator[Callable[[str], None]]:
+    """Show a progress bar within the block; silent without a terminal, and if ``total`` is 0.
+
+    Args:
+        description: Text before the bar.
+        total: Number of steps.
+        done: Number of steps that are already done.
+        transient: Whether the bar disappears at the end.
 
     Yields:
         A function to call after each of ``total`` steps with the text to show behind the bar.
@@ -41,7 +49,14 @@ def bar(description: str, total: int, *, done: int = 0) -> Iterator[Callable[[st
         TextColumn("{task.fields[status]}"),
     )
     # Each refresh delays training by 2 ms; the text changes twice per second as well.
-    progress = Progress(*columns, console=Console(), disable=not is_interactive(), refresh_per_second=2)
+    progress = Progress(
+        *columns,
+        console=Console(),
+        disable=not (total and is_interactive()),
+        refresh_per_second=2,
+        transient=transient,
+        redirect_stderr=sys.stderr.isatty(),  # else a warning would appear above the bar, and not in the file
+    )
     task = progress.add_task(description, total=total, completed=done, status="")
     with progress:
         yield lambda status: progress.update(task, advance=1, status=status)

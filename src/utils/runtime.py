@@ -17,10 +17,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class Stopped(BaseException):
-    """The process was asked to end by Ctrl-C, SIGTERM, or SIGHUP (its terminal was closed).
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C, a scheduler's or an operator's request, and a closed terminal."""
 
-    A ``BaseException``, like ``KeyboardInterrupt``, so that no ``except Exception`` catches it.
+
+class Stopped(BaseException):
+    """The process was asked to end by one of `_STOP_SIGNALS`.
+
+    A ``BaseException``, like ``KeyboardInterrupt``, so that no ``except Exception`` catches it. A note
+    (``add_note``) says how to continue.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -77,17 +82,16 @@ def is_ending() -> bool:
 
 
 def ignore_stops() -> None:
-    """Ignore SIGTERM and SIGHUP, as this process is about to end; Ctrl-C ends it at once."""
+    """Ignore further stop signals, as this process is about to end; Ctrl-C ends it at once."""
     _Stop.is_ending = True
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # At Ctrl-C, `mlflow run` also sends SIGTERM to its child, which is already ending its run by then.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
 
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Raise `Stopped` at the first Ctrl-C, SIGTERM or SIGHUP in the block; a second Ctrl-C ends at once.
+    """Raise `Stopped` at the first stop signal in the block; a second Ctrl-C ends the process at once.
 
     SIGHUP stays ignored if ``nohup`` has set it so.
     """
@@ -100,8 +104,8 @@ def stop_signals() -> Iterator[None]:
             return
         raise Stopped(number)
 
-    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
-    watched = (signal.SIGINT, signal.SIGTERM, *hangup)
+    is_detached = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    watched = [number for number in _STOP_SIGNALS if not (number == signal.SIGHUP and is_detached)]
     before = {number: signal.signal(number, stop) for number in watched}
     try:
         yield

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from src.evaluation.intervals import by_patient, estimate, proportion
+from src.evaluation.intervals import by_patient, estimate, few_units, proportion
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 7), (7, 7), (3, 10), (90, 100), (1, 1)])
@@ -101,3 +101,22 @@ def test_macro_rates_cover() -> None:
         for name, truth in (("sensitivity", 0.8), ("specificity", 0.9)):
             covered[name] += found[name].low <= truth <= found[name].high
     assert all(0.92 <= count / 300 <= 1 for count in covered.values()), covered
+
+
+@pytest.mark.parametrize(
+    ("counts", "patients", "expected"),
+    [
+        ([5, 5], False, None),
+        ([1, 9], False, "1 image of class a in val: specificity and AUC"),
+        ([9, 1], True, "1 patient of class b in val: sensitivity and AUC"),
+        ([8, 9], True, "4 patients of class a in val: specificity and AUC"),
+        ([0, 2], False, "0 images of class a, 2 images of class b in val: specificity, sensitivity and AUC"),
+        ([9, 9, 2], False, "2 images of class c in val: specificity, sensitivity and AUC"),
+    ],
+)
+def test_too_few_patients_are_a_sentence(counts: list[int], patients: bool, expected: str | None) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    within = np.concatenate([np.arange(count) for count in counts])
+    ids = (100 * labels + within // 2).tolist() if patients else [None] * len(labels)  # of two images each
+    note = few_units(labels, ids, "abc"[: len(counts)], "val")
+    assert note == (None if expected is None else f"{expected} cannot be judged (at least 5 are needed)")

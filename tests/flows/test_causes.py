@@ -179,6 +179,7 @@ def ctrl_c_twice(scene: Scene) -> None:
 
 
 SERVER = Scene.use_server
+CONTINUE = "continue with: python -m src.train --resume RUN_ID"
 CASES: dict[str, Case] = {
     "normal end": Case("FINISHED", 0, resumed="the run is finished; raise training.epochs"),
     "non-finite loss": Case(
@@ -197,9 +198,13 @@ CASES: dict[str, Case] = {
         has_traceback=True,
     ),
     "`sys.exit(3)` somewhere": Case("FAILED", 3, prepare=fault("SystemExit(3)")),
-    "Ctrl-C": Case("KILLED", 130, ("stopped by SIGINT",), send(signal.SIGINT)),
-    "SIGTERM": Case("KILLED", 143, ("stopped by SIGTERM",), send(signal.SIGTERM)),
+    "Ctrl-C": Case("KILLED", 130, (f"stopped by SIGINT; {CONTINUE}",), send(signal.SIGINT)),
+    "SIGTERM": Case("KILLED", 143, (f"stopped by SIGTERM; {CONTINUE}",), send(signal.SIGTERM)),
     "its terminal is closed (SIGHUP)": Case("KILLED", 129, ("stopped by SIGHUP",), send(signal.SIGHUP)),
+    "SIGUSR1, as SLURM's `--signal` sends it": Case(
+        "KILLED", 138, (f"stopped by SIGUSR1; {CONTINUE}",), send(signal.SIGUSR1)
+    ),
+    "SIGUSR2": Case("KILLED", 140, (f"stopped by SIGUSR2; {CONTINUE}",), send(signal.SIGUSR2)),
     "kill -9, or the kernel's out-of-memory killer": Case(
         "RUNNING", -9, (), send(signal.SIGKILL), mend=Scene.doctor
     ),

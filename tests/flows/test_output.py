@@ -1,9 +1,12 @@
 """What becomes of standard output never changes a run: pipes, terminals and disks behind it may go away."""
 
+import contextlib
 import os
+import re
 import select
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +14,14 @@ import pytest
 
 from tests.conftest import clean_environment
 from tests.flows.processes import STARTED, TINY, only_run
-from tests.images import write_folder
+from tests.images import write_folder, write_npz
 
 pytestmark = pytest.mark.slow
 
 PYTHON = " ".join([sys.executable, "-m", "src.train", *TINY])
+
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def in_shell(folder: Path, command: str, **env: str) -> tuple[int, str]:
@@ -32,7 +38,7 @@ def in_shell(folder: Path, command: str, **env: str) -> tuple[int, str]:
 
 
 def to_head(folder: Path) -> tuple[int, str]:
-    return in_shell(folder, f"{PYTHON} | head -1; exit ${{PIPESTATUS[0]}}")
+    return in_shell(folder, f"{PYTHON} --epochs 3 | head -3 > shown; exit ${{PIPESTATUS[0]}}")
 
 
 def both_to_true(folder: Path) -> tuple[int, str]:
@@ -72,7 +78,7 @@ def to_closed_terminal(folder: Path) -> tuple[int, str]:
 
 
 WAYS: dict[str, tuple[Callable[[Path], tuple[int, str]], str]] = {
-    "| head -1": (to_head, ""),
+    "| head -3": (to_head, ""),
     "|& true": (both_to_true, ""),
     "> /dev/full": (to_full_disk, "warning: the output cannot be written (No space left on device)\n"),
     "&> /dev/full": (all_to_full_disk, ""),
@@ -94,6 +100,9 @@ def test_a_training_whose_output_goes_nowhere_finishes(folder: Path, way: str) -
     assert run.info.status == "FINISHED"
     assert "best_val_auc" in run.data.metrics
     assert "error" not in run.data.tags
+    if way == "| head -3":
+        titles, first = (folder / "shown").read_text().splitlines()[1:]
+        assert (titles.split()[0], first.split()[0]) == ("epoch", "1/3")
 
 
 def test_a_name_that_the_terminal_cannot_show_is_escaped(folder: Path) -> None:
@@ -118,3 +127,43 @@ def test_a_line_in_a_pipe_is_there_at_once(folder: Path, unbuffered: list[str]) 
         is_there = bool(select.select([process.stdout], [], [], 30)[0])
         process.kill()
     assert is_there
+
+
+def on_terminal(folder: Path, *args: str) -> str:
+    """What a command writes to a terminal of 100 columns."""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (40, 100))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.train", *args],
+        cwd=folder,
+        env=clean_environment(folder / "torch") | {"TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        text=True,
+        start_new_session=True,
+    )
+    STARTED.append(process)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal's other side is closed
+        while read := os.read(ours, 65536):
+            shown += read
+    os.close(ours)
+    assert process.wait(timeout=240) == 0, shown
+    return shown.decode()
+
+
+@pytest.mark.usefixtures("sqlite")
+def test_a_terminal_shows_a_bar_for_the_epoch_under_way_and_a_line_for_each(folder: Path) -> None:
+    write_npz(folder / "small.npz", val=8)  # four images of each class
+    shown = on_terminal(folder, *TINY, "--epochs", "2")
+    assert "epoch 2/2" in shown  # the bar
+    lines = [ESCAPES.sub("", line).rpartition("\r")[2] for line in shown.split("\r\n")]
+    assert max(map(len, lines)) <= 100
+    epochs = [line for line in lines if re.match(r" +\d/2 ", line)]
+    assert [line.split()[0] for line in epochs] == ["1/2", "2/2"]
+    assert [line for line in lines if re.match(r"│ n of class 1 \(positive\) │ 4 images +│ 8 images", line)]
+    few = "4 images of class 0, 4 images of class 1 in validation: specificity, sensitivity and AUC cannot be"
+    assert few[:60] in "\n".join(lines)
+    assert "0/0" not in shown

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def test_a_lost_process_fails_the_run_and_a_signal_ends_it_saved(folder: Path) -
     assert (only_run(folder).info.status, launcher.returncode) == ("KILLED", 1), errors
     assert epochs(folder, "long") == list(range(1, len(epochs(folder, "long")) + 1))
     assert len(epochs(folder, "long")) >= done
+
+
+@pytest.mark.exhaustive
+@pytest.mark.usefixtures("npz")
+def test_a_schedulers_signal_ends_it_saved(folder: Path) -> None:
+    handled = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"]
+    launcher = start(folder, *ALONE, *handled, *LONG)
+    wait_for_epoch(folder, launcher)
+    launcher.send_signal(signal.SIGUSR1)
+    _, errors = launcher.communicate(timeout=60)
+    run = only_run(folder)
+    assert (run.info.status, launcher.returncode) == ("KILLED", 1), errors
+    resume = f"torchrun ... -m src.train --resume {run.info.run_id}"
+    assert f"error: stopped by SIGUSR1; continue with: {resume}" in errors
 
 
 @pytest.mark.exhaustive

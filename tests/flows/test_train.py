@@ -117,6 +117,10 @@ def test_artifacts_and_files_on_disk(trained: Trained) -> None:
 
 
 def test_checkpoint_is_plain_and_loads_by_hand(trained: Trained) -> None:
+    assert {path.name for path in trained.folder.glob("outputs/*/checkpoints/*")} == {
+        "latest.pth",
+        "best_model.pth",
+    }
     latest = torch.load(trained.artifacts / "checkpoints/latest.pth")
     assert latest["epoch"] == 3
     assert latest["run_id"] == trained.run.info.run_id

@@ -55,7 +55,9 @@ def stopped(
     run = only_run(folder)
     mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").set_terminated(run.info.run_id, "KILLED")
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
-    return run.info.run_id, CheckpointStore(next(folder.glob("outputs/*/checkpoints")))
+    store = CheckpointStore(next(folder.glob("outputs/*/checkpoints")))
+    os.link(store.best, store.previous)  # a run that was stopped has the one before: here epoch 1, the best
+    return run.info.run_id, store
 
 
 @pytest.mark.parametrize("write", [as_checkpoint, as_plain_pickle])

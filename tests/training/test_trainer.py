@@ -215,6 +215,10 @@ def test_multistep_cuts_after_the_milestones() -> None:
     config = settings(schedule="multistep", milestones=(3, 5), warmup_epochs=0)
     factors = [rate_factor(epoch, config) for epoch in (0, 2.99, 3, 4.9, 5, 9)]
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    scaled = settings(schedule="multistep", milestones=(0.3, 0.5), warmup_epochs=0)
+    assert [rate_factor(epoch, scaled) for epoch in (0, 2.99, 3, 4.9, 5, 9)] == factors
+    longer = settings(schedule="multistep", milestones=(0.3, 0.5), warmup_epochs=0, epochs=20)
+    assert [rate_factor(2 * epoch, longer) for epoch in (0, 2.99, 3, 4.9, 5, 9)] == factors
 
 
 def test_one_epoch_is_not_all_warmup() -> None:
