@@ -71,7 +71,7 @@ def _evaluate(argv: Sequence[str] | None) -> None:
 def _warn(trained: "TrainedModel", labeled: "LabeledImages") -> None:
     from .tracking.names import DATA_FINGERPRINT
 
-    for note in (*labeled.notes, *trained.notes(labeled.corrected)):
+    for note in (*labeled.notes, *trained.notes(labeled.images, labeled.corrected)):
         warn(note)
     if labeled.split == "train":
         warn("the model was trained on these images, so the scores only show how well it remembers them")

@@ -16,6 +16,7 @@ from .decode_cache import DecodedListing, decode_listings
 from .file_info import FileTable, concatenate_tables
 from .image_array import ImageArray, ImageSource
 from .image_files import dicom_modalities
+from .image_profile import ImageProfile, profiles_of
 from .join_modalities import Records, StepResult, join, text_column
 from .leaks import check_leaks, check_near_duplicates, find_contradictions
 from .listing import SPLITS, Listing
@@ -132,6 +133,11 @@ class Dataset:
             for m, h in zip(means, histograms, strict=True)
         ]
         return tuple(means), tuple(max(spread, 1e-3) for spread in spreads)
+
+    @cached_property
+    def profiles(self) -> tuple[ImageProfile, ...]:
+        """What the training images of each modality are like."""
+        return profiles_of(self.images("train"))
 
     def table(self) -> list[tuple[str, str, int, int | None]]:
         """Rows (split, class, images, patients or None where unknown)."""

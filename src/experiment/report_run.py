@@ -1,10 +1,11 @@
 """Record a training run in the store: tags, settings and data at the start, results at the end."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rich.console import Console
 from rich.table import Table
 
+from ..data import image_profile
 from ..data.dataset import Dataset
 from ..data.file_info import FORMAT
 from ..evaluation.metrics import optimism
@@ -122,6 +123,7 @@ class RunReport:
                 "threshold": threshold,
                 "modality": self.config.modality,
                 "window": self.dataset.window,
+                image_profile.KEY: list(map(asdict, self.dataset.profiles)),
             },
         )
 
