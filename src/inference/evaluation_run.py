@@ -44,11 +44,17 @@ def tags_of(trained: TrainedModel, result: EvaluationResult) -> dict[str, str]:
 
 
 def record_evaluation(
-    run: TrackedRun, trained: TrainedModel, result: EvaluationResult, layer: Layer | None, count: int
+    run: TrackedRun,
+    trained: TrainedModel,
+    result: EvaluationResult,
+    layer: Layer | None,
+    count: int,
+    *,
+    name_files: bool,
 ) -> Path:
     """Record scores, predictions and plots in the run; return the folder with copies of them.
 
-    With a layer, ``count`` decisions of each kind are explained by Grad-CAM.
+    With a layer, ``count`` decisions of each kind are explained by Grad-CAM; ``name_files``: with file names.
     """
     stamp = f"eval_{datetime.now():%Y%m%d_%H%M%S}_{run.run_id[:8]}"
     folder = trained.config.output_dir / stamp
@@ -59,7 +65,7 @@ def record_evaluation(
         run.link_model(trained.source)
     table, plots = write_result(result, trained, folder)
     if layer is not None:
-        figure = draw_explanation(trained, layer, result, count)
+        figure = draw_explanation(trained, layer, result, count, name_files=name_files)
         plots.append(save_figure(folder / names.PLOTS / "grad_cam.png", figure, colors=256))
     run.log_artifact(table, names.PREDICTIONS)
     for path in plots:
