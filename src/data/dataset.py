@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..utils.cli import counted
 from ..utils.config import DataConfig
 from ..utils.io import sha256_of_lines
 from .decode_cache import DecodedListing, decode_listings
@@ -267,7 +268,7 @@ def _check_bad(decoded: Sequence[DecodedListing], on_bad_image: str) -> list[str
             f"{named}. Repair or remove these files, or leave them out with data.on_bad_image=skip",
             public=f"{len(bad)} of the images cannot be read; stderr names them",
         )
-    return [f"{len(bad)} images are skipped: {named}"]
+    return [f"{counted(len(bad), 'image is', 'images are')} skipped: {named}"]
 
 
 def _sorted(records: Records) -> Records:

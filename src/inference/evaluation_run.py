@@ -15,7 +15,7 @@ from ..tracking.queries import count_evaluations
 from ..tracking.registry import set_tags
 from ..tracking.run import TrackedRun
 from ..tracking.store import ui_instructions
-from ..utils.cli import warn
+from ..utils.cli import counted, warn
 from ..utils.console import is_interactive
 from .evaluator import EvaluationResult, write_result
 from .explain import Layer, draw_explanation
@@ -79,7 +79,7 @@ def tag_version(trained: TrainedModel, result: EvaluationResult, run_id: str) ->
     if trained.version is None:
         return
     name, area = trained.name.partition(" ")[0], result.by_image["auc"]
-    recorded = f"AUC {_shown(area)}, {len(result.labeled.labels)} images, run {run_id}"
+    recorded = f"AUC {_shown(area)}, {counted(len(result.labeled.labels), 'image')}, run {run_id}"
     set_tags(name, trained.version.number, {f"{names.EVALUATED_PREFIX}{result.labeled.split}": recorded})
 
 
@@ -104,8 +104,8 @@ def print_split_usage(split: str, fingerprint: str) -> None:
     """Print how often a split has been used for scoring, including this time; reuse weakens a test set."""
     trainings, evaluations = count_evaluations(fingerprint, split)
     print(
-        f"this {split} split has now been scored by {trainings} training run{'s' * (trainings != 1)} "
-        f"and {evaluations} evaluation{'s' * (evaluations != 1)}; the more often, the less a good score on "
+        f"this {split} split has now been scored by {counted(trainings, 'training run')} "
+        f"and {counted(evaluations, 'evaluation')}; the more often, the less a good score on "
         "it means"
     )
 
