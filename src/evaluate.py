@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .utils.cli import CommandParser, command, command_main, warn, whole_number
+from .utils.cli import CommandParser, add_flag, command, command_main, warn, whole_number
 
 if TYPE_CHECKING:
     from .inference.evaluator import LabeledImages
@@ -29,6 +29,7 @@ def _parser() -> CommandParser:
         default=0,
         help="Grad-CAM overlays of the N most wrong and the N most confident decisions",
     )
+    add_flag(parser, "--explain-files", "name each overlay's file, too (it may name the patient)")
     return parser
 
 
@@ -56,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = evaluate(trained, labeled)
             open_store()  # a checkpoint needs none until here
             with tracked_run(evaluation_run.tags_of(trained, result)) as run:
-                folder = evaluation_run.record_evaluation(run, trained, result, layer, args.explain)
+                folder = evaluation_run.record_evaluation(
+                    run, trained, result, layer, args.explain, name_files=args.explain_files
+                )
         evaluation_run.tag_version(trained, result, run.run_id)
         evaluation_run.print_scores(result, trained)
         if labeled.split in ("test", "all"):
@@ -68,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _warn(trained: "TrainedModel", labeled: "LabeledImages") -> None:
     from .tracking.names import DATA_FINGERPRINT
 
-    for note in (*labeled.notes, *trained.notes(labeled.corrected)):
+    for note in (*labeled.notes, *trained.notes(labeled.images, labeled.corrected)):
         warn(note)
     if labeled.split == "train":
         warn("the model was trained on these images, so the scores only show how well it remembers them")

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.cli import CommandParser, command, command_main
+from .utils.cli import CommandParser, command, command_main, counted
 
 _ARRAY = ".npy"
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             inputs = read_inputs(args, trained)
             table, found = features(trained, inputs, args.layer)
         write_features(table, found, output)
-        print(f"{output}: {found.shape[0]} images, {found.shape[1]} features each")
+        print(f"{output}: {counted(found.shape[0], 'image')}, {counted(found.shape[1], 'feature')} each")
         refuse_bad(inputs.bad, output)
 
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.cli import CommandParser, command, command_main
+from .utils.cli import CommandParser, command, command_main, counted
 
 
 def _parser() -> CommandParser:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             table = predictions(trained, inputs)
         write_table(table, output)
         counts = ", ".join(f"{name} {(table['decision'] == name).sum()}" for name in trained.classes)
-        print(f"{output}: {len(table)} images; decided {counts}")
+        print(f"{output}: {counted(len(table), 'image')}; decided {counts}")
         refuse_bad(inputs.bad, output)
 
 

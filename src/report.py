@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UserError
-from .utils.cli import CommandParser, command, command_main
+from .utils.cli import CommandParser, command, command_main, counted
 
 
 def _parser() -> CommandParser:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{shown_uri()}: no finished training run of such a model and modality")
         atomic_write_text(output, render(reports, shown_uri()))
     runs = sum(report.runs for report in reports)
-    print(f"{output}: {len(reports)} groups, {runs} runs")
+    print(f"{output}: {counted(len(reports), 'group')}, {counted(runs, 'run')}")
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..utils.cli import counted
 from ..utils.config import DataConfig
 from ..utils.io import sha256_of_lines
 from .decode_cache import DecodedListing, decode_listings
 from .file_info import FileTable, concatenate_tables
 from .image_array import ImageArray, ImageSource
 from .image_files import dicom_modalities
+from .image_profile import ImageProfile, profiles_of
 from .join_modalities import Records, StepResult, join, text_column
 from .leaks import check_leaks, check_near_duplicates, find_contradictions
 from .listing import SPLITS, Listing
@@ -130,6 +132,11 @@ class Dataset:
         pairs = zip(means, histograms, strict=True)
         variances = [float(np.average((values - mean) ** 2, weights=h)) for mean, h in pairs]
         return tuple(means), tuple(max(variance**0.5, 1e-3) for variance in variances)
+
+    @cached_property
+    def profiles(self) -> tuple[ImageProfile, ...]:
+        """What the training images of each modality are like."""
+        return profiles_of(self.images("train"))
 
     def table(self) -> list[tuple[str, str, int, int | None]]:
         """Rows (split, class, images, patients or None where unknown)."""
@@ -259,7 +266,7 @@ def _check_bad(decoded: Sequence[DecodedListing], on_bad_image: str) -> list[str
             f"{named}. Repair or remove these files, or leave them out with data.on_bad_image=skip",
             public=f"{len(bad)} of the images cannot be read; stderr names them",
         )
-    return [f"{len(bad)} images are skipped: {named}"]
+    return [f"{counted(len(bad), 'image is', 'images are')} skipped: {named}"]
 
 
 def _sorted(records: Records) -> Records:

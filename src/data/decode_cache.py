@@ -163,6 +163,7 @@ def _decode_listing(
     # Lambdas keep what they use: this one must not keep `listing.read`, which may hold images in memory.
     read, samples = read_again if listing.in_memory else listing.read, listing.samples
     pixels.decode_again = lambda row: decode_again(read, image_format, samples[row], next(table.pick([row])))
+    pixels.files, pixels.key_of = table.facts, lambda row: samples[row].key
     return DecodedListing(
         listing,
         pixels,

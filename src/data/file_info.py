@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from .image_array import FILE_FACTS
 from .pixels import ImageError, ImageFormat, Range, applied_window
 
 FORMAT = 5
@@ -164,6 +165,15 @@ class FileTable:
     def is_done(self) -> NDArray[np.bool_]:
         """Mask ``(N,)`` of the images that were decoded or found to be unreadable."""
         return self.has_pixels | self.where(lambda shared: shared.error)
+
+    @property
+    def facts(self) -> NDArray[np.void]:
+        """`FILE_FACTS` of each file, ``(N,)``."""
+        found = np.zeros(len(self), FILE_FACTS)
+        for name in ("channels", "height", "width"):
+            found[name] = self.rows[name]
+        found["bits"] = np.array([shared.bits for shared in self.numbers], np.int32)[self.rows["shared"]]
+        return found
 
     @property
     def shas(self) -> list[str]:

@@ -19,6 +19,8 @@ from ..errors import DataError
 from ..utils.io import write_at
 from .pixels import Pixels
 
+FILE_FACTS = np.dtype([("channels", "<i4"), ("height", "<i4"), ("width", "<i4"), ("bits", "<i4")])
+"""What is known of an image's file before it is rendered."""
 CHECKSUM = np.dtype("<u4")
 """CRC-32 of an image; the checksums of all images follow the last image in the file."""
 
@@ -55,6 +57,8 @@ class ImageArray:
         start: Byte offset of the first image.
         checksums: CRC-32 of each image, ``(N,)``; None if the file has none.
         decode_again: Function that decodes a row from its source, for damaged images.
+        files: `FILE_FACTS` of each image, ``(N,)``; None if it is not from files.
+        key_of: Function that returns the path of a row's file, relative to the root.
     """
 
     file: IO[bytes]
@@ -62,6 +66,8 @@ class ImageArray:
     start: int
     checksums: NDArray[np.uint32] | None = None
     decode_again: Callable[[int], Pixels] | None = None
+    files: NDArray[np.void] | None = None
+    key_of: Callable[[int], str] = str
     _is_unchecked: NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -175,6 +181,15 @@ class ImageSource:
     def nbytes(self) -> int:
         """Bytes of all samples."""
         return len(self) * int(np.prod(self.image_shape))
+
+    def files(self) -> list[NDArray[np.void]]:
+        """Return `FILE_FACTS` of the samples, ``(N,)`` for each modality."""
+        columns = zip(self.arrays, self.rows.T, strict=True)
+        return [array.files[rows] for array, rows in columns if array.files is not None]
+
+    def key(self, position: int, modality: int = 0) -> str:
+        """Return the path of a sample's file, relative to the root."""
+        return self.arrays[modality].key_of(int(self.rows[position, modality]))
 
     def read(self, positions: NDArray[np.int64], out: Tensor | None = None) -> Tensor:
         """Read samples into main memory.

@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 
 from ..errors import DataError
+from ..utils.cli import counted
 from . import dicom, pillow_images
 from .listing import Sample
 from .pixels import DecodedImage, Header
@@ -160,7 +161,8 @@ class SkippedFiles:
         for name, count in lost.items():
             if count > _MOST_UNREAD * (count + self.taken[name]):
                 raise DataError(
-                    f"{where}: {count} of {count + self.taken[name]} files of class {name} are not read as "
+                    f"{where}: {count} of {counted(count + self.taken[name], 'file')} "
+                    f"of class {name} are not read as "
                     f"images ({_listed(self._kinds())}); convert them, such as to PNG, move them away, or "
                     "leave them out with data.exclude, a list of patterns such as '*.npy'"
                 )

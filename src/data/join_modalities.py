@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..utils.cli import counted
 from ..utils.io import sha256
 from .decode_cache import DecodedListing
 from .listing import Sample
@@ -253,8 +254,9 @@ def _describe_unpaired(
     ]
     more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
     return [
-        f"images without a counterpart in every modality are dropped: {counts}; {len(patients - {''})} "
-        f"patients lose all images ({', '.join(files[:_SHOWN])}{more})"
+        f"images without a counterpart in every modality are dropped: {counts}; "
+        f"{counted(len(patients - {''}), 'patient loses', 'patients lose')} all images "
+        f"({', '.join(files[:_SHOWN])}{more})"
     ]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..utils.cli import counted
 from ..utils.io import atomic_file, file_lock, open_regular, sha256_of_lines
 from ..utils.tables import escape_formula
 from .file_index import DAMAGED
@@ -218,7 +219,7 @@ def _describe(
     said = []
     if is_alike.any():
         counts = [
-            f"{is_alike[splits == split].sum()} of {(splits == split).sum()} {split} images"
+            f"{is_alike[splits == split].sum()} of {counted((splits == split).sum(), f'{split} image')}"
             for split in ("val", "test")
             if (splits == split).any()
         ]
@@ -230,7 +231,8 @@ def _describe(
         ]
         if (partners := share * len(found.train)) > 1:
             said += [
-                f"an image looks like {partners:.0f} training images on average, so most of these are "
+                f"an image looks like {counted(round(partners), 'training image')} "
+                f"on average, so most of these are "
                 "probably similar and no copies; raise data.near_duplicate_threshold"
             ]
     if not found.is_complete:
@@ -239,5 +241,5 @@ def _describe(
             f"chosen at random, within {SECONDS:g} s; data.on_near_duplicate=drop or error compares all"
         ]
     if blank := int(found.numbers[1]):
-        said += [f"{blank} images without any contrast cannot be compared"]
+        said += [f"{counted(blank, 'image')} without any contrast cannot be compared"]
     return "; ".join(said)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..demo.demo import DEMO_NAME
 from ..errors import DataError
+from ..utils.cli import counted
 from ..utils.config import DataConfig
 from .image_array import ImageArray
 from .image_similarity import find_components
@@ -151,7 +152,8 @@ def _sides(val_fraction: float, test_fraction: float) -> dict[str, float]:
 def _too_few(name: str, patients: int, sides: Iterable[str], classes: int) -> DataError:
     needed = ["train", *sides]
     return DataError(
-        f"class {name} has {patients} patients, too few for {', '.join(needed[:-1])} and {needed[-1]}: "
+        f"class {name} has {counted(patients, 'patient')}, too few for "
+        f"{', '.join(needed[:-1])} and {needed[-1]}: "
         f"{len(needed)} at least; add patients, or set data.test_fraction=0"
         + "; if this is a folder of a patient, put it into a folder of its class"
         * (classes > 2)
@@ -167,7 +169,8 @@ def _count_parts(sides: dict[str, float], groups: int) -> tuple[int, dict[str, i
         if sum(counts.values()) < number and (fits or number == most):
             return number, counts
     raise DataError(
-        f"{groups} patients are too few for data.val_fraction and data.test_fraction as they are; add "
+        f"{counted(groups, 'patient is', 'patients are')} too few for "
+        f"data.val_fraction and data.test_fraction as they are; add "
         "patients, or change the fractions"
     )
 
@@ -231,7 +234,8 @@ def _group_near_duplicates(
     alike = sizes[sizes > 1]
     return merge_groups(groups, links), (
         f"data.on_near_duplicate=group: {alike.sum()} of {len(records)} images are near-duplicates of others "
-        f"and form {len(alike)} groups, the largest of {sizes.max()} images; each stays in one split "
+        f"and form {counted(len(alike), 'group')}, the largest of {sizes.max()} images; "
+        f"each stays in one split "
         f"(thumbnail correlation above {threshold:g})"
     )
 

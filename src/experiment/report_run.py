@@ -1,7 +1,8 @@
 """Record a training run in the store: tags, settings and data at the start, results at the end."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from ..data import image_profile
 from ..data.dataset import Dataset
 from ..data.file_info import FORMAT
 from ..models.forward import ModelContext
@@ -119,6 +120,7 @@ class RunReport:
                 "threshold": threshold,
                 "modality": self.config.modality,
                 "window": self.dataset.window,
+                image_profile.KEY: list(map(asdict, self.dataset.profiles)),
             },
         )
 

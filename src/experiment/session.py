@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
 from .. import PACKAGE
+from ..data import image_profile
 from ..data.dataset import Dataset
 from ..data.file_info import FORMAT
 from ..tracking import names
@@ -119,6 +120,7 @@ class Training:
             "input": self.setup.context.spec.to_dict() | {"window": self.dataset.window},
             "data_fingerprint": self.dataset.fingerprint,
             "decoding": FORMAT,
+            image_profile.KEY: list(map(asdict, self.dataset.profiles)),
             # The key of earlier checkpoints.
             "smallest_pass": self.setup.train_step.min_micro_batch,
         }

@@ -15,7 +15,7 @@ from ..tracking.queries import count_evaluations
 from ..tracking.registry import set_tags
 from ..tracking.run import TrackedRun
 from ..tracking.store import ui_instructions
-from ..utils.cli import warn
+from ..utils.cli import counted, warn
 from ..utils.console import is_interactive
 from .evaluator import EvaluationResult, write_result
 from .explain import Layer, draw_explanation
@@ -44,11 +44,17 @@ def tags_of(trained: TrainedModel, result: EvaluationResult) -> dict[str, str]:
 
 
 def record_evaluation(
-    run: TrackedRun, trained: TrainedModel, result: EvaluationResult, layer: Layer | None, count: int
+    run: TrackedRun,
+    trained: TrainedModel,
+    result: EvaluationResult,
+    layer: Layer | None,
+    count: int,
+    *,
+    name_files: bool,
 ) -> Path:
     """Record scores, predictions and plots in the run; return the folder with copies of them.
 
-    With a layer, ``count`` decisions of each kind are explained by Grad-CAM.
+    With a layer, ``count`` decisions of each kind are explained by Grad-CAM; ``name_files``: with file names.
     """
     stamp = f"eval_{datetime.now():%Y%m%d_%H%M%S}_{run.run_id[:8]}"
     folder = trained.config.output_dir / stamp
@@ -59,7 +65,7 @@ def record_evaluation(
         run.link_model(trained.source)
     table, plots = write_result(result, trained, folder)
     if layer is not None:
-        figure = draw_explanation(trained, layer, result, count)
+        figure = draw_explanation(trained, layer, result, count, name_files=name_files)
         plots.append(save_figure(folder / names.PLOTS / "grad_cam.png", figure, colors=256))
     run.log_artifact(table, names.PREDICTIONS)
     for path in plots:
@@ -73,7 +79,7 @@ def tag_version(trained: TrainedModel, result: EvaluationResult, run_id: str) ->
     if trained.version is None:
         return
     name, area = trained.name.partition(" ")[0], result.by_image["auc"]
-    recorded = f"AUC {_shown(area)}, {len(result.labeled.labels)} images, run {run_id}"
+    recorded = f"AUC {_shown(area)}, {counted(len(result.labeled.labels), 'image')}, run {run_id}"
     set_tags(name, trained.version.number, {f"{names.EVALUATED_PREFIX}{result.labeled.split}": recorded})
 
 
@@ -98,8 +104,8 @@ def print_split_usage(split: str, fingerprint: str) -> None:
     """Print how often a split has been used for scoring, including this time; reuse weakens a test set."""
     trainings, evaluations = count_evaluations(fingerprint, split)
     print(
-        f"this {split} split has now been scored by {trainings} training run{'s' * (trainings != 1)} "
-        f"and {evaluations} evaluation{'s' * (evaluations != 1)}; the more often, the less a good score on "
+        f"this {split} split has now been scored by {counted(trainings, 'training run')} "
+        f"and {counted(evaluations, 'evaluation')}; the more often, the less a good score on "
         "it means"
     )
 

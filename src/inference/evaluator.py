@@ -18,6 +18,7 @@ from ..evaluation.metrics import softmax
 from ..evaluation.predictions import Predictions, write_predictions
 from ..evaluation.score_plots import save_score_plots
 from ..models.forward import predict_logits
+from ..utils.cli import counted
 from ..utils.config import DataConfig
 from ..utils.io import sha256
 from .load_model import TrainedModel
@@ -105,7 +106,8 @@ def _all(trained: TrainedModel, inputs: Inputs) -> LabeledImages:
     unknown = int((labels == UNKNOWN).sum())
     if unknown:
         raise DataError(
-            f"the class of {unknown} of {len(labels)} images is unknown, so they cannot be scored; put each "
+            f"the class of {unknown} of {counted(len(labels), 'image')} is unknown, "
+            f"so they cannot be scored; put each "
             f"into a folder named as its class ({', '.join(trained.classes)}), or list it in a manifest"
         )
     named = sorted({name for name in inputs.records.patients if name})

@@ -16,7 +16,7 @@ from ..evaluation.plots import new_figure, readable
 from ..models.forward import eval_mode
 from ..models.input_spec import unit_range
 from ..utils.runtime import to_device
-from .evaluator import EvaluationResult
+from .evaluator import EvaluationResult, LabeledImages
 from .load_model import TrainedModel
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _FINE, _COARSEST = 4, 2
 _PER_ROW = 6
+_ID, _PATH = 8, 30  # characters of a sample's hash, of a path
 # Transformers: gradients averaged over tokens give no useful map.
 _UNSERVED = ("vit_", "swin")
 
@@ -114,11 +115,17 @@ def most_wrong_and_confident(
     return wrong.astype(np.int64), sure.astype(np.int64)
 
 
-def draw_explanation(trained: TrainedModel, layer: Layer, result: EvaluationResult, count: int) -> "Figure":
-    """Draw each image above its overlay: first the most wrong decisions, then the most confident."""
+def draw_explanation(
+    trained: TrainedModel, layer: Layer, result: EvaluationResult, count: int, *, name_files: bool = False
+) -> "Figure":
+    """Draw each image above its overlay: first the most wrong decisions, then the most confident.
+
+    Each is named by its patient's number and the start of its sample's hash, as in the table of predictions,
+    with ``name_files`` also by the end of its file's path.
+    """
     groups = dict(zip(("most wrong", "most confident"), most_wrong_and_confident(result, count), strict=True))
     rows = sum(-(-len(chosen) // _PER_ROW) for chosen in groups.values())
-    figure = new_figure(1.9 * min(count, _PER_ROW) + 0.3, 4.4 * rows + 0.8)
+    figure = new_figure(1.9 * min(count, _PER_ROW) + 0.3, (4.6 + 0.15 * name_files) * rows + 0.8)
     figure.suptitle(
         f"Grad-CAM of the decided class, {result.labeled.split}: layer {layer.path}, "
         f"map {layer.height} x {layer.width}",
@@ -127,12 +134,18 @@ def draw_explanation(trained: TrainedModel, layer: Layer, result: EvaluationResu
     panels = figure.subfigures(len(groups), 1, squeeze=False)[:, 0]
     for panel, (name, chosen) in zip(panels, groups.items(), strict=True):
         panel.suptitle(name, fontsize=10, fontweight="bold")
-        _draw_group(panel, trained, layer, result, chosen)
+        _draw_group(panel, trained, layer, result, chosen, name_files=name_files)
     return figure
 
 
 def _draw_group(
-    panel: "Figure", trained: TrainedModel, layer: Layer, result: EvaluationResult, chosen: NDArray[np.int64]
+    panel: "Figure",
+    trained: TrainedModel,
+    layer: Layer,
+    result: EvaluationResult,
+    chosen: NDArray[np.int64],
+    *,
+    name_files: bool,
 ) -> None:
     decisions = decide(result.probabilities[chosen], trained.threshold)
     pixels = result.labeled.images.read(chosen)
@@ -152,8 +165,17 @@ def _draw_group(
         label = names[result.labeled.labels[position]]
         probability = result.probabilities[position, decisions[i]]
         axes[row, column].set_title(
-            f"is {label}\ndecided {names[decisions[i]]}\np = {probability:.3f}", fontsize=7
+            f"{_case(result.labeled, int(position), name_files=name_files)}\n"
+            f"is {label}\ndecided {names[decisions[i]]}\np = {probability:.3f}",
+            fontsize=7,
         )
+
+
+def _case(labeled: LabeledImages, position: int, *, name_files: bool) -> str:
+    """Return the name of an image: patient number, start of the sample's hash, perhaps end of its path."""
+    patient, sample = labeled.patients[position], labeled.samples[position][:_ID]
+    case = f"sample {sample}" if patient is None else f"patient {patient}, {sample}"
+    return f"{case}\n{labeled.images.key(position)[-_PATH:]}" if name_files else case
 
 
 def _shown(pixels: Tensor) -> NDArray[np.uint8]:

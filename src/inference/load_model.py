@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..data.batches import load_batches, sequential_batches
 from ..data.image_array import ImageSource
+from ..data.image_profile import KEY, ImageProfile, differences, read_profiles
 from ..data.windows import CORRECT_FROM
 from ..errors import ClaimError, UserError
 from ..models.build import build_model
@@ -46,6 +47,7 @@ class TrainedModel:
         run: The run that trained it; None for a checkpoint.
         version: The registered version, None if it was selected otherwise.
         decoding: The `FORMAT` of decoded images that it was trained with, 0 if none was recorded.
+        profiles: What its training images of each modality were like; empty if none was recorded.
     """
 
     name: str
@@ -57,20 +59,28 @@ class TrainedModel:
     run: StoredRun | None = None
     version: Version | None = None
     decoding: int = 0
+    profiles: tuple[ImageProfile, ...] = ()
 
     def batches(self, images: ImageSource, title: str) -> Iterator[Tensor]:
         """Yield all images in order, on the model's device, with a progress bar."""
         batches = sequential_batches(np.arange(len(images)), self.config.training.batch_size)
         return track(load_batches(images, batches, self.network.device), title, len(batches))
 
-    def notes(self, corrected: str) -> list[str]:
-        """Return a sentence if files of the kinds in ``corrected`` were decoded differently in training."""
+    def notes(self, images: ImageSource, corrected: str) -> list[str]:
+        """Return a sentence for each kind of images that differs from those of the training.
+
+        Args:
+            images: The images.
+            corrected: Kinds and counts of files that earlier versions decoded incorrectly, "" if none.
+        """
+        notes = differences(images, self.profiles, self.config.data.modalities)
         if not corrected or self.decoding >= CORRECT_FROM:
-            return []
+            return notes
         return [
+            *notes,
             f"{self.name} was trained by an earlier version, which decoded some kinds of files incorrectly; "
             f"here: {corrected}. Their pixels now differ from those that it was trained on: train it again, "
-            "or check its results"
+            "or check its results",
         ]
 
 
@@ -148,7 +158,8 @@ def _of_run(
     network = _rebuild(name, config, classes, spec, weights=weights, device=device)
     recorded = run.tags.get(DECODER_VERSION, "")
     decoding = int(recorded) if recorded.isdecimal() else 0
-    return TrainedModel(name, network, config, classes, threshold, source, run, version, decoding)
+    profiles = read_profiles(loaded.metadata.get(KEY))
+    return TrainedModel(name, network, config, classes, threshold, source, run, version, decoding, profiles)
 
 
 def _of_checkpoint(path: Path, device: torch.device) -> TrainedModel:
@@ -164,7 +175,8 @@ def _of_checkpoint(path: Path, device: torch.device) -> TrainedModel:
         str(path), config, classes, spec, weights=checkpoint["model_state_dict"], device=device
     )
     decoding = checkpoint.get("decoding", 0)
-    return TrainedModel(str(path), network, config, classes, threshold, decoding=decoding)
+    profiles = read_profiles(checkpoint.get(KEY))
+    return TrainedModel(str(path), network, config, classes, threshold, decoding=decoding, profiles=profiles)
 
 
 def _recorded_threshold(checkpoint: Mapping[str, Any]) -> float:

@@ -56,7 +56,7 @@ def read_inputs(args: argparse.Namespace, trained: TrainedModel) -> Inputs:
         raise ConfigError("--input is missing: expected an image, a folder, a manifest.csv or an .npz")
     config = trained.config
     inputs = load_inputs(args.input, config.data, trained.classes, config.cache_dir)
-    for note in (*inputs.notes, *trained.notes(inputs.corrected)):
+    for note in (*inputs.notes, *trained.notes(inputs.images, inputs.corrected)):
         warn(note)
     return inputs
 

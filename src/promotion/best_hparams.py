@@ -9,6 +9,7 @@ import yaml
 
 from ..errors import ConfigError
 from ..evaluation import metric_names as names
+from ..tracking.names import EVIDENCE, WEAK
 from ..tracking.stored_run import StoredRun
 from ..utils.config import Config
 from ..utils.config_yaml import parse_yaml, read_config_text
@@ -116,6 +117,8 @@ def compose_yaml(config: Config, run: StoredRun, event: Event) -> str:
         names.VAL_SPECIFICITY: metrics.get(names.BEST_VAL_SPECIFICITY),
         "timestamp": datetime.fromtimestamp(run.best_at / 1000, UTC).isoformat(),
     }
+    if event.is_weak:
+        best[EVIDENCE] = WEAK
     test = {
         "accuracy": metrics.get(names.TEST_ACC),
         "auc": metrics.get(names.TEST_AUC),

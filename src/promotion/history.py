@@ -131,6 +131,11 @@ class Event:
     corrected_with: int | None = None
 
     @property
+    def is_weak(self) -> bool:
+        """Whether the evidence for the run is weak; see `is_weak`."""
+        return is_weak(self.val_auc_low)
+
+    @property
     def group(self) -> Group:
         """Return the group."""
         return Group(self.model, self.modality)
@@ -165,6 +170,11 @@ class Event:
             return event if datetime.fromisoformat(event.time).tzinfo else None
         except ValueError:  # pydantic's errors are ValueErrors, too
             return None
+
+
+def is_weak(low: float | None) -> bool:
+    """Return whether an interval of a val AUC with this lower end reaches 0.5; None if it is not known."""
+    return low is None or low <= 0.5
 
 
 _EVENT = TypeAdapter(Event)  # built once: building it takes longer than parsing a hundred lines

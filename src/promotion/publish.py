@@ -87,7 +87,7 @@ def register_champion(
     text = compose_yaml(config, run, event)
     # The event comes last: a version that has it has all tags.
     written = {names.YAML_SHA256: sha256(text.encode()), names.PROMOTION_EVENT: event.to_json()}
-    tags = {names.ROLLED_BACK_TO: None, **facts, **written}
+    tags = {names.ROLLED_BACK_TO: None, **_mark(event), **facts, **written}
     registry.describe(name, version.number, description)
     registry.set_tags(name, version.number, _changed(tags, version))
     if instead_of is not None:
@@ -127,7 +127,7 @@ def restore(
         register_champion(run, state, _restore_event(run, state, champion, folder), folder)
         return
     text = compose_yaml(config, run, replace(event, version=version.number))
-    tags = {names.YAML_SHA256: sha256(text.encode()), names.ROLLED_BACK_TO: None}
+    tags = {names.YAML_SHA256: sha256(text.encode()), names.ROLLED_BACK_TO: None, **_mark(event)}
     registry.set_tags(state.group.name, version.number, _changed(tags, version))
     # The promotion's own event suffices, unless the history has it already, and another event after it.
     is_recorded = event in history.read_history(state.group)
@@ -179,7 +179,10 @@ def _swap(state: State, current: int, previous: Version, folder: Path) -> None:
         replaced_version=current,
         replaced_run_id=state.registered.versions[current].run_id,
     )
-    if before is not None:
+    if before is None:  # made champion by hand, so no promotion has recorded its interval
+        contender = with_evidence(Contender(run.val_auc, run.run_id), run, folder)
+        event = replace(event, val_auc=run.val_auc, val_auc_low=contender.low, val_auc_high=contender.high)
+    else:
         event = replace(
             event,
             previous_version=if_exists(state.registered, before.previous_version),
@@ -241,11 +244,17 @@ def _facts(run: StoredRun, event: Event) -> dict[str, str]:
     return {key: str(value) for key, value in values.items() if value is not None}
 
 
+def _mark(event: Event) -> dict[str, str | None]:
+    """Return the tag of a version whose evidence is weak, also as one to delete."""
+    return {names.EVIDENCE: names.WEAK if event.is_weak else None}
+
+
 def _description(run: StoredRun, event: Event) -> str:
     """Return the description of a version; the registry's list shows its start."""
     low, high, metrics = event.val_auc_low, event.val_auc_high, run.metrics
     ends = "" if low is None or high is None else f" (95 % interval {low:.4f} to {high:.4f})"
-    lines = [f"Val AUC {run.val_auc:.4f}{ends}."]
+    weak = f", {names.WEAK}: {'no interval' if low is None else 'it reaches 0.5'}" if event.is_weak else ""
+    lines = [f"Val AUC {run.val_auc:.4f}{ends}{weak}."]
     if (correction := correction_of(event)) is not None:
         lines.append(f"Val AUC {correction}.")
     if TEST_AUC in metrics:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..errors import ClaimError, MlprojectError
 from ..tracking.logged_model import check_model_files
-from ..tracking.names import MODALITY, MODEL, PREVIOUS, PROMOTION_EVENT, ROLLED_BACK_TO, YAML_SHA256
+from ..tracking.names import MODALITY, MODEL, PREVIOUS, PROMOTION_EVENT, ROLLED_BACK_TO, WEAK, YAML_SHA256
 from ..tracking.registry import Version, champions
 from ..tracking.stored_run import read_run
 from ..utils.cli import command
@@ -86,6 +86,8 @@ def _side(side: Contender | None, correction: Correction | None) -> str:
         lines.append(f"95 % {side.interval.note}")
     elif side.interval is not None:
         lines.append(side.interval.note)
+    if side.is_weak:
+        lines.append(WEAK)
     if correction is not None and correction.among > 1:
         lines.append(str(correction))
     version = "" if side.version is None else f"version {side.version}, "

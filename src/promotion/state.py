@@ -15,7 +15,7 @@ from ..tracking import names
 from ..tracking.registry import Registered, Version, read_registered
 from ..tracking.stored_run import read_run
 from .best_hparams import BestHparams, read_best_hparams
-from .history import Event, Group, last_version, promotions, read_history, rolled_back
+from .history import Event, Group, is_weak, last_version, promotions, read_history, rolled_back
 
 Fingerprints = tuple[str | None, str | None]
 """Of data and split; None where it is unknown."""
@@ -73,6 +73,11 @@ class Contender:
     def high(self) -> float | None:
         """Return the upper end of the interval, None if there is none."""
         return None if self.interval is None or math.isnan(self.interval.high) else self.interval.high
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether the evidence for it is weak; see `is_weak`."""
+        return is_weak(self.low)
 
 
 def read_state(group: Group) -> State:

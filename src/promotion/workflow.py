@@ -11,6 +11,7 @@ from ..evaluation.auc import Difference
 from ..tracking.queries import count_runs, find_candidates
 from ..tracking.store import shown_uri
 from ..tracking.stored_run import StoredRun, read_run
+from ..utils.cli import counted
 from . import history
 from .evidence import Correction, correct, difference, verify, with_evidence
 from .history import Event, Group
@@ -112,7 +113,7 @@ def _groups(request: Request) -> dict[Group, list[StoredRun]]:
     if not chosen:
         known = ", ".join(group.name for group in sorted(groups))
         raise UserError(
-            f"{shown_uri()} holds {count_runs()} runs and none that can be promoted"
+            f"{shown_uri()} holds {counted(count_runs(), 'run')} and none that can be promoted"
             + (f" as asked; there are finished runs of {known}" if known else "")
             + "; a candidate is a FINISHED training run with a best_val_auc and the tags model, modality, "
             "data.fingerprint and split.fingerprint"

@@ -29,6 +29,7 @@ from ..promotion.evidence import (
 from ..promotion.history import Event, Group, read_history
 from ..promotion.select import pick_fingerprints, rank
 from ..promotion.state import Contender, event_of
+from ..tracking.names import WEAK
 from ..tracking.queries import find_candidates
 from ..tracking.registry import read_registered
 from ..tracking.stored_run import StoredRun, read_run
@@ -223,7 +224,11 @@ def render(reports: Sequence[GroupReport], store: str) -> str:
     environment.filters |= {"number": _number, "estimate": _estimate}
     plots = {report.group.name: _plots(report) for report in reports}
     return environment.get_template(_TEMPLATE).render(
-        reports=reports, plots=plots, store=store, made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        reports=reports,
+        plots=plots,
+        store=store,
+        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        weak=WEAK,
     )
 
 

@@ -30,7 +30,7 @@ from ..tracking.project_run import mark_project_run
 from ..tracking.store import is_server, open_store, promotion_lock, quiet_client, resolve_uri
 from ..tracking.stored_run import StoredRun
 from ..training.run_folder import RunFolders, owners
-from ..utils.cli import warn
+from ..utils.cli import counted, warn
 from ..utils.config_fields import is_run_name
 from ..utils.console import wide_console
 from ..utils.contained import contained
@@ -198,7 +198,10 @@ def _show(found: Survey) -> None:
     reasons = Counter(a.reason.partition(":")[0] for a in found.actions if a.action == "keep")
     kept = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     print(f"kept whole   {kept or 'no runs'}")
-    print(f"to remove    {len(found.removals)} things, {decimal(sum(r.size for r in found.removals))}")
+    print(
+        f"to remove    {counted(len(found.removals), 'thing')}, "
+        f"{decimal(sum(r.size for r in found.removals))}"
+    )
 
 
 def clean(removals: Sequence[Removal]) -> int:
@@ -224,7 +227,9 @@ def clean(removals: Sequence[Removal]) -> int:
                 failed += 1
                 warn(str(error))
     if failed:
-        raise MlprojectError(f"not everything could be removed: {failed} things are left, named above")
+        raise MlprojectError(
+            f"not everything could be removed: {counted(failed, 'thing is', 'things are')} left, named above"
+        )
     return freed
 
 

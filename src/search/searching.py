@@ -21,6 +21,7 @@ from ..tracking.names import CONFIG_FILE, PLOTS, ROLE, SWEEP
 from ..tracking.project_run import check_project_run, mark_project_run
 from ..tracking.run import TrackedRun, tracked_run
 from ..tracking.store import open_store, ui_instructions
+from ..utils.cli import counted
 from ..utils.config import Config
 from ..utils.config_yaml import read_config_text
 from ..utils.io import atomic_write_text, file_lock
@@ -186,7 +187,10 @@ def _search(plan: Plan, worker_arguments: Sequence[str]) -> None:
         search.study.set_user_attr(RUN, run.run_id)
         _begin(plan, run)
         trials, workers = plan.options.trials, plan.options.workers
-        print(f"search {plan.name}: {trials} trials, {workers} workers, run {run.run_id}", flush=True)
+        print(
+            f"search {plan.name}: {counted(trials, 'trial')}, {counted(workers, 'worker')}, run {run.run_id}",
+            flush=True,
+        )
         # The first command samples by its seed alone; commands that join must sample other trials.
         draw = 0 if is_new else secrets.randbits(32)
         with _workers(workers, [*worker_arguments, "--draw", str(draw)]) as processes:
@@ -247,15 +251,17 @@ def _follow(plan: Plan, search: Search, run: TrackedRun, processes: "list[subpro
             run.log_metrics(search_metrics(search), step=ended)
             _log_files(run, files)
             shown = "".join(f", best val AUC {t.value:.4f} (trial {t.number})" for t in search.best()[:1])
-            print(f"{ended} of {trials} trials ended{shown}", flush=True)
+            print(f"{ended} of {counted(trials, 'trial')} ended{shown}", flush=True)
         if search.is_done:
             return
         again = "the same command continues the search"
         if is_over and until is not None and time.time() > until:
-            print(f"--timeout: {ended} of {trials} trials tried; {again}")
+            print(f"--timeout: {ended} of {counted(trials, 'trial')} tried; {again}")
             return
         if is_over:
-            raise TrainingError(f"all workers have ended after {ended} of {trials} trials; {again}")
+            raise TrainingError(
+                f"all workers have ended after {ended} of {counted(trials, 'trial')}; {again}"
+            )
         time.sleep(_POLL)
 
 

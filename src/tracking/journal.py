@@ -270,11 +270,6 @@ def _record(item: Item) -> dict[str, Any]:
     return {"number": item.number, "kind": item.kind, "content": item.content, **sent}
 
 
-def items(count: int) -> str:
-    """Return a number of items in words."""
-    return f"{count} item{'s' * (count != 1)}"
-
-
 def is_held(results: Path) -> bool:
     """Return whether a process delivers from the journal of a run."""
     return is_locked(results / FOLDER / _LOCK)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, TrackingError
-from ..utils.cli import command, warn
+from ..utils.cli import command, counted, warn
 from ..utils.io import atomic_link
 from .delivery import (
     COMPARISON,
@@ -22,7 +22,7 @@ from .delivery import (
     is_finished,
     record_comparison,
 )
-from .journal import ARTIFACT, MODEL, STATUS, Item, Journal, items, journal_lock
+from .journal import ARTIFACT, MODEL, STATUS, Item, Journal, journal_lock
 from .names import FINISHED, KILLED, LOGGED_MODEL
 from .store import reason, shown_uri
 
@@ -256,7 +256,8 @@ class Outbox:
                 self._changed.wait(0.1)
                 if not has_warned and time.monotonic() - started > 2:
                     has_warned = True
-                    warn(f"delivering what is left to {shown_uri()} ({items(len(self._journal.unsent))}) ...")
+                    left = counted(len(self._journal.unsent), "item")
+                    warn(f"delivering what is left to {shown_uri()} ({left}) ...")
             self._is_closed = True
             self._changed.notify_all()
         self._thread.join(1)
@@ -284,7 +285,7 @@ class Outbox:
 
     def _message(self, count: int) -> str:
         uri, folder = shown_uri(), shlex.quote(str(self.results))
-        what = f"{items(count)} of the run not delivered to {uri}"
+        what = f"{counted(count, 'item')} of the run not delivered to {uri}"
         if not count:
             what = f"what the run sent to {uri} was not found there, or not looked for to the end"
         why = f"; refused: {self._refused[0]}" if self._refused else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlflow import MlflowException
 
 from ..errors import StoreError, TrackingError, UserError
-from ..utils.cli import command
+from ..utils.cli import command, counted
 from ..utils.io import read_run_id
 from .delivery import (
     ROUNDS,
@@ -31,7 +31,6 @@ from .journal import (
     Item,
     Journal,
     is_held,
-    items,
     journal_lock,
 )
 from .names import CHECKPOINTS, ERROR, FINISHED, KILLED, RUNNING
@@ -121,7 +120,7 @@ def sync(results: Path) -> str:
         if status == FINISHED:  # it may have been marked KILLED while it was silent
             clear_error(journal.run_id)
         journal.remove()
-    result = f"{items(count)} delivered to" if count else "nothing is missing at"
+    result = f"{counted(count, 'item')} delivered to" if count else "nothing is missing at"
     return f"run {journal.run_id}: {result} {shown_uri()}; the run is {status}"
 
 
@@ -218,16 +217,18 @@ def _check_reached(error: Exception, journal: Journal, count: int) -> None:
     if allowed_attempts(error) is None:
         left = len(journal.unsent)
         raise TrackingError(
-            f"{shown_uri()}: {reason(error)}; {items(count)} delivered, {left} left: sync again"
+            f"{shown_uri()}: {reason(error)}; {counted(count, 'item')} delivered, {left} left: sync again"
         ) from None
 
 
 def _what_is_left(journal: Journal, refused: list[str], lacking: list[Item], count: int) -> str:
     if refused:
-        what = f"{shown_uri()} refuses {items(len(refused))} of run {journal.run_id}, the first: {refused[0]}"
+        what = f"{shown_uri()} refuses {counted(len(refused), 'item')} of run {journal.run_id}"
+        what += f", the first: {refused[0]}"
     elif lacking:
         what = (
-            f"{shown_uri()} takes {items(len(lacking))} of run {journal.run_id} and does not hold them, the "
+            f"{shown_uri()} takes {counted(len(lacking), 'item')} of run {journal.run_id} "
+            f"and does not hold them, the "
             f"first: {lacking[0].kind}; is it the tracking server that answers there?"
         )
     else:

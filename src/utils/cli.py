@@ -224,6 +224,11 @@ def span(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun, such as ``1 group`` or ``2 groups``; ``many`` if an s is not enough."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def warn(message: str) -> None:
     """Print a warning on stderr."""
     if not _SilencedRank.name:

@@ -13,7 +13,6 @@ from rich.table import Table
 from ..errors import MlprojectError, UserError
 from ..promotion.history import best_hparams_folder
 from ..promotion.report import check_consistency
-from ..tracking.journal import items
 from ..tracking.liveness import DEAD, check_running_runs, mark_killed
 from ..tracking.names import RUNNING
 from ..tracking.store import (
@@ -25,7 +24,7 @@ from ..tracking.store import (
     why_not_writable,
 )
 from ..tracking.sync import PendingDelivery, find_pending
-from ..utils.cli import command, span
+from ..utils.cli import command, counted, span
 from ..utils.console import wide_console
 from ..utils.io import find_temps
 from ..utils.project import in_project, local_path
@@ -118,7 +117,7 @@ def _check_temps(output: Path, *, apply: bool) -> list[str]:
             table.add_row(escape(str(temp.path)), decimal(temp.size), span(temp.age), state)
         wide_console().print(table)
     if not apply:
-        what = f"{len(leftovers)} of {len(temps)} temporary files left over"
+        what = f"{len(leftovers)} of {counted(len(temps), 'temporary file')} left over"
         return [f"{what}: {command('store doctor --apply')} deletes them"] if leftovers else []
     for temp in leftovers:
         temp.remove()
@@ -130,7 +129,7 @@ def _check_journals(pending: Sequence[PendingDelivery]) -> list[str]:
     """Report undelivered items that no process is delivering; empty journals with a run id are skipped."""
     waiting = [one for one in pending if not one.is_held and (one.count or one.run_id is None)]
     for one in waiting:
-        print(f"{one.results}: {items(one.count)} of run {one.run_id or 'unknown'} not delivered")
+        print(f"{one.results}: {counted(one.count, 'item')} of run {one.run_id or 'unknown'} not delivered")
     return [f"{command('store sync')} {one.results} delivers them" for one in waiting]
 
 

@@ -68,7 +68,7 @@ def test_a_class_of_other_files_only_does_not_vanish(root: Path) -> None:
     (root / "A/third").mkdir()
     assert load(root).warnings == (f"{root}/A: folders of classes without an image: third",)
     (root / "A/third/a.nii").write_bytes(b"x")
-    with pytest.raises(DataError, match="1 of 1 files of class third"):
+    with pytest.raises(DataError, match="1 of 1 file of class third"):
         load(root)
 
 

@@ -282,7 +282,7 @@ def test_what_lacks_a_modality_is_left_out_and_reported(root: Path) -> None:
     assert dataset.counts["unpaired_images"] == 3
     (note,) = dataset.warnings
     assert "2 of A, 1 of P" in note
-    assert "1 patients lose all images" in note
+    assert "1 patient loses all images" in note
     assert "CANARY" not in note
 
 

@@ -210,5 +210,5 @@ def test_exports_of_an_archive(folder: Path) -> None:
 
 def test_an_export_without_classes_is_refused(folder: Path) -> None:
     export(folder / "d/CT", *"abc")
-    with pytest.raises(DataError, match=r"class PAT00000 has 1 patients.*if this is a folder of a patient"):
+    with pytest.raises(DataError, match=r"class PAT00000 has 1 patient.*if this is a folder of a patient"):
         load(folder / "d", "CT")

@@ -122,7 +122,7 @@ def test_a_rare_class_reaches_every_split() -> None:
         DataError, match="class 1 has 2 patients, too few for train, val and test: 3 at least"
     ):
         by_image(groups[:-1], labels[:-1], 0, 0.15, 0.15)
-    with pytest.raises(DataError, match="class 1 has 1 patients, too few for train and val: 2 at least"):
+    with pytest.raises(DataError, match="class 1 has 1 patient, too few for train and val: 2 at least"):
         by_image(groups[:-2], labels[:-2], 0, 0.15, 0.0)
 
 

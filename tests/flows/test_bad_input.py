@@ -378,7 +378,7 @@ def test_training_never_starts_from_random_weights_unasked(
 def test_a_bad_image_may_be_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*text_named_png(folder), "--set", "data.on_bad_image=skip", "--dry-run", *FAST]
     assert main(arguments) == 0
-    assert "1 images are skipped" in capsys.readouterr().err
+    assert "1 image is skipped" in capsys.readouterr().err
     # The second start knows it from the index.
     assert main(arguments) == 0
     assert "notes.png" in capsys.readouterr().err

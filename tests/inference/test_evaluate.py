@@ -12,7 +12,9 @@ from PIL import Image
 from src import evaluate
 from src.errors import ModelError
 from src.evaluation.predictions import read_predictions
-from src.inference.explain import check_explainable, grad_cam
+from src.inference.evaluator import evaluate as score
+from src.inference.evaluator import load_labeled_images
+from src.inference.explain import check_explainable, draw_explanation, grad_cam
 from src.inference.load_model import TrainedModel, load_trained
 from src.inference.model_reference import ModelReference
 from src.models.input_spec import unit_range
@@ -140,6 +142,24 @@ def test_grad_cam_is_the_formula(trained: Path, folder: Path) -> None:
     expected = (gradients.mean((2, 3), keepdim=True) * maps[0]).sum(1, keepdim=True).relu()
     resized = torch.nn.functional.interpolate(expected, (32, 32), mode="bilinear")
     np.testing.assert_allclose(found, resized[:, 0].detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_sheet_names_cases_and_only_if_asked_files(trained: Path, folder: Path) -> None:
+    assert trained.exists()
+    model = loaded(folder)
+    labeled = load_labeled_images(model, "", "test")
+    result, layer = score(model, labeled), check_explainable(model)
+    known = {
+        f"patient {patient}, {sample[:8]}"
+        for patient, sample in zip(labeled.patients, labeled.samples, strict=True)
+    }
+    for name_files in (False, True):
+        sheet = draw_explanation(model, layer, result, 2, name_files=name_files)
+        panels = [panel for part in sheet.subfigs for panel in part.axes if panel.get_title()]
+        titles = [panel.get_title().splitlines() for panel in panels]
+        assert len(titles) == 4
+        assert {lines[0] for lines in titles} <= known
+        assert [lines[1].endswith(".png") for lines in titles] == [name_files] * 4
 
 
 def test_a_transformer_is_refused(trained: Path, folder: Path) -> None:

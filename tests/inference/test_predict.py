@@ -193,3 +193,28 @@ def test_an_old_model_is_told_of_files_that_it_knows_otherwise(
             predicted(*named, "--input", "d/A/test")
             assert "earlier version" not in capsys.readouterr().err
     client.set_tag(run_id, "data.decoding", str(FORMAT))
+
+
+def test_images_of_another_kind_than_in_training_are_named(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, checkpoint = trained / "photos", "outputs/first/checkpoints/best_model.pth"
+    folder.mkdir()
+    for name in "ab":
+        Image.effect_noise((200, 100), 40).convert("RGB").save(folder / f"{name}.jpg")
+    old = torch.load(checkpoint)
+    assert old.pop("data_profile")[0]["sides"] == (32, 32)
+    torch.save(old, "without.pth")
+    said = {
+        "images in color, unlike all training images: 2 of 2, the first is a.jpg",
+        "images smaller than half or larger than twice the training images (32 to 32 pixels a side): 2 of 2, "
+        "the first is a.jpg (200 x 100)",
+    }
+    for options in (NAMED, ["--run", str(champion().run_id)], ["--checkpoint", checkpoint]):
+        predicted(*options, "--input", "d/A/test")
+        assert capsys.readouterr().err == ""
+        predicted(*options, "--input", "photos")
+        lines = capsys.readouterr().err.splitlines()
+        assert said <= {line.removeprefix("warning: ") for line in lines}
+    predicted("--checkpoint", "without.pth", "--input", "photos")
+    assert capsys.readouterr().err == ""
