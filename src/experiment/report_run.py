@@ -18,6 +18,7 @@ from ..training.run_folder import RunFolders
 from ..training.scoring import Results, write_results
 from ..utils.config import Config
 from ..utils.io import atomic_write_text, sha256
+from ..utils.output import is_quiet, say
 from ..utils.runtime import environment
 
 _NEUTRAL = (
@@ -92,7 +93,7 @@ class RunReport:
         run.log_artifact(folders.config)
         count, device = self.context.process_group.world_size, self.context.device
         where = f"{device}" if count == 1 else f"{count} processes, this one on {device}"
-        print(f"run {run.run_id} ({folders.name}) on {where}")
+        say(f"run {run.run_id} ({folders.name}) on {where}")
 
     def results(self, state: TrainerState, results: Results) -> None:
         """Record predictions, plots, metrics and the model of the best weights."""
@@ -127,6 +128,8 @@ class RunReport:
 
     def print_summary(self, state: TrainerState, results: Results) -> None:
         """Print the scores and the locations of all outputs."""
+        if is_quiet():
+            return
         table = Table("split", "AUC", "accuracy", "sensitivity", "specificity", "loss")
         for name, scored in results.splits.items():
             scores = scored.scores

@@ -11,21 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import load_batches, sequential_batches
-from ..data.image_array import ImageSource
+from ..data.image_array import Images
 from ..data.windows import CORRECT_FROM
 from ..errors import ClaimError, UserError
 from ..models.build import build_model
 from ..models.forward import ModelContext
 from ..models.input_spec import InputSpec
 from ..tracking.logged_model import load_model
-from ..tracking.names import CONFIG, DECODING, registered_name
+from ..tracking.names import CONFIG, DECODING
 from ..tracking.registry import Registered, Version, read_registered, registered_names
 from ..tracking.store import open_store
 from ..tracking.stored_run import StoredRun, read_run
 from ..training.checkpoint import load_checkpoint
 from ..utils.config import Config
 from ..utils.console import track
-from ..utils.runtime import fit_threads, keep_freed_memory, pick_device
+from ..utils.memory import keep_freed_memory
+from ..utils.runtime import fit_threads, pick_device
 from .reference import Reference
 
 _NETWORK = "model."  # prefix of the network's weights in the logged model
@@ -57,7 +58,7 @@ class TrainedModel:
     version: Version | None = None
     decoding: int = 0
 
-    def batches(self, images: ImageSource, title: str) -> Iterator[Tensor]:
+    def batches(self, images: Images, title: str) -> Iterator[Tensor]:
         """Yield all images in order, on the model's device, with a progress bar."""
         batches = sequential_batches(np.arange(len(images)), self.config.training.batch_size)
         return track(load_batches(images, batches, self.network.device), title, len(batches))
@@ -99,23 +100,25 @@ def load_trained(reference: Reference, folder: Path, device: str = "auto") -> Tr
     if reference.run_id is not None:
         run = read_run(reference.run_id)
         return _of_run(f"run {run.run_id}", run, run.model_source, None, folder=folder, device=target)
-    registered = read_registered(registered_name(reference.model or "", reference.modality or ""))
-    version = _version(registered, reference.version)
+    registered = read_registered(reference.registered or "")
+    version = _version(registered, reference)
     name = f"{registered.name} version {version.number}"
     if version.run_id is None:
         raise ClaimError(f"{name} was registered manually without a run, so its settings are unknown")
     return _of_run(name, read_run(version.run_id), version.source, version, folder=folder, device=target)
 
 
-def _version(registered: Registered, number: int | None) -> Version:
+def _version(registered: Registered, reference: Reference) -> Version:
+    number = reference.version
     if not registered.versions:
         there = ", ".join(sorted(registered_names())) or "nothing"
         raise UserError(
             f"{registered.name}: not registered, and {there} is; python -m src.promote registers the best run"
         )
-    version = registered.champion if number is None else registered.versions.get(number)
+    chosen = registered.aliases.get(reference.alias) if number is None else number
+    version = registered.versions.get(chosen or 0)
     if version is None:
-        what = "no version has the alias champion" if number is None else f"no version {number}"
+        what = f"no version has the alias {reference.alias}" if number is None else f"no version {number}"
         there = ", ".join(map(str, sorted(registered.versions)))
         raise UserError(f"{registered.name}: {what}; there are {there}")
     return version

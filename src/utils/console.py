@@ -12,6 +12,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .output import is_quiet
+
 Item = TypeVar("Item")
 _WIDTH = 160  # of a table in a pipe or file
 
@@ -41,7 +43,9 @@ def bar(description: str, total: int, *, done: int = 0) -> Iterator[Callable[[st
         TextColumn("{task.fields[status]}"),
     )
     # Each refresh delays training by 2 ms; the text changes twice per second as well.
-    progress = Progress(*columns, console=Console(), disable=not is_interactive(), refresh_per_second=2)
+    progress = Progress(
+        *columns, console=Console(), disable=is_quiet() or not is_interactive(), refresh_per_second=2
+    )
     task = progress.add_task(description, total=total, completed=done, status="")
     with progress:
         yield lambda status: progress.update(task, advance=1, status=status)
