@@ -12,8 +12,8 @@ from pandas import DataFrame
 from ..errors import ConfigError, DataError
 from ..inference.inputs import Given, GivenImages, read_given
 from ..inference.load_model import TrainedModel, describe, load_trained
+from ..inference.model_reference import ModelReference
 from ..inference.predict import features, predictions, with_features
-from ..inference.reference import Reference
 from ..tracking.names import CHAMPION
 from ..utils.cli import warn
 from ..utils.config import Config
@@ -153,17 +153,17 @@ def load(model: str | Path | Run, *, device: str = "auto", verbose: bool = False
         return Classifier(trained)
 
 
-def _reference(model: str | Path | Run) -> Reference:
+def _reference(model: str | Path | Run) -> ModelReference:
     if isinstance(model, Run):
-        return Reference(run_id=model.run_id)
+        return ModelReference(run_id=model.run_id)
     if isinstance(model, str) and (found := _REGISTERED.fullmatch(model)):
         version = None if found["version"] is None else int(found["version"])
-        return Reference(found["name"], version, alias=found["alias"] or CHAMPION)
+        return ModelReference(found["name"], version, alias=found["alias"] or CHAMPION)
     if isinstance(model, str) and (found := _RUN.fullmatch(model)):
-        return Reference(run_id=found["id"])
+        return ModelReference(run_id=found["id"])
     if Path(model).suffix != ".pth" and not Path(model).is_file():
         raise ConfigError(
             f"{model}: expected models:/NAME@champion, models:/NAME/VERSION, runs:/RUN_ID, a run id, or the "
             "path of a best_model.pth"
         )
-    return Reference(checkpoint=Path(model).expanduser())
+    return ModelReference(checkpoint=Path(model).expanduser())

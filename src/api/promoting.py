@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..errors import ConfigError, MlprojectError
 from ..promotion import workflow
@@ -14,8 +13,6 @@ from ..tracking.registry import read_registered
 from ..tracking.store import open_store
 from ..utils.output import is_quiet, say
 from ..utils.process_state import python_call
-
-Action = Literal["promoted", "kept", "refused", "failed", "rolled back", "consistent", "inconsistent"]
 
 
 @dataclass(frozen=True)
@@ -29,15 +26,15 @@ class Promotion:
         reason: Why.
         version: The champion's version now, None if there is none.
         yaml: The file of the champion's settings and results, None if there is none.
-        refused: Why better runs could not be verified.
+        unverified: Why better runs could not be verified.
     """
 
     name: str
-    action: Action
+    action: str
     reason: str
     version: int | None
     yaml: Path | None
-    refused: tuple[str, ...] = ()
+    unverified: tuple[str, ...] = ()
 
     @property
     def uri(self) -> str:
@@ -117,16 +114,16 @@ def _promote(request: Request) -> list[Promotion]:
     found = workflow.promote(request)
     if not is_quiet():
         print_results(found, request)
-    results = [_result(one.group.name, one.action, one.reason, one.refused) for one in found]
+    results = [_result(one.group.name, one.verdict.value, one.reason, one.unverified) for one in found]
     if alarming := [f"{one.group.name}: {one.reason}" for one in found if one.needs_attention]:
         raise PromotionError(f"needs attention: {'; '.join(alarming)}", results)
     return results
 
 
-def _result(name: str, action: Action, reason: str, refused: tuple[str, ...] = ()) -> Promotion:
+def _result(name: str, action: str, reason: str, unverified: tuple[str, ...] = ()) -> Promotion:
     champion, path = read_registered(name).champion, best_hparams_folder().absolute() / f"{name}.yaml"
     version = None if champion is None else champion.number
-    return Promotion(name, action, reason, version, path if path.exists() else None, refused)
+    return Promotion(name, action, reason, version, path if path.exists() else None, unverified)
 
 
 def _check(model: str | None, modality: str | None) -> list[Promotion]:

@@ -15,8 +15,8 @@ from ..tracking.run import without_active_run
 from ..tracking.stored_run import read_run
 from ..training.run_folder import RunFolders
 from ..utils.config import Config
+from ..utils.config_yaml import flatten, merge_dotted
 from ..utils.distributed import SINGLE_PROCESS
-from ..utils.overrides import flatten, merge_dotted
 from ..utils.process_state import python_call
 
 

@@ -52,8 +52,8 @@ def list_manifest(
         allow_outside: Whether files may lie outside of the folder of the manifest.
 
     Raises:
-        DataError: A column is missing, a cell empty or wrong, a file outside the folder, or there are
-            no two classes; the message names the line.
+        DataError: A column is missing, a cell empty or wrong, a file outside the folder, or fewer than two
+            classes are found; the message names the line.
     """
     lines = list(read_lines(path, NEEDED))
     modalities = unify(first_occurrences(lines, "modality"), "modality", str(path))
@@ -67,7 +67,7 @@ def list_manifest(
     names = sorted(set(labels.values()))
     check_classes(first_occurrences(chosen, "label"), str(path))
     if len(names) < 2:
-        raise DataError(f"{path}: {modality} has the label {names[0]!r} only; two or more are needed")
+        raise DataError(f"{path}: {modality} has the label {names[0]!r} only; expected two or more")
     classes = order_classes(names, positive_class)
     _check_all_or_none(path, chosen, "split")
     _check_all_or_none(path, chosen, "patient_id")
@@ -217,11 +217,7 @@ def _sample(line: Line, file: str, labels: Mapping[str, int], splits: Row, patte
 
 
 def list_unlabeled_manifest(
-    path: Path,
-    modality: str,
-    modalities: tuple[str, ...],
-    classes: tuple[str, ...],
-    patterns: NamePatterns,
+    path: Path, modality: str, modalities: tuple[str, ...], classes: tuple[str, ...], patterns: NamePatterns
 ) -> Listing:
     """List the images of one modality of a manifest for inference: only the column ``path`` is required.
 

@@ -18,7 +18,7 @@ from ..models.build import build_model
 from ..models.forward import ModelContext
 from ..models.input_spec import InputSpec
 from ..tracking.logged_model import load_model
-from ..tracking.names import CONFIG, DECODING
+from ..tracking.names import CONFIG_FILE, DECODER_VERSION
 from ..tracking.registry import Registered, Version, read_registered, registered_names
 from ..tracking.store import open_store
 from ..tracking.stored_run import StoredRun, read_run
@@ -27,7 +27,7 @@ from ..utils.config import Config
 from ..utils.console import track
 from ..utils.memory import keep_freed_memory
 from ..utils.runtime import fit_threads, pick_device
-from .reference import Reference
+from .model_reference import ModelReference
 
 _NETWORK = "model."  # prefix of the network's weights in the logged model
 
@@ -64,11 +64,7 @@ class TrainedModel:
         return track(load_batches(images, batches, self.network.device), title, len(batches))
 
     def notes(self, corrected: str) -> list[str]:
-        """Return a sentence if files are decoded differently than when the model was trained.
-
-        Args:
-            corrected: Kinds and numbers of files that earlier versions decoded incorrectly.
-        """
+        """Return a sentence if files of the kinds in ``corrected`` were decoded differently in training."""
         if not corrected or self.decoding >= CORRECT_FROM:
             return []
         return [
@@ -78,7 +74,7 @@ class TrainedModel:
         ]
 
 
-def load_trained(reference: Reference, folder: Path, device: str = "auto") -> TrainedModel:
+def load_trained(reference: ModelReference, folder: Path, device: str = "auto") -> TrainedModel:
     """Load a trained model; no code stored with it is executed.
 
     Args:
@@ -108,7 +104,7 @@ def load_trained(reference: Reference, folder: Path, device: str = "auto") -> Tr
     return _of_run(name, read_run(version.run_id), version.source, version, folder=folder, device=target)
 
 
-def _version(registered: Registered, reference: Reference) -> Version:
+def _version(registered: Registered, reference: ModelReference) -> Version:
     number = reference.version
     if not registered.versions:
         there = ", ".join(sorted(registered_names())) or "nothing"
@@ -120,7 +116,7 @@ def _version(registered: Registered, reference: Reference) -> Version:
     if version is None:
         what = f"no version has the alias {reference.alias}" if number is None else f"no version {number}"
         there = ", ".join(map(str, sorted(registered.versions)))
-        raise UserError(f"{registered.name}: {what}; there are {there}")
+        raise UserError(f"{registered.name}: {what}; versions: {there}")
     return version
 
 
@@ -134,17 +130,17 @@ def _of_run(
     device: torch.device,
 ) -> TrainedModel:
     if source is None:
-        raise ClaimError(f"{name} has no logged model; a run logs one when it finishes")
+        raise ClaimError(f"{name}: no logged model found; a run logs one when it finishes")
     loaded = load_model(source, folder / "model")
-    path = run.fetch(CONFIG, folder)
+    path = run.fetch(CONFIG_FILE, folder)
     if path is None:
-        raise ClaimError(f"{name}: the artifact {CONFIG} of run {run.run_id} is missing")
+        raise ClaimError(f"{name}: the artifact {CONFIG_FILE} of run {run.run_id} is missing")
     config = Config.from_file(path)
     state = dict(loaded.module.state_dict())
     classes = tuple(map(str, loaded.metadata.get("classes", ())))
     threshold = float(loaded.metadata.get("threshold", math.nan))
     if len(classes) < 2 or math.isnan(threshold):
-        raise ClaimError(f"{name}: {source} has no classes or no threshold in its metadata")
+        raise ClaimError(f"{name}: no classes or no threshold in the metadata of {source}")
     try:
         mean, std = (tuple(float(x) for x in state.pop(key).flatten()) for key in ("mean", "std"))
         spec = InputSpec(len(mean), int(config.data.image_size), mean, std)
@@ -152,7 +148,7 @@ def _of_run(
         raise ClaimError(f"{name}: {source} is not a model of this project ({error})") from None
     weights = {key.removeprefix(_NETWORK): value for key, value in state.items()}
     network = _rebuild(name, config, classes, spec, weights=weights, device=device)
-    recorded = run.tags.get(DECODING, "")
+    recorded = run.tags.get(DECODER_VERSION, "")
     decoding = int(recorded) if recorded.isdecimal() else 0
     return TrainedModel(name, network, config, classes, threshold, source, run, version, decoding)
 

@@ -254,7 +254,7 @@ def changed_settings(args: argparse.Namespace, model: str | None, modality: str 
     Raises:
         ConfigError: An option is malformed.
     """
-    from .overrides import parse_overrides, parse_yaml, split_overrides
+    from .config_yaml import parse_overrides, parse_yaml, split_overrides
 
     changes: dict[str, Any] = {}
     if model:

@@ -261,7 +261,7 @@ def test_what_is_no_input(run: Run, images: Any, said: str) -> None:
         ),
         ({"model.name": "resnet999"}, ModelError, "resnet999"),
         ({"data.root_dir": "nowhere"}, DataError, "nowhere: no such folder"),
-        ("missing.yaml", ConfigError, "missing.yaml: no such config file"),
+        ("missing.yaml", ConfigError, "missing.yaml: config file not found"),
     ],
 )
 def test_refused_before_training(run: Run, config: Any, kind: type[Exception], said: str) -> None:

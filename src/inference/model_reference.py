@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..tracking.names import CHAMPION, registered_name
+from ..tracking.names import CHAMPION, registered_model_name
 from ..utils.cli import whole_number
 
 
 @dataclass(frozen=True)
-class Reference:
+class ModelReference:
     """A trained model, by one of ``registered``, ``run_id`` and ``checkpoint``.
 
     Attributes:
@@ -45,7 +45,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
 
-def read_reference(args: argparse.Namespace) -> Reference:
+def read_reference(args: argparse.Namespace) -> ModelReference:
     """Return the model that the options name.
 
     Raises:
@@ -56,5 +56,5 @@ def read_reference(args: argparse.Namespace) -> Reference:
         raise ConfigError("name one model: --model and --modality, or --run, or --checkpoint")
     if is_registered and not (args.model and args.modality):
         raise ConfigError("a registered model is named by --model and --modality, such as resnet18 and A")
-    name = registered_name(args.model, args.modality) if is_registered else None
-    return Reference(name, args.version, args.run, args.checkpoint)
+    name = registered_model_name(args.model, args.modality) if is_registered else None
+    return ModelReference(name, args.version, args.run, args.checkpoint)
