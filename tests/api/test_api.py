@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -34,7 +35,7 @@ from src.api import (
     promote,
     train,
 )
-from tests.conftest import clean_environment
+from tests.conftest import ROOT, clean_environment
 from tests.images import make_images, write_folder
 from tests.stores import place_store
 
@@ -238,7 +239,7 @@ def test_images_that_cannot_be_read(run: Run) -> None:
         (np.zeros((2, 32, 32), np.uint8), "expected uint8"),
         (np.zeros((2, 2, 32, 32), np.uint8), "with 1 or 3 channels"),
         (np.zeros((0, 1, 32, 32), np.uint8), "expected uint8"),
-        ("nowhere", "nowhere: no such file or folder"),
+        ("nowhere", "nowhere: not found; expected an image"),
         ([], "no images"),
         (pd.DataFrame({"file": ["a.png"]}), "no column path"),
         (3, "a int is given; expected a path"),
@@ -260,7 +261,7 @@ def test_what_is_no_input(run: Run, images: Any, said: str) -> None:
             "training.epoch: unknown key; did you mean training.epochs",
         ),
         ({"model.name": "resnet999"}, ModelError, "resnet999"),
-        ({"data.root_dir": "nowhere"}, DataError, "nowhere: no such folder"),
+        ({"data.root_dir": "nowhere"}, DataError, "nowhere: not found; --data takes"),
         ("missing.yaml", ConfigError, "missing.yaml: config file not found"),
     ],
 )
@@ -276,7 +277,7 @@ def test_refused_before_training(run: Run, config: Any, kind: type[Exception], s
     ("reference", "said"),
     [
         ("models:/other@champion", f"other: not registered, and {NAME} is"),
-        (f"models:/{NAME}/7", "no version 7; there are 1"),
+        (f"models:/{NAME}/7", "no version 7; versions: 1"),
         (f"models:/{NAME}@previous", "no version has the alias previous"),
         ("models:/m-abc", "expected models:/NAME@champion"),
         ("no.pth", "no.pth"),
@@ -353,3 +354,25 @@ def of_first() -> dict[str, Any]:
         "training.epochs": 1,
         "training.batch_size": 8,
     }
+
+
+def test_the_example_of_the_readme(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "README.md").read_text()
+    (example,) = re.findall(r"## From Python\n.*?```python\n(.*?)```", text, re.DOTALL)
+    small = {
+        "mlproject.api": "src.api",
+        "resnet18": MODEL,
+        '"demo"': '"d"',
+        '{"epochs": 2}': '{"epochs": 1}, "model": {"weights": "none"}',
+        "min_auc=0.5": "min_auc=0",
+    }
+    for written, used in small.items():
+        assert written in example
+        example = example.replace(written, used)
+    write_folder(folder / "d", counts={"train": 8, "val": 8}, size=16)
+    place_store(folder / "mlflow.db")
+    exec(compile(example, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("FINISHED ")
+    assert "promoted 1 " in printed
+    assert "('neg', 'pos') 0.5" in printed
