@@ -19,8 +19,8 @@ from ..utils.cli import warn
 from ..utils.config import Config
 from ..utils.memory import keep_freed_memory
 from ..utils.output import say
-from ..utils.process_state import python_call
 from ..utils.runtime import determinism, fit_threads
+from .call import api_call
 from .training import Run
 
 OnBadImage = Literal["error", "skip"]
@@ -113,7 +113,7 @@ class Classifier:
         if on_bad_image not in ("error", "skip"):
             raise ConfigError(f"on_bad_image: expected 'error' or 'skip', got {on_bad_image!r}")
         trained = self._trained
-        with python_call(verbose=verbose), determinism(trained.config.training.deterministic):
+        with api_call(verbose=verbose), determinism(trained.config.training.deterministic):
             fit_threads()
             keep_freed_memory()
             given = read_given(images, trained)
@@ -147,7 +147,7 @@ def load(model: str | Path | Run, *, device: str = "auto", verbose: bool = False
         TrackingError: The store failed.
     """
     reference = _reference(model)
-    with python_call(verbose=verbose), tempfile.TemporaryDirectory(prefix="mlproject-") as folder:
+    with api_call(verbose=verbose), tempfile.TemporaryDirectory(prefix="mlproject-") as folder:
         trained = load_trained(reference, Path(folder), device)
         say(describe(trained))
         return Classifier(trained)

@@ -12,7 +12,7 @@ from ..promotion.select import Request, Rules
 from ..tracking.registry import read_registered
 from ..tracking.store import open_store
 from ..utils.output import is_quiet, say
-from ..utils.process_state import python_call
+from .call import api_call
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def promote(
     if rollback and check:
         raise ConfigError("rollback and check exclude each other")
     rules = Rules(min_auc, significant, force, new_data, verify)
-    with python_call(verbose=verbose):
+    with api_call(verbose=verbose):
         open_store(must_exist=True)
         if check:
             return _check(model, modality)

@@ -11,13 +11,12 @@ import numpy as np
 
 from ..errors import UserError
 from ..experiment.prepare import TrainRequest, prepare
-from ..tracking.run import without_active_run
 from ..tracking.stored_run import read_run
 from ..training.run_folder import RunFolders
 from ..utils.config import Config
 from ..utils.config_yaml import flatten, merge_dotted
 from ..utils.distributed import SINGLE_PROCESS
-from ..utils.process_state import python_call
+from .call import api_call
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def train(
         "data.root_dir": None if data is None else str(data),
         "training.epochs": epochs,
     }
-    with python_call(verbose=verbose), without_active_run(), ExitStack() as locks:
+    with api_call(verbose=verbose), ExitStack() as locks:
         changes = flatten(merge_dotted({}, given)) if isinstance(given, Mapping) else {}
         changes |= {key: value for key, value in named.items() if value is not None} | dict(settings or {})
         changes = {key: _plain(value) for key, value in changes.items()}

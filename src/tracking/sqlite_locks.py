@@ -32,6 +32,13 @@ def wait_for_locks() -> None:
     event.listen(Engine, "do_connect", _connect)
 
 
+def stop_waiting() -> None:
+    """Undo `wait_for_locks`, for connections that are opened from now on."""
+    if event.contains(Engine, "do_connect", _connect):
+        event.remove(Engine, "do_connect", _connect)
+    wait_for_locks.cache_clear()
+
+
 def _connect(dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> None:  # noqa: ANN401
     if dialect.name == "sqlite":
         options |= {"factory": _Connection, "timeout": _PIECE}

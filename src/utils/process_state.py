@@ -18,7 +18,12 @@ from .memory import return_freed_memory
 from .output import called_from_python
 from .runtime import Stopped, stop_signals
 
-_TALKATIVE = ("mlflow", "mlflow.store.db.utils", "alembic", "pydicom")
+_LEVELS = {
+    "mlflow": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,
+    "alembic": logging.WARNING,
+    "pydicom": logging.CRITICAL,
+}
 _one_call = threading.RLock()  # what is set for a call is set for the whole process
 
 
@@ -44,7 +49,7 @@ def python_call(*, verbose: bool) -> Iterator[None]:
     except Stopped as stopped:
         # Again, for the caller's handlers: by default, Ctrl-C raises KeyboardInterrupt, and SIGTERM ends.
         signal.raise_signal(stopped.exit_code - 128)
-        raise TrainingError(str(stopped)) from None
+        raise TrainingError(f"{stopped}; train(resume=RUN_ID) continues a run that was stopped") from None
 
 
 @contextmanager
@@ -60,15 +65,15 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _logging() -> Iterator[None]:
-    """Silence libraries that log each step of theirs; restore levels and handlers of all loggers."""
+    """Give libraries the levels that they have in a command; restore levels and handlers of all loggers."""
     named = [
         logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)
     ]
     before = [
         (logger, logger.level, logger.disabled, logger.handlers[:]) for logger in (logging.root, *named)
     ]
-    for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name, level in _LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sqlalchemy import Engine, event
 
 from src import extract, predict
 from src.api import (
@@ -35,6 +36,7 @@ from src.api import (
     promote,
     train,
 )
+from src.tracking.sqlite_locks import _connect
 from tests.conftest import ROOT, clean_environment
 from tests.images import make_images, write_folder
 from tests.stores import place_store
@@ -72,6 +74,7 @@ def state() -> dict[str, Any]:
         "streams": (sys.stdin, sys.stdout, sys.stderr),
         "backend": mpl.get_backend(auto_select=False),
         "runs": [run and run.info.run_id for run in (active, last)],
+        "waits for locks": event.contains(Engine, "do_connect", _connect),
         "excepthook": sys.excepthook,
         "path": list(sys.path),
     }

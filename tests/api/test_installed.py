@@ -14,7 +14,7 @@ from tests.conftest import ROOT, clean_environment
 from tests.flows.processes import TINY
 from tests.images import write_folder, write_npz
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SCRIPT = """
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (packages / "base.pth").write_text("\n".join(here))
     pip("wheel", "--no-build-isolation", "-w", str(folder), str(source))
     (wheel,) = folder.glob("*.whl")
-    pip("--python", str(python), "install", str(wheel))
+    pip("--python", str(python), "install", "--ignore-installed", str(wheel))
     return python
 
 
@@ -113,7 +113,7 @@ def test_the_commands(installed: Path, folder: Path) -> None:
     assert "2 processes" in run(installed, folder, *ranks, "-m", "mlproject.train", *TINY)
     swept = run(installed, folder, "mlproject", "sweep", "--trials", "2", *TINY)
     assert "search sweep: 2 trials" in swept
-    resumed = run(installed, folder, "mlproject", "verify", "resume", "--kills", "1", *TINY)
+    resumed = run(installed, folder, "mlproject", "verify", "resume", "--kills", "1", *TINY, "--epochs", "3")
     assert "identical after 1 times kill -9" in resumed
 
 
@@ -130,7 +130,7 @@ def test_the_notebook(installed: Path, folder: Path) -> None:
     run(installed, folder, "-c", EXECUTE)
     cells = json.loads((folder / "done.ipynb").read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    assert [o for o in outputs if o["output_type"] == "stream" and o["name"] != "stdout"] == []
+    assert len([output for output in outputs if output.get("name") == "stdout"]) == 1  # of `print`
     text = json.dumps(outputs)
     assert "promoted 1 version 1; the first of its group; verified" in text
     assert re.search(r"Classifier shufflenet_v2_x0_5_A version 1: benign, malignant", text)
