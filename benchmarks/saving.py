@@ -22,7 +22,8 @@ from src.training.optim import make_optimizer, resolve_defaults
 from src.training.recorder import Snapshot
 from src.utils.background import Background
 from src.utils.config import Config
-from src.utils.runtime import fit_threads, keep_freed_memory, pick_autocast, pick_device
+from src.utils.memory import keep_freed_memory
+from src.utils.runtime import fit_threads, pick_autocast, pick_device
 
 STEPS = 8
 

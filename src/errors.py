@@ -52,3 +52,7 @@ class TrainingError(MlprojectError):
 
 class ClaimError(MlprojectError):
     """A run's model does not give what the run claims, so it is not promoted (exit status 1)."""
+
+
+class MlprojectWarning(UserWarning):
+    """What a command prints as a warning, if a function of the Python interface was called instead."""

@@ -147,7 +147,9 @@ def test_the_same_pins_everywhere() -> None:
     assert "-r requirements.txt" in dev
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
-    assert project["project"]["optional-dependencies"]["dev"] == [line for line in dev if "==" in line]
+    extras = project["project"]["optional-dependencies"]
+    assert extras["dev"] == [line for line in dev if "==" in line]
+    assert set(extras["docs"]) < set(extras["dev"])
 
 
 def test_the_wheel_has_every_package_and_data_file() -> None:

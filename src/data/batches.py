@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..utils.runtime import derive_seed, to_device, usable_cores
 from .dataset import Dataset
-from .image_array import ImageSource
+from .image_array import Images
 
 _SHUFFLE = 1  # separates this random stream from others with the same seed and epoch
 
@@ -60,9 +60,7 @@ Batches = Sequence[NDArray[np.int64]]
 """Positions of the images of each batch."""
 
 
-def load_batches(
-    images: ImageSource, batches: Batches, device: torch.device
-) -> Generator[Tensor, None, None]:
+def load_batches(images: Images, batches: Batches, device: torch.device) -> Generator[Tensor, None, None]:
     """Yield uint8 batches ``(B, C, S, S)`` on the device, read in the background.
 
     An error of a reading thread is raised here, in the order of the batches. Close the iterator if it may end
@@ -96,7 +94,7 @@ def read_ahead(
 class _GpuReader:
     """Read batches into reused pinned memory, and copy them to a GPU on a separate stream."""
 
-    def __init__(self, images: ImageSource, largest: int, device: torch.device) -> None:
+    def __init__(self, images: Images, largest: int, device: torch.device) -> None:
         self.threads = min(_GPU_READERS, usable_cores())
         self._images = images
         self._stream = torch.cuda.Stream(device)
@@ -171,7 +169,7 @@ def _choose(dataset: Dataset, device: torch.device, cache_share: float | None) -
     return tuple(chosen)
 
 
-def _copy_all(images: ImageSource, device: torch.device) -> Tensor:
+def _copy_all(images: Images, device: torch.device) -> Tensor:
     kept = torch.empty(len(images), *images.image_shape, dtype=torch.uint8, device=device)
     size = max(1, 2**24 // int(np.prod(images.image_shape)))  # 16 MiB at a time
     batches = sequential_batches(np.arange(len(images)), size)

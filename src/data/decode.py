@@ -3,14 +3,17 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import replace
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar
 
 from ..errors import DataError
 from ..utils.cli import warn
@@ -159,9 +162,27 @@ class Workers(ExitStack):
         return self._pools[in_memory]
 
 
+class _WorkerProcess(ForkServerProcess):
+    """A worker that does not import the main module: a script without a guard would start again in it."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: ANN401, N802 -- multiprocessing's name
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return ForkServerProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _WorkerContext(ForkServerContext):
+    """Fork from a server without threads: torch's threads do not survive a fork of this process."""
+
+    Process = _WorkerProcess
+
+
 def _processes() -> Executor:
-    # Fork from a server without threads: torch's threads do not survive a fork of this process.
-    context = multiprocessing.get_context("forkserver")
+    context = _WorkerContext()
     context.set_forkserver_preload([f"{__package__}.decode"])
     return ProcessPoolExecutor(usable_cores(), context, _start_worker)
 

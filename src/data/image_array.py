@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Protocol, Self
 
 import numpy as np
 import torch
@@ -154,6 +154,23 @@ class ImageArray:
             "check the disk and start again; --resume continues the run, and damaged files are rebuilt"
         )
         return DataError(f"{self.file.name}: {message}; {what_next}", public=f"{message}; {what_next}")
+
+
+class Images(Protocol):
+    """Samples that are read in batches, from disk or from memory."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, S, S)``."""
+
+    def read(self, positions: NDArray[np.int64], out: Tensor | None = None) -> Tensor:
+        """Read samples into main memory, uint8 ``(B, C, S, S)``; see `ImageSource.read`."""
+
+    def key(self, position: int) -> str:
+        """Return the name of a sample: the path of its file, or its number."""
 
 
 @dataclass(frozen=True, eq=False)

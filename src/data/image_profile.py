@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from ..utils.cli import warn
-from .image_array import ImageSource
+from .image_array import Images, ImageSource
 from .pixels import Range
 
 KEY = "data_profile"
@@ -75,17 +75,15 @@ def profiles_of(images: ImageSource) -> tuple[ImageProfile, ...]:
     )
 
 
-def differences(
-    images: ImageSource, profiles: Sequence[ImageProfile], modalities: Sequence[str]
-) -> list[str]:
+def differences(images: Images, profiles: Sequence[ImageProfile], modalities: Sequence[str]) -> list[str]:
     """Return a sentence for each kind of images that training did not have, with its number and first file.
 
     Args:
-        images: The images.
+        images: The images; those in memory are not compared, since no file states their kind.
         profiles: The training images of each modality; empty if they are not known.
         modalities: The names of the modalities.
     """
-    if len(profiles) != len(images.arrays) or not len(images):
+    if not isinstance(images, ImageSource) or len(profiles) != len(images.arrays) or not len(images):
         return []
     grays = _gray_levels(images, np.arange(len(images)))
     notes = []

@@ -4,13 +4,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import DataError
 from ..utils.tables import TableError, read_rows
 from .folders import NamePatterns, listing_of_files
 from .listing import UNKNOWN, Listing, Sample, order_classes
 from .name_checks import check_classes, name_splits, unify
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 NAME = "manifest.csv"
 
@@ -221,8 +224,47 @@ def list_unlabeled_manifest(
     Raises:
         DataError: The file is not a manifest, a path is refused, or a class has two spellings.
     """
-    needed = ("path", "modality") if len(modalities) > 1 else ("path",)
-    lines = [line for line in read_lines(path, needed) if line.cells.get("modality", modality) == modality]
+    return list_unlabeled_lines(
+        path, read_lines(path, needed_unlabeled(modalities)), modality, classes, patterns
+    )
+
+
+def needed_unlabeled(modalities: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the columns that images need for inference."""
+    return ("path", "modality") if len(modalities) > 1 else ("path",)
+
+
+def lines_of_table(name: str, table: "DataFrame", needed: Sequence[str]) -> list[Line]:
+    """Return the rows of a table in memory as lines of a manifest, numbered from 1.
+
+    Raises:
+        DataError: A needed column or cell is missing, or a column would be ignored.
+    """
+    path, columns = Path(name), [str(column) for column in table.columns]
+    _check_columns(path, columns, needed)
+    rows = table.astype(object).where(table.notna(), None).itertuples(index=False, name=None)
+    return [_line(path, number, columns, [*map(_cell, row)], needed) for number, row in enumerate(rows, 1)]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # pandas turns whole numbers into floats where some are missing
+    return "" if value is None else str(value)
+
+
+def list_unlabeled_lines(
+    path: Path,
+    given: Iterable[Line],
+    modality: str,
+    classes: tuple[str, ...],
+    patterns: NamePatterns,
+) -> Listing:
+    """List the images of one modality among lines for inference.
+
+    Raises:
+        DataError: A path is refused, or a class has two spellings.
+    """
+    lines = [line for line in given if line.cells.get("modality", modality) == modality]
     # The listed files may be anywhere: they are only ever decoded as images.
     find_file = file_finder(path, allow_outside=True)
     places = first_occurrences(lines, "label") | dict.fromkeys(classes, "a class of the model")

@@ -11,7 +11,7 @@ from ..utils.config import DataConfig
 from .decode_cache import decode_listings
 from .file_info import concatenate_tables
 from .folders import NamePatterns, list_folder, list_unlabeled_folder, listing_of_files, unlabeled_sample
-from .image_array import ImageSource
+from .image_array import Images, ImageSource
 from .image_files import SUFFIXES, is_image
 from .join_modalities import Records, StepResult, join, to_records
 from .listing import Listing
@@ -149,7 +149,7 @@ class Inputs:
     """
 
     records: Records
-    images: ImageSource
+    images: Images
     bad: tuple[str, ...]
     notes: tuple[str, ...]
     corrected: str
@@ -175,6 +175,11 @@ def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_d
         DataError: No usable images are found, or none can be read; the message states the reason.
     """
     listings = [_list_unlabeled(path, modality, config, classes, cache_dir) for modality in config.modalities]
+    return load_listings(listings, config, cache_dir)
+
+
+def load_listings(listings: Sequence[Listing], config: DataConfig, cache_dir: Path) -> Inputs:
+    """Decode images for inference, one listing per modality; see `load_inputs`."""
     for listing in listings:
         if not listing.samples:
             why = "".join(f". {note}" for note in listing.notes)

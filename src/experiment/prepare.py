@@ -19,6 +19,7 @@ from ..utils.cli import warn
 from ..utils.config import Config
 from ..utils.distributed import ProcessGroup
 from ..utils.io import check_writable, sha256
+from ..utils.output import say
 from ..utils.project import project_folder
 from .report_run import run_tags
 from .resume import ResumableRun, resume_auto, resume_by_id
@@ -89,7 +90,7 @@ def prepare(request: TrainRequest, group: ProcessGroup, locks: ExitStack) -> Tra
     tags = run_tags(setup.config, dataset, setup.context)
     if request.resume == "auto":  # needs the fingerprints, which are known only now
         resumed = resume_auto(setup.config, tags, locks)
-        print(f"resuming {resumed.run_id}" if resumed else "no matching unfinished run; starting a new one")
+        say(f"resuming {resumed.run_id}" if resumed else "no matching unfinished run; starting a new one")
     if resumed:
         resumed.check_batches(setup.train_step.min_micro_batch)
         mark_project_run("resume")  # so that the extra run of `mlflow run` does not count as a training run

@@ -15,6 +15,7 @@ from ..training.run_folder import RunFolders
 from ..training.scoring import Results, write_results
 from ..utils.config import Config
 from ..utils.io import atomic_write_text, sha256
+from ..utils.output import is_quiet, say
 from ..utils.runtime import environment
 from .summary import print_scores
 
@@ -90,7 +91,7 @@ class RunReport:
         run.log_artifact(folders.config)
         count, device = self.context.process_group.world_size, self.context.device
         where = f"{device}" if count == 1 else f"{count} processes, this one on {device}"
-        print(f"run {run.run_id} ({folders.name}) on {where}")
+        say(f"run {run.run_id} ({folders.name}) on {where}")
 
     def results(self, state: TrainerState, results: Results) -> None:
         """Record predictions, plots, metrics and the model of the best weights."""
@@ -126,7 +127,8 @@ class RunReport:
 
     def print_summary(self, state: TrainerState, results: Results) -> None:
         """Print the scores and the locations of all outputs."""
-        print_scores(self.dataset, state, results, self.config.evaluation.threshold)
+        if not is_quiet():
+            print_scores(self.dataset, state, results, self.config.evaluation.threshold)
         print(f"run          {self.run.run_id}")
         print(f"files        {self.folders.results} and {self.folders.logs}")
         print(f"look at it   {ui_instructions(self.run.info.experiment_id)}")

@@ -44,16 +44,16 @@ class Training:
     resumed: ResumableRun | None = None
     parent: str | None = None
 
-    def run(self) -> None:
-        """Train; the main rank tracks the run and prints its results."""
+    def run(self) -> str | None:
+        """Train; the main rank tracks the run, prints its results and returns its id."""
         with ExitStack() as after_run:
             if self.setup.context.process_group.is_main:
-                self._run_tracked(after_run)
-            else:
-                with determinism(self.setup.config.training.deterministic):
-                    self._train(StateRecorder())
+                return self._run_tracked(after_run)
+            with determinism(self.setup.config.training.deterministic):
+                self._train(StateRecorder())
+        return None
 
-    def _run_tracked(self, after_run: ExitStack) -> None:
+    def _run_tracked(self, after_run: ExitStack) -> str:
         config, context, resumed = self.setup.config, self.setup.context, self.resumed
         nested = {names.PARENT_RUN_ID: self.parent} if self.parent else {}
         with (
@@ -81,6 +81,7 @@ class Training:
             recorder.checkpoints.remove_previous()
             # Printed after the run has ended, so that an error while printing changes no status.
             after_run.callback(report.print_summary, state, results)
+        return run.run_id
 
     def _train(
         self,

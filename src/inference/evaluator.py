@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.dataset import Dataset, load_dataset
-from ..data.image_array import ImageSource
+from ..data.image_array import Images
 from ..data.listing import UNKNOWN
 from ..data.sources import Inputs, load_inputs
 from ..errors import ConfigError, DataError
@@ -48,7 +48,7 @@ class LabeledImages:
     samples: tuple[str, ...]
     patients: tuple[int | None, ...]
     labels: NDArray[np.int64]
-    images: ImageSource
+    images: Images
     data_fingerprint: str
     split_fingerprint: str
     notes: tuple[str, ...]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import load_batches, sequential_batches
-from ..data.image_array import ImageSource
+from ..data.image_array import Images
 from ..data.image_profile import KEY, ImageProfile, differences, read_profiles
 from ..data.windows import CORRECT_FROM
 from ..errors import ClaimError, UserError
@@ -19,7 +19,7 @@ from ..models.build import build_model
 from ..models.forward import ModelContext
 from ..models.input_spec import InputSpec
 from ..tracking.logged_model import load_model
-from ..tracking.names import CONFIG_FILE, DECODER_VERSION, registered_model_name
+from ..tracking.names import CONFIG_FILE, DECODER_VERSION
 from ..tracking.registry import Registered, Version, read_registered, registered_names
 from ..tracking.store import open_store
 from ..tracking.stored_run import StoredRun, read_run
@@ -27,7 +27,8 @@ from ..training.checkpoint import load_checkpoint
 from ..utils.cli import command
 from ..utils.config import Config
 from ..utils.console import track
-from ..utils.runtime import fit_threads, keep_freed_memory, pick_device
+from ..utils.memory import keep_freed_memory
+from ..utils.runtime import fit_threads, pick_device
 from .model_reference import ModelReference
 
 _NETWORK = "model."  # prefix of the network's weights in the logged model
@@ -61,12 +62,12 @@ class TrainedModel:
     decoding: int = 0
     profiles: tuple[ImageProfile, ...] = ()
 
-    def batches(self, images: ImageSource, title: str) -> Iterator[Tensor]:
+    def batches(self, images: Images, title: str) -> Iterator[Tensor]:
         """Yield all images in order, on the model's device, with a progress bar."""
         batches = sequential_batches(np.arange(len(images)), self.config.training.batch_size)
         return track(load_batches(images, batches, self.network.device), title, len(batches))
 
-    def notes(self, images: ImageSource, corrected: str) -> list[str]:
+    def notes(self, images: Images, corrected: str) -> list[str]:
         """Return a sentence for each kind of images that differs from those of the training.
 
         Args:
@@ -106,23 +107,25 @@ def load_trained(reference: ModelReference, folder: Path, device: str = "auto") 
     if reference.run_id is not None:
         run = read_run(reference.run_id)
         return _of_run(f"run {run.run_id}", run, run.model_source, None, folder=folder, device=target)
-    registered = read_registered(registered_model_name(reference.model or "", reference.modality or ""))
-    version = _version(registered, reference.version)
+    registered = read_registered(reference.registered or "")
+    version = _version(registered, reference)
     name = f"{registered.name} version {version.number}"
     if version.run_id is None:
         raise ClaimError(f"{name} was registered manually without a run, so its settings are unknown")
     return _of_run(name, read_run(version.run_id), version.source, version, folder=folder, device=target)
 
 
-def _version(registered: Registered, number: int | None) -> Version:
+def _version(registered: Registered, reference: ModelReference) -> Version:
+    number = reference.version
     if not registered.versions:
         there = ", ".join(sorted(registered_names())) or "nothing"
         raise UserError(
             f"{registered.name}: not registered, and {there} is; {command('promote')} registers the best run"
         )
-    version = registered.champion if number is None else registered.versions.get(number)
+    chosen = registered.aliases.get(reference.alias) if number is None else number
+    version = registered.versions.get(chosen or 0)
     if version is None:
-        what = "no version has the alias champion" if number is None else f"no version {number}"
+        what = f"no version has the alias {reference.alias}" if number is None else f"no version {number}"
         there = ", ".join(map(str, sorted(registered.versions)))
         raise UserError(f"{registered.name}: {what}; versions: {there}")
     return version

@@ -5,18 +5,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..tracking.names import CHAMPION, registered_model_name
 from ..utils.cli import whole_number
 
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A model, named by ``model`` and ``modality`` (perhaps ``version``), ``run_id``, or ``checkpoint``."""
+    """A trained model, by one of ``registered``, ``run_id`` and ``checkpoint``.
 
-    model: str | None = None
-    modality: str | None = None
+    Attributes:
+        registered: Name of a registered model.
+        version: Its version; None for the one with the alias.
+        run_id: Id of a run.
+        checkpoint: Path of a ``best_model.pth``.
+        alias: ``champion`` or ``previous``.
+    """
+
+    registered: str | None = None
     version: int | None = None
     run_id: str | None = None
     checkpoint: Path | None = None
+    alias: str = CHAMPION
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,4 +56,5 @@ def read_reference(args: argparse.Namespace) -> ModelReference:
         raise ConfigError("name one model: --model and --modality, or --run, or --checkpoint")
     if is_registered and not (args.model and args.modality):
         raise ConfigError("a registered model is named by --model and --modality, such as resnet18 and A")
-    return ModelReference(args.model, args.modality, args.version, args.run, args.checkpoint)
+    name = registered_model_name(args.model, args.modality) if is_registered else None
+    return ModelReference(name, args.version, args.run, args.checkpoint)

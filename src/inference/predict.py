@@ -112,6 +112,14 @@ def _described(trained: TrainedModel, inputs: Inputs) -> "DataFrame":
     )
 
 
+def with_features(table: "DataFrame", found: NDArray[np.float32]) -> "DataFrame":
+    """Return the table with the features as columns ``f0, f1, ...``."""
+    import pandas
+
+    columns = pandas.DataFrame(found, columns=[f"f{i}" for i in range(found.shape[1])])
+    return pandas.concat([table, columns], axis=1)
+
+
 def write_table(table: "DataFrame", path: Path) -> None:
     """Write a ``.csv`` (numbers in full precision) or a ``.parquet`` atomically.
 
@@ -129,12 +137,9 @@ def write_table(table: "DataFrame", path: Path) -> None:
 
 
 def write_features(table: "DataFrame", found: NDArray[np.float32], path: Path) -> None:
-    """Write features as columns ``f0, f1, ...`` of the table, or as ``.npy`` with the table as ``.csv``."""
-    import pandas
-
+    """Write features as columns of the table, or as ``.npy`` with the table as ``.csv``."""
     if path.suffix.lower() != ".npy":
-        columns = pandas.DataFrame(found, columns=[f"f{i}" for i in range(found.shape[1])])
-        write_table(pandas.concat([table, columns], axis=1), path)
+        write_table(with_features(table, found), path)
         return
     with atomic_file(path) as file:
         np.save(file, found)

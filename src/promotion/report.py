@@ -3,6 +3,7 @@
 import math
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.markup import escape
@@ -24,12 +25,19 @@ from .workflow import Decision, Result, promote
 
 
 def promote_and_report(request: Request) -> None:
-    """Promote, print a table, and print why each group was decided as it was.
+    """Promote, and print what was decided.
 
     Raises:
         MlprojectError: A group could not be decided or written, or a run could not be verified.
     """
     results = promote(request)
+    print_results(results, request)
+    if alarming := [one.group.name for one in results if one.needs_attention]:
+        raise MlprojectError(f"needs attention, see the lines above: {', '.join(alarming)}")
+
+
+def print_results(results: Sequence[Result], request: Request) -> None:
+    """Print a table, and why each group was decided as it was."""
     console = wide_console()
     table = Table("group", "champion", "candidate", "difference", "p", "runs", "left out", "decision")
     for result in results:
@@ -40,9 +48,6 @@ def promote_and_report(request: Request) -> None:
             console.print(f"{result.group.name}: {line}", soft_wrap=True, markup=False)
     if request.dry_run:
         console.print("dry run: nothing was changed")
-    alarming = [r.group.name for r in results if r.verdict is Verdict.FAIL or r.unverified]
-    if alarming:
-        raise MlprojectError(f"needs attention, see the lines above: {', '.join(alarming)}")
 
 
 def _row(result: Result, *, dry_run: bool) -> list[str]:

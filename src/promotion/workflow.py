@@ -86,6 +86,11 @@ class Result:
     unverified: tuple[str, ...] = ()
     correction: Correction | None = None
 
+    @property
+    def needs_attention(self) -> bool:
+        """Return whether the user has to look at it."""
+        return self.verdict is Verdict.FAIL or bool(self.unverified)
+
 
 def promote(request: Request) -> list[Result]:
     """Promote the best run of every requested group.

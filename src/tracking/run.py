@@ -211,6 +211,18 @@ def _forget_active_run(run_id: str) -> None:
 
 
 @contextmanager
+def without_active_run() -> Iterator[None]:
+    """Hide the caller's active run within the block: our runs are not nested unless asked."""
+    active, last = fluent._active_run_stack.get(), fluent._last_active_run_id.get()
+    fluent._active_run_stack.set([])
+    try:
+        yield
+    finally:
+        fluent._active_run_stack.set(active)
+        fluent._last_active_run_id.set(last)
+
+
+@contextmanager
 def tracked_run(tags: Mapping[str, str], run_id: str | None = None) -> Iterator[TrackedRun]:
     """Start a run, or use the one that ``mlflow run`` created for this process.
 

@@ -7,7 +7,8 @@ through, so it is cut into pieces of half a second; between them Ctrl-C ends the
 import functools
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, event
@@ -30,6 +31,18 @@ T = TypeVar("T")
 def wait_for_locks() -> None:
     """Make every SQLite connection that SQLAlchemy opens in this process wait for locks."""
     event.listen(Engine, "do_connect", _connect)
+
+
+@contextmanager
+def waiting_ends() -> Iterator[None]:
+    """Undo `wait_for_locks` at the end of the block, if it was called within, for new connections."""
+    was_called = event.contains(Engine, "do_connect", _connect)
+    try:
+        yield
+    finally:
+        if not was_called and event.contains(Engine, "do_connect", _connect):
+            event.remove(Engine, "do_connect", _connect)
+            wait_for_locks.cache_clear()
 
 
 def _connect(dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> None:  # noqa: ANN401

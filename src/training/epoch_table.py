@@ -6,6 +6,7 @@ from statistics import median
 from ..evaluation.metric_names import TRAIN_LOSS, VAL_AUC, VAL_LOSS
 from ..utils.cli import span
 from ..utils.config import TrainingConfig
+from ..utils.output import say
 from .checkpoint import TrainerState
 
 _TITLES = ("epoch", "train loss", "val loss", "val AUC", "", "learning rate", "images/s", "time left")
@@ -31,19 +32,19 @@ class EpochTable:
             steps = f" and {state.steps} steps" if state.steps else ""
             best = state.best_val_auc
             shown = "" if best is None else f"; best val AUC {best:.4f} (epoch {state.best_epoch})"
-            print(f"continuing after epoch {state.epoch}/{self.epochs}{steps}{shown}")
+            say(f"continuing after epoch {state.epoch}/{self.epochs}{steps}{shown}")
 
     def add_epoch(self) -> None:
         """Print the last epoch of the state."""
         if self._lines % _REPEAT == 0:
-            print(_line(_TITLES))
+            say(_line(_TITLES))
         self._lines += 1
-        print(_line(self._cells()))
+        say(_line(self._cells()))
 
     def end(self) -> None:
         """Print why the training ends before the last epoch, if it does."""
         if self._state.epoch < self.epochs:
-            print(f"stopped early: no better val AUC in {self._patience} epochs (early_stopping_patience)")
+            say(f"stopped early: no better val AUC in {self._patience} epochs (early_stopping_patience)")
 
     def _cells(self) -> tuple[str, ...]:
         history = self._state.history

@@ -14,7 +14,8 @@ from ..models.input_spec import InputSpec
 from ..models.precision import has_unreached_weights, is_depthwise_bound
 from ..utils.config import Config, TrainingConfig
 from ..utils.distributed import SINGLE_PROCESS, ProcessGroup
-from ..utils.runtime import fit_threads, keep_freed_memory, pick_autocast, pick_device, seed_everything
+from ..utils.memory import keep_freed_memory
+from ..utils.runtime import fit_threads, pick_autocast, pick_device, seed_everything
 from .compile import check_compile
 from .ddp import has_batch_norm, sync_batch_norm
 from .optim import ModelEma, make_optimizer, make_schedule, parameter_groups, resolve_defaults

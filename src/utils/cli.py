@@ -9,12 +9,14 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from .. import PACKAGE
 from ..errors import ConfigError, MlprojectError
+from .output import warn_from_python
 from .project import enter_project
 from .runtime import Stopped, stop_signals
 
@@ -180,22 +182,34 @@ def run_command(work: Callable[[], None]) -> int:
     enter_project()
     with stop_signals():
         try:
-            work()
+            with explained_errors():
+                work()
         except (MlprojectError, Stopped) as error:
             return _fail("; ".join([str(error), *getattr(error, "__notes__", [])]), error.exit_code)
-        except MemoryError:
-            return _fail(f"out of memory; {_LESS_MEMORY}", 1)
-        except OSError as error:
-            is_gone = isinstance(error, FileNotFoundError)
-            hint = "was it deleted or moved while the command ran?" if is_gone else _DISK
-            return _fail(f"{error}; {hint}", 1)
-        except RuntimeError as error:
-            # torch has a class for this error on a GPU, but not on a CPU.
-            if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(error):
-                raise
-            on_gpu = "on a GPU also try data.device_cache=off and training.compile=off"
-            return _fail(f"out of memory; {_LESS_MEMORY}; {on_gpu} ({error})", 1)
     return 0
+
+
+@contextmanager
+def explained_errors() -> Iterator[None]:
+    """Turn errors of the machine within the block, such as a full disk, into a message with a remedy.
+
+    Raises:
+        MlprojectError: The memory or the disk failed.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise MlprojectError(f"out of memory; {_LESS_MEMORY}") from None
+    except OSError as error:
+        is_gone = isinstance(error, FileNotFoundError)
+        hint = "was it deleted or moved while the command ran?" if is_gone else _DISK
+        raise MlprojectError(f"{error}; {hint}") from error
+    except RuntimeError as error:
+        # torch has a class for this error on a GPU, but not on a CPU.
+        if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(error):
+            raise
+        on_gpu = "on a GPU also try data.device_cache=off and training.compile=off"
+        raise MlprojectError(f"out of memory; {_LESS_MEMORY}; {on_gpu} ({error})") from error
 
 
 def _fail(message: str, exit_code: int) -> int:
@@ -230,8 +244,8 @@ def counted(number: int, one: str, many: str | None = None) -> str:
 
 
 def warn(message: str) -> None:
-    """Print a warning on stderr."""
-    if not _SilencedRank.name:
+    """Print a warning on stderr; from Python, raise it as a `MlprojectWarning`."""
+    if not warn_from_python(message) and not _SilencedRank.name:
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 

@@ -12,6 +12,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .output import is_quiet
+
 Item = TypeVar("Item")
 _WIDTH = 160  # of a table in a pipe or file
 
@@ -52,7 +54,7 @@ def bar(
     progress = Progress(
         *columns,
         console=Console(),
-        disable=not (total and is_interactive()),
+        disable=is_quiet() or not (total and is_interactive()),
         refresh_per_second=2,
         transient=transient,
         redirect_stderr=sys.stderr.isatty(),  # else a warning would appear above the bar, and not in the file

@@ -3,7 +3,8 @@
 import gc
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,7 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+SignalHandler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -39,6 +40,7 @@ class _Stop:
     depth = 0
     pending: int | None = None
     is_ending = False
+    second: "SignalHandler" = signal.SIG_DFL
 
 
 @contextmanager
@@ -86,16 +88,23 @@ def ignore_stops() -> None:
     _Stop.is_ending = True
     # At Ctrl-C, `mlflow run` also sends SIGTERM to its child, which is already ending its run by then.
     for number in _STOP_SIGNALS:
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
+        signal.signal(number, _Stop.second if number == signal.SIGINT else signal.SIG_IGN)
 
 
 @contextmanager
-def stop_signals() -> Iterator[None]:
+def stop_signals(second: "SignalHandler" = signal.SIG_DFL) -> Iterator[None]:
     """Raise `Stopped` at the first stop signal in the block; a second Ctrl-C ends the process at once.
 
-    SIGHUP stays ignored if ``nohup`` has set it so.
+    SIGHUP stays ignored if ``nohup`` has set it so. Outside of the main thread, where Python does not allow
+    to handle signals, they stay as they are.
+
+    Args:
+        second: What a second Ctrl-C does.
     """
-    _Stop.depth, _Stop.pending, _Stop.is_ending = 0, None, False
+    _Stop.depth, _Stop.pending, _Stop.is_ending, _Stop.second = 0, None, False, second
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(number: int, _frame: FrameType | None) -> None:
         ignore_stops()
@@ -154,23 +163,6 @@ def fit_threads(sharing: int = 1) -> None:
         torch.set_num_threads(max(1, usable_cores() // sharing))
     elif threads is None:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-
-
-def keep_freed_memory() -> None:
-    """Let the C library reuse freed memory instead of returning it to the kernel; glibc only.
-
-    The kernel clears each page that it returns. On a CPU, where every step frees and allocates the same
-    activations, this takes a fifth of the time. The memory of the process stays at its peak.
-
-    Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
-    """
-    import ctypes
-    import platform
-
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def derive_seed(*parts: int) -> int:
@@ -272,7 +264,10 @@ def determinism(enabled: bool) -> Iterator[None]:
         return
     # cuBLAS is deterministic only with this set before its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     memory: Any = torch.utils.deterministic  # its type hides the attribute
     filled = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
@@ -282,7 +277,7 @@ def determinism(enabled: bool) -> Iterator[None]:
         yield
     finally:
         memory.fill_uninitialized_memory = filled
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def environment(device: "torch.device | None" = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from src.data import file_index
 from src.data.dataset import Dataset, load_dataset
 from src.utils.config import DataConfig
 from src.utils.io import file_lock
-from tests.conftest import FROM_SCRATCH
+from tests.conftest import FROM_SCRATCH, Run
 from tests.flows.processes import start
 from tests.forked import Forked
 from tests.images import write_folder
@@ -139,3 +139,21 @@ def test_workers_end_with_a_parent_that_is_killed(folder: Path) -> None:
     process.wait()
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
+
+
+SCRIPT = """
+from src.api import Config
+from src.data.dataset import load_dataset
+
+config = Config.from_dict({"data": {"root_dir": "d"}})
+print(len(load_dataset(config.data, config.cache_dir).splits["train"]))
+"""
+
+
+@pytest.mark.slow
+def test_a_script_is_not_started_again_in_the_workers(folder: Path, run_python: Run) -> None:
+    """It lacks the guard that multiprocessing asks for."""
+    write_folder(folder / "d", counts={"train": 300, "val": 16})
+    (folder / "script.py").write_text(SCRIPT)
+    done = run_python("script.py")
+    assert (done.returncode, done.stdout) == (0, "300\n"), done

@@ -119,7 +119,7 @@ def test_what_cannot_be_evaluated(
 
 
 def loaded(folder: Path) -> TrainedModel:
-    return load_trained(ModelReference(MODEL, "A"), folder, "cpu")
+    return load_trained(ModelReference(f"{MODEL}_A"), folder, "cpu")
 
 
 def test_grad_cam_is_the_formula(trained: Path, folder: Path) -> None:

@@ -29,7 +29,7 @@ def test_features_are_what_the_last_layer_takes(trained: Path, folder: Path) -> 
     columns = [name for name in table if name.startswith("f")]
     assert (len(table), len(columns)) == (16, 1024)
     assert list(table.columns[:3]) == ["image", "patient", "label"]
-    head = load_trained(ModelReference(MODEL, "A"), folder, "cpu").network.model.fc
+    head = load_trained(ModelReference(f"{MODEL}_A"), folder, "cpu").network.model.fc
     assert isinstance(head, nn.Linear)
     with torch.inference_mode():
         probabilities = head(torch.from_numpy(table[columns].to_numpy().copy())).softmax(1).numpy()
