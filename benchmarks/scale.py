@@ -22,7 +22,7 @@ import hashlib, sys, time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
-from src.data.cache import decode_listings
+from src.data.decode_cache import decode_listings
 from src.data.pixels import DecodedImage, Header
 from src.data.sources import list_modalities
 from src.utils.config import DataConfig

@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    from .inference.reference import add_model_arguments
+    from .inference.model_reference import add_model_arguments
 
     parser = CommandParser(command("evaluate"), __doc__.partition(": ")[2])
     add_model_arguments(parser)
@@ -39,11 +39,11 @@ def _parser() -> CommandParser:
 
 def _evaluate(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
-    from .inference import evaluation
+    from .inference import evaluation_run
     from .inference.evaluator import evaluate, load_labeled_images
     from .inference.explain import check_explainable
+    from .inference.model_reference import read_reference
     from .inference.predict import refuse_bad, trained_model
-    from .inference.reference import read_reference
     from .tracking import project_run_errors
     from .tracking.project_run import check_project_run
     from .tracking.run import tracked_run
@@ -52,19 +52,19 @@ def _evaluate(argv: Sequence[str] | None) -> None:
     with project_run_errors():
         check_project_run()
         reference = read_reference(args)
-        with trained_model(reference, args.device, evaluation.ROLE) as (trained, _):
+        with trained_model(reference, args.device, evaluation_run.ROLE) as (trained, _):
             layer = check_explainable(trained) if args.explain else None
             labeled = load_labeled_images(trained, args.data, args.split)
             _warn(trained, labeled)
             result = evaluate(trained, labeled)
             open_store()  # a checkpoint needs none until here
-            with tracked_run(evaluation.tags_of(trained, result)) as run:
-                folder = evaluation.record_evaluation(run, trained, result, layer, args.explain)
-        evaluation.tag_version(trained, result, run.run_id)
-        evaluation.print_scores(result, trained)
+            with tracked_run(evaluation_run.tags_of(trained, result)) as run:
+                folder = evaluation_run.record_evaluation(run, trained, result, layer, args.explain)
+        evaluation_run.tag_version(trained, result, run.run_id)
+        evaluation_run.print_scores(result, trained)
         if labeled.split in ("test", "all"):
-            evaluation.print_split_usage(labeled.split, labeled.split_fingerprint)
-        evaluation.print_location(run, folder)
+            evaluation_run.print_split_usage(labeled.split, labeled.split_fingerprint)
+        evaluation_run.print_location(run, folder)
         refuse_bad(labeled.bad, folder)
 
 

@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    from .inference.reference import add_model_arguments
+    from .inference.model_reference import add_model_arguments
 
     parser = CommandParser(command("export"), __doc__.partition(": ")[2])
     add_model_arguments(parser)
@@ -23,9 +23,9 @@ def _parser() -> CommandParser:
 
 def _export(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
-    from .inference.onnx_file import export_onnx
+    from .inference.model_reference import read_reference
+    from .inference.onnx_export import export_onnx
     from .inference.predict import trained_model
-    from .inference.reference import read_reference
     from .tracking import project_run_errors
     from .utils.io import checked_output
 

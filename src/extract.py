@@ -15,11 +15,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    from .inference.reference import add_model_arguments
+    from .inference.model_reference import add_model_arguments
 
     parser = CommandParser(command("extract"), __doc__.partition(": ")[2])
     add_model_arguments(parser)
-    parser.add_argument("--input", metavar="PATH", help="an image, a folder, a manifest.csv, or an .npz")
+    parser.add_argument("--input", metavar="PATH", help="an image, a folder, a table (.csv), or an .npz")
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -34,8 +34,8 @@ def _parser() -> CommandParser:
 
 def _extract(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
+    from .inference.model_reference import read_reference
     from .inference.predict import features, read_inputs, refuse_bad, trained_model, write_features
-    from .inference.reference import read_reference
     from .tracking import project_run_errors
     from .utils.io import checked_output
 

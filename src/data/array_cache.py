@@ -49,7 +49,7 @@ class ArrayCache:
             shape: Expected shape ``(N, C, S, S)``, None for any. An array of another shape or without
                 checksums is removed as damaged.
         """
-        path = self._path(name)
+        path = self.folder / f"{name}.npy"
         try:
             file = path.open("rb", buffering=0)
         except FileNotFoundError:
@@ -118,9 +118,6 @@ class ArrayCache:
             f"take {self.limit / GIGABYTE:.3g} GB; raise data.cache_gb, or lower data.image_size"
         )
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.npy"
-
 
 @dataclass
 class ArrayWriter:
@@ -175,7 +172,7 @@ class ArrayWriter:
         assert self.file.tell() == _HEADER
         self.file.flush()
         os.fsync(self.file.fileno())
-        path = self.cache._path(name)
+        path = self.cache.folder / f"{name}.npy"
         _write_rows(_rows_of(path), self.shape, self.rows)
         self.temp.replace(path)
         _rows_of(self.temp).unlink(missing_ok=True)
@@ -195,11 +192,7 @@ class UnusedArray:
     age: float
 
     def remove(self) -> None:
-        """Remove the array.
-
-        Raises:
-            DataError: A process has opened it in the meantime.
-        """
+        """Remove the array; raise a `DataError` if a process has opened it in the meantime."""
         if not _is_unused(self.path, remove=True):
             raise DataError(f"{self.path} has been opened by another process")
 

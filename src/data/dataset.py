@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..utils.config import DataConfig
 from ..utils.io import sha256_of_lines
-from .cache import DecodedListing, decode_listings
+from .decode_cache import DecodedListing, decode_listings
 from .file_info import FileTable, concatenate_tables
 from .image_array import ImageArray, ImageSource
 from .image_files import dicom_modalities
@@ -64,8 +64,8 @@ class Dataset:
         root: Folder or file that was read.
         classes: Class names; with two classes, the last is the positive one.
         arrays: The decoded images of each modality.
-        window: (low, high) that is applied to all images of more than plain 8-bit pixels; None if there are
-            no such images, or if their files name different windows.
+        window: (low, high) that is applied to all images of more than plain 8-bit pixels; None without
+            such images, or if their files name different windows.
         splits: ``train``, ``val`` and perhaps ``test``.
         fingerprint: SHA-256 over pixels, class, patient group and split of every sample.
         split_fingerprint: SHA-256 over which pixels are on which side.
@@ -222,11 +222,7 @@ def _load(
             *find_rare_color(decoded, config.channels),
             *aspect_notes(aspects),
         ),
-        counts={
-            "bad_images": sum(len(images.bad) for images in decoded),
-            **joined.counts,
-            **split.counts,
-        },
+        counts={"bad_images": sum(len(images.bad) for images in decoded), **joined.counts, **split.counts},
         corrected=describe_corrected(table, config.window),
         modalities=modalities,
         aspects=aspects,

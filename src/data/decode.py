@@ -45,16 +45,8 @@ def _read_header(read: Callable[[Sample], Header], sample: Sample, info: FileInf
         return info.with_error(bad)
     # Hashed: the index only needs to know which images belong to one patient.
     patient, alike = (hash_patient(name), hash_spelling(name)) if (name := header.patient) else ("", "")
-    return replace(
-        info,
-        height=header.height,
-        width=header.width,
-        channels=header.channels,
-        patient=patient,
-        format=header.format,
-        bits=header.bits,
-        alike=alike,
-    )
+    shared = info.shared._replace(patient=patient, format=header.format, bits=header.bits, alike=alike)
+    return replace(info, height=header.height, width=header.width, channels=header.channels, shared=shared)
 
 
 def decode_all(
@@ -79,14 +71,14 @@ def _decode(
     except ImageError as bad:
         return task.info.with_error(bad)
     task.place.write(file, pixels)
+    levels = image.levels.name if image.levels else ""
     return replace(
         task.info,
         sha=sha256(image.content),
         observed=(float(image.values.min()), float(image.values.max())),
-        full=image.full,
-        own=image.own,
-        levels=image.levels.name if image.levels else "",
-        corrected=image.corrected,
+        shared=task.info.shared._replace(
+            full=image.full, own=image.own, levels=levels, corrected=image.corrected
+        ),
     )
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ..utils.io import open_regular
 from ..utils.limits import IMAGE_PIXELS, IMAGE_VALUES
-from .dicom_file import BARE_BYTES, DicomFile, check_palette, check_pixel_data, is_bare
 from .dicom_gray import check_high_bit, decode_gray, text_of, used_bits
+from .dicom_parser import BARE_BYTES, DicomFile, check_palette, check_pixel_data, is_bare
 from .name_checks import normalize_patient
 from .pixels import DecodedImage, Header, ImageError, check_limit, open_image
 
@@ -92,14 +92,15 @@ def _as_image_error(path: Path) -> Iterator[None]:
     except OSError as error:
         raise ImageError(f"{path}: damaged or unreadable: {error}", lasting=error.errno is None) from None
     except Exception as error:  # pydicom's parsers raise a dozen kinds on damaged files
-        raise ImageError(f"{path}: damaged or unreadable: {_first_line(error)}") from None
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ImageError(f"{path}: damaged or unreadable: {reason}") from None
 
 
 def read_header(path: Path) -> Header:
     """Read size, channels and patient of a DICOM file, without its pixels.
 
     Raises:
-        ImageError: The file is not DICOM, holds no image, or an image of an unsupported kind.
+        ImageError: The file is not DICOM, or no image of a supported kind is in it.
     """
     with _as_image_error(path), open_image(path) as file:
         return _header(path, DicomFile(path, file).read_header(_HEADER_TAGS))
@@ -175,7 +176,7 @@ def read_image(path: Path) -> DecodedImage:
         float32 gray values with their range and the file's own window, or uint8 RGB.
 
     Raises:
-        ImageError: The file is damaged, holds no image, or its transfer syntax cannot be decoded here.
+        ImageError: The file is damaged or without an image, or its transfer syntax cannot be decoded here.
     """
     with _as_image_error(path), open_image(path) as file:
         content = DicomFile(path, file)
@@ -183,7 +184,7 @@ def read_image(path: Path) -> DecodedImage:
         header, pixel_bytes = _header(path, dataset), _pixel_bytes(dataset)
         of_frame = content.add_pixels(dataset, pixel_bytes)
         if "PixelData" not in dataset:
-            raise ImageError(f"{path}: holds no pixels")
+            raise ImageError(f"{path}: PixelData is missing")
         check_pixel_data(path, dataset, pixel_bytes)
         check_palette(path, dataset)
         for keyword in ("ModalityLUTSequence", "VOILUTSequence"):
@@ -237,7 +238,3 @@ def _palette_colors(path: Path, dataset: "Dataset", stored: NDArray[Any]) -> NDA
     if colors.dtype == np.uint8 and count > 2**8:
         raise ImageError(f"{path}: a palette of {count} colors of 8 bits is not supported; convert it to RGB")
     return (colors >> 8 if colors.dtype == np.uint16 else colors).astype(np.uint8)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

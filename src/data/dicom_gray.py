@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..utils.io import sha256
-from .dicom_file import has_embedded_overlay
+from .dicom_parser import has_embedded_overlay
 from .pixels import OWN_LEVELS, DecodedImage, ImageError, Levels, Range
 
 if TYPE_CHECKING:
@@ -27,11 +27,7 @@ def text_of(dataset: "Dataset", keyword: str) -> str:
 
 
 def check_high_bit(path: Path, dataset: "Dataset") -> None:
-    """Refuse pixels that do not start at the lowest bit.
-
-    Raises:
-        ImageError: HighBit is not BitsStored - 1, as the standard demands (PS3.5, 8.1.1).
-    """
+    """Raise an `ImageError` unless HighBit is BitsStored - 1, as the standard demands (PS3.5, 8.1.1)."""
     bits, high = int(dataset.BitsStored), dataset.get("HighBit")
     if high is not None and int(high) != bits - 1:
         raise ImageError(

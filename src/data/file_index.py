@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ class FileIndex:
 
     @classmethod
     def load(cls, path: Path) -> "FileIndex":
-        """Load the index; start with an empty one if there is none or it is damaged."""
+        """Load the index; start with an empty one if it is missing or damaged."""
         try:
             return cls(path, *_read(path))
         except FileNotFoundError:
@@ -63,7 +64,7 @@ class FileIndex:
         old, index = path.with_suffix(".json"), cls(path)
         try:
             with open_regular(old) as file:
-                rows: dict[str, list[object]] = json.load(file)
+                rows: dict[str, list[Any]] = json.load(file)
             index.learned = {key: _from_row(row) for key, row in rows.items()}
             index.save()
         except FileNotFoundError:
@@ -128,18 +129,20 @@ def _read(path: Path) -> tuple[FileTable, dict[str, int]]:
     with open_regular(path) as file:
         arrays = Arrays(file)
         rows, keys = arrays["rows"], _unpacked(arrays["keys"])
-        shared = [SharedInfo(*map(_from_cell, row)) for row in json.loads(_unpacked(arrays["shared"]))]  # type: ignore[arg-type]
+        shared = [SharedInfo(*map(_from_cell, row)) for row in json.loads(_unpacked(arrays["shared"]))]
     places = {key: place for place, key in enumerate(keys.split("\0"))} if keys else {}
     if rows.dtype != COLUMNS or rows.shape != (len(places),) or rows["shared"].max(initial=-1) >= len(shared):
         raise ValueError("the columns do not fit")
     return FileTable(rows, {each: number for number, each in enumerate(shared)}), places
 
 
-def _from_row(row: list[object]) -> FileInfo:
-    return FileInfo(*map(_from_cell, row))  # type: ignore[arg-type]
+def _from_row(row: list[Any]) -> FileInfo:
+    size, mtime_ns, ctime_ns, height, width, channels, patient, sha, observed, *others = map(_from_cell, row)
+    state = size, mtime_ns, ctime_ns, height, width, channels
+    return FileInfo(*state, sha, observed, SharedInfo(patient, *others))
 
 
-def _from_cell(cell: object) -> object:
+def _from_cell(cell: Any) -> Any:  # noqa: ANN401 -- JSON has lists for tuples
     return tuple(cell) if isinstance(cell, list) else cell
 
 

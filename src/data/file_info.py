@@ -33,6 +33,32 @@ COLUMNS = np.dtype(
 )
 
 
+class SharedInfo(NamedTuple):
+    """The part of `FileInfo` that many files share; each distinct combination is stored once.
+
+    Attributes:
+        patient: Hash of the patient named in the file, "" if none.
+        full: Range of possible values, None for plain 8 bits.
+        own: Window stored in the file.
+        error: Why the file cannot be read.
+        format: File format, such as ``PNG``.
+        bits: Bits per sample.
+        alike: Hash that is equal for similar spellings of the patient's name.
+        levels: Key of gray levels that the file defines by other means than a window.
+        corrected: What earlier versions decoded incorrectly.
+    """
+
+    patient: str = ""
+    full: Range | None = None
+    own: Range | None = None
+    error: str = ""
+    format: str = ""
+    bits: int = 0
+    alike: str = ""
+    levels: str = ""
+    corrected: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class FileInfo:
     """Information on one file, independent of the settings: the window is chosen later.
@@ -44,17 +70,9 @@ class FileInfo:
         height: Image height.
         width: Image width.
         channels: 1 or 3.
-        patient: Hash of the patient named in the file, "" if none.
         sha: SHA-256 of the pixels, "" for an unreadable image.
         observed: Lowest and highest value.
-        full: Range of possible values, None for plain 8 bits.
-        own: Window stored in the file.
-        error: Why the file cannot be read.
-        format: File format, such as ``PNG``.
-        bits: Bits per sample.
-        alike: Hash that is equal for similar spellings of the patient's name.
-        levels: Key of gray levels that the file defines by other means than a window.
-        corrected: What earlier versions decoded incorrectly.
+        shared: What other files may have in common with this one.
     """
 
     size: int
@@ -63,41 +81,20 @@ class FileInfo:
     height: int = 0
     width: int = 0
     channels: int = 0
-    patient: str = ""
     sha: str = ""
     observed: Range | None = None
-    full: Range | None = None
-    own: Range | None = None
-    error: str = ""
-    format: str = ""
-    bits: int = 0
-    alike: str = ""
-    levels: str = ""
-    corrected: tuple[str, ...] = ()
+    shared: SharedInfo = field(default_factory=SharedInfo)
 
     def with_error(self, bad: ImageError) -> "FileInfo":
         """Return the information with an error in place of pixels."""
         # A file that may become readable gets an impossible size, so that the index does not match it.
-        return replace(self, size=self.size if bad.lasting else _UNKNOWN, sha="", error=str(bad))
+        size, shared = self.size if bad.lasting else _UNKNOWN, self.shared._replace(error=str(bad))
+        return replace(self, size=size, sha="", shared=shared)
 
     def pixel_key(self, image_format: ImageFormat) -> str:
         """Return the key of the rendered pixels, "" for an unreadable image."""
         fit = image_format.fit if image_format.changes(self.height, self.width) else ""
-        return _name_pixels(self.sha, gray_level_key(self, image_format.window), fit)
-
-
-class SharedInfo(NamedTuple):
-    """Attributes of `FileInfo` that many files share; each distinct combination is stored once."""
-
-    patient: str = ""
-    full: Range | None = None
-    own: Range | None = None
-    error: str = ""
-    format: str = ""
-    bits: int = 0
-    alike: str = ""
-    levels: str = ""
-    corrected: tuple[str, ...] = ()
+        return _name_pixels(self.sha, gray_level_key(self.shared, image_format.window), fit)
 
 
 @dataclass
@@ -126,7 +123,6 @@ class FileTable:
         return len(self.rows)
 
     def __setitem__(self, position: int, info: FileInfo) -> None:
-        shared = SharedInfo(*(getattr(info, name) for name in SharedInfo._fields))
         self.rows[position] = (
             info.size,
             info.mtime_ns & _WRAP,
@@ -136,7 +132,7 @@ class FileTable:
             info.channels,
             info.sha.encode(),
             info.observed or (np.nan, np.nan),
-            self.numbers.setdefault(shared, len(self.numbers)),
+            self.numbers.setdefault(info.shared, len(self.numbers)),
         )
 
     def pick(self, positions: Iterable[int]) -> Iterator[FileInfo]:
@@ -144,12 +140,11 @@ class FileTable:
         shared = list(self.numbers)
         for position in positions:
             row = self.rows[position]
-            patient, *others = shared[row["shared"]]
             low, high = row["observed"].tolist()
             observed = None if math.isnan(low) else (low, high)
-            size, mtime_ns, ctime_ns, height, width, channels, sha, *_ = row.item()
-            known = (size, mtime_ns, ctime_ns, height, width, channels, patient, sha.decode())
-            yield FileInfo(*known, observed, *others)
+            size, mtime_ns, ctime_ns, height, width, channels, sha, _, number = row.item()
+            state = size, mtime_ns, ctime_ns, height, width, channels
+            yield FileInfo(*state, sha.decode(), observed, shared[number])
 
     def take(self, positions: NDArray[np.int64] | NDArray[np.bool_]) -> "FileTable":
         """Return the files at some positions, or where a mask is set."""
@@ -172,7 +167,7 @@ class FileTable:
 
     @property
     def shas(self) -> list[str]:
-        """SHA-256 of each image's pixels, empty where there are none."""
+        """SHA-256 of each image's pixels, empty for images that were not decoded."""
         return [sha.decode() for sha in self.rows["sha"].tolist()]
 
     def each(self, value: Callable[[SharedInfo], str]) -> list[str]:
@@ -208,7 +203,7 @@ def stat_files(paths: Sequence[str], numbers: dict[SharedInfo, int]) -> FileTabl
         try:
             found = os.stat(path)  # noqa: PTH116 -- a million Path objects take seconds
         except OSError as error:
-            gone[position] = FileInfo(_UNKNOWN, 0, 0, error=f"{path}: {error.strerror}")
+            gone[position] = FileInfo(_UNKNOWN, 0, 0, shared=SharedInfo(error=f"{path}: {error.strerror}"))
             return _UNKNOWN, 0, 0
         return found.st_size, found.st_mtime_ns & _WRAP, found.st_ctime_ns & _WRAP
 
@@ -224,11 +219,11 @@ def stat_files(paths: Sequence[str], numbers: dict[SharedInfo, int]) -> FileTabl
     return found
 
 
-def gray_level_key(known: FileInfo | SharedInfo, window: Range | None) -> Range | str | None:
+def gray_level_key(shared: SharedInfo, window: Range | None) -> Range | str | None:
     """Return the window to apply, or the key of the file's own `DecodedImage.levels`."""
-    if window is None and known.levels:
-        return known.levels
-    return applied_window(known.own, known.full, window)
+    if window is None and shared.levels:
+        return shared.levels
+    return applied_window(shared.own, shared.full, window)
 
 
 def _name_pixels(sha: str, window: Range | str | None, fit: str) -> str:

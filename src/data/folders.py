@@ -114,7 +114,7 @@ def _no_modality(root: Path, modality: str, exclude: Exclude) -> DataError:
             f"{root}: holds {', '.join(present)}, where folders of modalities belong; if these are the "
             f"splits of one modality, start with --data {whole.parent} --modality {whole.name}"
         )
-    found = f"modalities there: {', '.join(present)}" if present else "it holds no folders"
+    found = f"modalities there: {', '.join(present)}" if present else "no folders found"
     message = (
         f"{root}: no modality {modality!r}; {found}; {describe_contents(root)}; choose one with --modality, "
         f"or put the folders of classes or splits into {root / modality}"
@@ -144,7 +144,7 @@ def _splits(base: Path, exclude: Exclude, skipped: SkippedFiles) -> dict[str, st
     named = [name for name in below if is_like_split(name)]
     if not named:
         return {"": None}
-    takes = "it takes train, val and perhaps test, or one folder per class"
+    takes = "expected train, val and perhaps test, or one folder per class"
     if len(named) < len(below):
         others = ", ".join(name for name in below if name not in named)
         raise DataError(

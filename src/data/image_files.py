@@ -153,11 +153,7 @@ class SkippedFiles:
             self.excluded[pattern, "folder" if is_folder else "image"] += 1
 
     def check(self, where: str) -> None:
-        """Refuse a class that loses more than a tenth of its files.
-
-        Raises:
-            DataError: There is such a class.
-        """
+        """Raise a `DataError` if a class loses more than a tenth of its files."""
         lost: Counter[str] = Counter()
         for (_, name), count in self.unread.items():
             lost[name] += count
@@ -205,14 +201,7 @@ def image_files(
 ) -> Iterator[tuple[str, str]]:
     """Yield the path of each image file below a folder and its path relative to ``root``.
 
-    Links to folders are followed, each folder once.
-
-    Args:
-        folder: Where to start.
-        root: Where the keys start.
-        exclude: Patterns to exclude.
-        skipped: Counts to update.
-        name: The class of the files, for the counts.
+    Links to folders are followed, each folder once. Skipped files are counted for the class ``name``.
 
     Raises:
         DataError: A folder cannot be listed.

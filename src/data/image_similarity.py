@@ -48,11 +48,6 @@ def correlate(some: Thumbnails, others: Thumbnails) -> Tensor:
     return torch.maximum(upright, turned, out=upright).div_((2 * _NORM) ** 2)
 
 
-def are_blank(thumbnails: Thumbnails) -> NDArray[np.bool_]:
-    """Return which images have no contrast at all, so that they correlate with nothing."""
-    return np.asarray((thumbnails == 0).all(axis=(0, 2)))
-
-
 def _overlaps(size: int) -> NDArray[np.float64]:
     """Weights ``(16, size)`` of pixels in each row of a thumbnail: whole numbers, for exact area averages."""
     pixels, cells = np.arange(size) * _SIDE, np.arange(_SIDE)[:, None] * size
@@ -187,7 +182,8 @@ def _correlate(
 
 
 def _count_blank(thumbnails: list[Thumbnails]) -> int:
-    return int(np.logical_and.reduce([are_blank(of_one) for of_one in thumbnails]).sum())
+    """Count the images without any contrast, which correlate with nothing."""
+    return int(np.all([(of_one == 0).all(axis=(0, 2)) for of_one in thumbnails], axis=0).sum())
 
 
 def _histogram(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..utils.io import sha256
-from .cache import DecodedListing
+from .decode_cache import DecodedListing
 from .listing import Sample
 from .name_checks import hash_patient, unify
 

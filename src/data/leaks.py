@@ -38,7 +38,7 @@ def check_leaks(records: Records, on_leak: str) -> StepResult:
         split).
 
     Raises:
-        DataError: There is a leak, and ``on_leak`` is ``error``.
+        DataError: A leak is found, and ``on_leak`` is ``error``.
     """
     images = find_leaks(np.repeat(records.splits, records.shas.shape[1]), records.shas.ravel())
     patients = find_leaks(records.splits, records.patients)
@@ -131,8 +131,7 @@ def check_near_duplicates(
         threshold: Thumbnail correlation above which images are near-duplicates.
 
     Raises:
-        DataError: There are near-duplicates and ``data.on_near_duplicate`` is ``error``, or the cache cannot
-            be written.
+        DataError: Near-duplicates are found and ``action`` is ``error``, or the cache cannot be written.
     """
     is_train = records.splits == "train"
     train, held_out = np.flatnonzero(is_train), np.flatnonzero(~is_train)
@@ -215,7 +214,7 @@ def _write_pairs(path: Path, records: Records, found: Comparison, is_alike: NDAr
 def _describe(
     splits: NDArray[np.object_], is_alike: NDArray[np.bool_], found: Comparison, threshold: float
 ) -> str:
-    """Return a sentence on near-duplicates and on images that were not compared, "" if there are none."""
+    """Return a sentence on near-duplicates and on images that were not compared, "" if none."""
     said = []
     if is_alike.any():
         counts = [

@@ -58,11 +58,6 @@ class Listing:
     in_memory: bool = False
     notes: tuple[str, ...] = ()
 
-    @property
-    def is_split(self) -> bool:
-        """Whether the source brings its own split."""
-        return bool(self.samples) and self.samples[0].split is not None
-
 
 def order_classes(names: list[str], positive: str | None) -> tuple[str, ...]:
     """Return the class names with ``positive`` last, if given.
@@ -80,6 +75,6 @@ def order_classes(names: list[str], positive: str | None) -> tuple[str, ...]:
         return tuple(names)
     if positive not in names or len(names) != 2:
         raise DataError(
-            f"data.positive_class: {positive!r} must be one of two classes; there are {', '.join(names)}"
+            f"data.positive_class: expected one of two classes, not {positive!r}; found {', '.join(names)}"
         )
     return tuple(sorted(names, key=lambda name: name == positive))

@@ -53,7 +53,7 @@ def list_manifest(path: Path, modality: str, config: DataConfig, patterns: NameP
     if len(names) < 2 and (lines or not problems.found):
         found = f"the label {names[0]!r} only" if names else "no rows that can be used"
         why = "".join(f"; {note}" for note in repeat_notes)
-        problems.add(f"{path}: {modality} has {found}; two or more are needed{why}")
+        problems.add(f"{path}: {modality} has {found}; expected two or more{why}")
     lines, files = find_files(table, lines, root, config, problems)
     if problems.found:
         report_missing(path, lines, files, problems)

@@ -32,7 +32,7 @@ _UNCLEAR = re.compile(
     rf"(?:{'|'.join(_SPLIT_OF)})\d+)"
 )
 _SPLIT_ADVICE = (
-    f"it takes {', '.join(SPLITS)}; for a cross-validation leave the folds out and set data.folds, "
+    f"expected {', '.join(SPLITS)}; for a cross-validation leave the folds out and set data.folds, "
     "which deals the images by patient"
 )
 _NEGATIVE = re.compile(
@@ -99,11 +99,7 @@ def normalize_patient(name: str) -> str:
 
 
 def check_classes(places: Mapping[str, str], where: str) -> None:
-    """Refuse placeholders for a missing label, and several labels in one cell.
-
-    Raises:
-        DataError: There is such a label.
-    """
+    """Raise a `DataError` for a placeholder of a missing label, or several labels in one cell."""
     for name in places:
         parts = [part.strip() for part in _LISTED.split(name)]
         if name.strip().casefold() in _MISSING:
@@ -124,11 +120,7 @@ def _refusal(what: str, name: str, problem: str, places: Mapping[str, str], wher
 
 
 def check_no_masks(names: Iterable[str], where: str) -> None:
-    """Refuse the folders of a segmentation dataset, whose images and masks would become two classes.
-
-    Raises:
-        DataError: There are such folders.
-    """
+    """Raise a `DataError` if the folders of two classes seem to hold images and their masks."""
     words = {_SEPARATORS.sub("", name.casefold()): name for name in names}
     images, masks = ([words[word] for word in sorted(words.keys() & of)] for of in (_IMAGES, _MASKS))
     if images and masks:
@@ -139,11 +131,7 @@ def check_no_masks(names: Iterable[str], where: str) -> None:
 
 
 def check_patients(places: Mapping[str, str], where: str) -> None:
-    """Refuse placeholders for an unknown patient, and numbers rounded by a spreadsheet.
-
-    Raises:
-        DataError: There is such a patient.
-    """
+    """Raise a `DataError` for a placeholder of an unknown patient, or a number that is rounded."""
     for name in places:
         if name.casefold() in _NOBODY:
             problem = (

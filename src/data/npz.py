@@ -41,7 +41,7 @@ class Arrays(Mapping[str, NDArray[Any]]):
 
     def __init__(self, file: BinaryIO) -> None:
         if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
-            raise ValueError("a single array; an .npz with train_images, train_labels, ... is needed")
+            raise ValueError("a single array; expected an .npz with train_images, train_labels, ...")
         self._size = os.fstat(file.fileno()).st_size
         self._archive = zipfile.ZipFile(_Pieces(file))
         entries = [(entry.filename.removesuffix(_SUFFIX), entry) for entry in self._archive.infolist()]
@@ -147,7 +147,7 @@ def list_npz(path: Path, modality: str, positive_class: str | None) -> Listing:
         labels = {name: labels_of(arrays, path, f"{name}_labels", len(images[name])) for name in splits}
     names = [str(label) for label in sorted({int(label) for values in labels.values() for label in values})]
     if len(names) < 2:
-        raise DataError(f"{path}: labels are {', '.join(names) or 'none'}; two or more are needed")
+        raise DataError(f"{path}: labels are {', '.join(names) or 'none'}; expected two or more")
     classes = order_classes(names, positive_class)
 
     samples = tuple(
@@ -191,7 +191,7 @@ def read_again(sample: Sample) -> DecodedImage:
     """Read one image of an ``.npz`` that is no longer in memory.
 
     Raises:
-        DataError: The file cannot be read, or has no such image.
+        DataError: The file cannot be read, or its image is not found.
     """
     path, (name, _, row) = Path(sample.file), sample.key.partition("/")
     with open_arrays(path) as arrays:
@@ -204,7 +204,7 @@ def read_again(sample: Sample) -> DecodedImage:
 def _describe(arrays: Arrays, path: Path, name: str) -> ArrayHeader:
     if name not in arrays:
         there = ", ".join(arrays)[:500] or "none"
-        raise DataError(f"{path}: no array {name} (as MedMNIST files have); there are: {there}")
+        raise DataError(f"{path}: no array {name} (as MedMNIST files have); found {there}")
     return arrays.describe(name)
 
 
@@ -218,7 +218,7 @@ def images_of(arrays: Arrays, path: Path, name: str) -> Pixels:
     is_gray, is_rgb = len(shape) == 3, len(shape) == 4 and shape[-1] == 3
     if dtype != np.uint8 or not (is_gray or is_rgb) or not math.prod(shape):
         raise DataError(
-            f"{path}: {name} has shape {shape} and type {dtype}; uint8 (N, H, W) or (N, H, W, 3) is needed"
+            f"{path}: {name} has shape {shape} and type {dtype}; expected uint8 (N, H, W) or (N, H, W, 3)"
         )
     check_limit(f"{path}: {name}", IMAGE_PIXELS, shape[1] * shape[2])
     if excess := NPZ_IMAGES.excess(shape[0]):
@@ -235,8 +235,8 @@ def labels_of(arrays: Arrays, path: Path, name: str, count: int) -> NDArray[np.i
     shape, dtype = _describe(arrays, path, name)
     if not np.issubdtype(dtype, np.integer) or shape not in ((count,), (count, 1)):
         raise DataError(
-            f"{path}: {name} has shape {shape} and type {dtype}; one whole number for each of the {count} "
-            "images is needed (of several labels for each image, choose one)"
+            f"{path}: {name} has shape {shape} and type {dtype}; expected one whole number for each of the "
+            f"{count} images (of several labels for each image, choose one)"
         )
     labels = arrays[name].reshape(-1).astype(np.int64)
     if (labels < 0).any():
@@ -257,7 +257,7 @@ def list_unlabeled_npz(path: Path, modality: str, classes: tuple[str, ...]) -> L
         keys = [name for name in arrays if name == _IMAGES or name.endswith(f"_{_IMAGES}")]
         if not keys:
             raise DataError(
-                f"{path}: no array named {_IMAGES} or such as test_{_IMAGES}; there are: "
+                f"{path}: no array named {_IMAGES} or such as test_{_IMAGES}; found "
                 f"{', '.join(arrays)[:500] or 'none'}"
             )
         images = {_stem(name): images_of(arrays, path, name) for name in keys}

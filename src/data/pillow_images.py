@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
 from ..utils.limits import HINT, IMAGE_PIXELS
 from .pixels import DecodedImage, Header, ImageError, check_limit, open_image
@@ -26,8 +26,6 @@ _16_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _GRAY_MODES = frozenset({"1", "L", "LA"}) | _16_BITS
 _COLOR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _FULL_16_BITS = (0.0, 65535.0)
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
-_ORIENTATION = 274  # of EXIF
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 
 # An image of more pixels is refused below; Pillow's own warning would only repeat it.
@@ -98,8 +96,8 @@ def read_image(path: Path) -> DecodedImage:
     """
     with _opened(path) as image:
         header = _header(path, image)
-        is_white_zero = _tiff_tag(image, _PHOTOMETRIC) == (_WHITE_IS_ZERO,)
-        corrected = _corrected(image)
+        is_white_zero = _tiff_tag(image, PHOTOMETRIC_INTERPRETATION) == (_WHITE_IS_ZERO,)
+        corrected = _corrected(image, is_white_zero=is_white_zero)
         upright = ImageOps.exif_transpose(image)
         if image.mode in _16_BITS:
             values = _deep_values(upright)
@@ -108,17 +106,17 @@ def read_image(path: Path) -> DecodedImage:
         return DecodedImage(np.asarray(shown), corrected=corrected)
 
 
-def _corrected(image: Image.Image) -> tuple[str, ...]:
+def _corrected(image: Image.Image, *, is_white_zero: bool) -> tuple[str, ...]:
     """Return what earlier versions decoded incorrectly in an image."""
     is_deep = image.mode in _16_BITS
-    orientation = image.getexif().get(_ORIENTATION, 1)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     is_tiff = isinstance(image, TiffImageFile)
     is_plain_tiff = is_tiff and not is_deep and image.info.get("compression") == "raw"
     is_transparent = image.has_transparency_data and (is_deep or _alpha(image).getextrema()[0] != 255)
     found = {
         "16-bit image with an orientation": is_deep and orientation in range(2, 9),
         "uncompressed TIFF with an orientation of 5 to 8": is_plain_tiff and orientation in range(5, 9),
-        "16-bit TIFF with WhiteIsZero": is_deep and _tiff_tag(image, _PHOTOMETRIC) == (_WHITE_IS_ZERO,),
+        "16-bit TIFF with WhiteIsZero": is_deep and is_white_zero,
         "image with transparent pixels": is_transparent,
     }
     return tuple(what for what, is_there in found.items() if is_there)
@@ -135,14 +133,14 @@ def _check_samples(path: Path, image: Image.Image) -> None:
             f"{path}: color, or gray with transparency, of more than 8 bits is not supported; convert it to "
             "8 bits a channel, or to 16-bit gray without transparency"
         )
-    if _SIGNED in _tiff_tag(image, _SAMPLE_FORMAT):
+    if _SIGNED in _tiff_tag(image, SAMPLEFORMAT):
         raise ImageError(f"{path}: signed pixels are not supported; convert it to unsigned 8 or 16 bits")
 
 
 def _sample_bits(image: Image.Image) -> int:
     """Return the bits per sample in the file; 8 for formats without more."""
     if isinstance(image, TiffImageFile):
-        return max(_tiff_tag(image, _BITS), default=1)
+        return max(_tiff_tag(image, BITSPERSAMPLE), default=1)
     # How Pillow is about to decode: "RGB;16B" (PNG), or ("RGB", 65535) with the largest value (PPM).
     how = [tile.args for tile in getattr(image, "tile", [])]
     if image.format == "PNG":

@@ -205,11 +205,7 @@ def _planes(decoded: DecodedImage, image_format: ImageFormat) -> Iterator[NDArra
 
 
 def resize(pixels: Pixels, size: int, channels: int) -> Pixels:
-    """Return the image at ``size`` x ``size`` with ``channels`` channels, stretched and rounded at each step.
-
-    Returns:
-        uint8 array ``(channels, size, size)``.
-    """
+    """Return the image as ``(channels, size, size)``, stretched, and rounded at each step."""
     image = Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -218,11 +214,7 @@ def resize(pixels: Pixels, size: int, channels: int) -> Pixels:
 
 
 def check_limit(path: object, limit: Limit, amount: int) -> None:
-    """Refuse an image that exceeds a limit.
-
-    Raises:
-        ImageError: The limit is exceeded (not lasting, because the limit may be raised).
-    """
+    """Raise an `ImageError` (not lasting, because the limit may be raised) if a limit is exceeded."""
     if excess := limit.excess(amount):
         raise ImageError(f"{path}: refused as too large: {excess}", lasting=False)
 

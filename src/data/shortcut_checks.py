@@ -1,14 +1,13 @@
 """Warn of shortcuts: file properties and image shapes that reveal the class and could be learned."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache import DecodedListing
+from .decode_cache import DecodedListing
 from .file_info import FileTable, SharedInfo
 from .join_modalities import Records
 
@@ -47,27 +46,20 @@ def find_shortcuts(decoded: Sequence[DecodedListing]) -> list[str]:
 
 
 def find_rare_color(decoded: Sequence[DecodedListing], channels: str | int) -> list[str]:
-    """Return a sentence for each modality in which a minority in color makes all images RGB.
-
-    Args:
-        decoded: The images of each modality.
-        channels: Value of ``data.channels``.
-    """
-    return [note for images in decoded if channels == "auto" for note in _captures(images)]
-
-
-def _captures(images: DecodedListing) -> Iterator[str]:
-    is_color = images.table.rows["channels"] > 1
-    found, count = int(is_color.sum()), len(is_color)
-    if not 0 < found < count / 2:
-        return
-    files = [images.samples[i].key for i in islice(np.flatnonzero(is_color).tolist(), _SHOWN_FILES)]
-    more = f" and {found - len(files)} more" if found > len(files) else ""
-    yield (
-        f"{images.listing.modality}: {found} of {count} images {'is' if found == 1 else 'are'} stored in "
-        f"color, so that all get three channels: {', '.join(files)}{more}; leave such images out "
-        "(data.exclude, or their lines of the manifest), or read all as gray with data.channels=1"
-    )
+    """Return a sentence for each modality in which ``channels="auto"`` means RGB for a minority in color."""
+    notes = []
+    for images in decoded if channels == "auto" else ():
+        colored = np.flatnonzero(images.table.rows["channels"] > 1).tolist()
+        found, count = len(colored), len(images.table)
+        if 0 < found < count / 2:
+            files = ", ".join(images.samples[i].key for i in colored[:_SHOWN_FILES])
+            more = f" and {found - _SHOWN_FILES} more" if found > _SHOWN_FILES else ""
+            notes.append(
+                f"{images.listing.modality}: {found} of {count} images {'is' if found == 1 else 'are'} "
+                f"stored in color, so that all get three channels: {files}{more}; leave such images out "
+                "(data.exclude, or their lines of the manifest), or read all as gray with data.channels=1"
+            )
+    return notes
 
 
 def _revealing(images: DecodedListing) -> list[str]:
@@ -78,7 +70,8 @@ def _revealing(images: DecodedListing) -> list[str]:
     labels = np.fromiter(map(attrgetter("label"), images.samples), np.int64, len(images.table))
     found: dict[str, str] = {}
     for kind in _properties(images.table):
-        counts = _cross(kind.values, labels, len(classes))
+        counts = np.zeros((kind.values.max() + 1, len(classes)), np.int64)
+        np.add.at(counts, (kind.values, labels), 1)
         strength = cramers_v(counts)
         if strength >= _REVEALING and kind.name not in found:
             found[kind.name] = f"{kind.name} (Cramér's V {strength:.2f}; {_shown(counts, kind, classes)})"
@@ -107,12 +100,6 @@ def _properties(table: FileTable) -> Iterator[_Property]:
 def _of_shared(name: str, table: FileTable, value: Callable[[SharedInfo], str]) -> _Property:
     names, numbers = np.unique(list(map(value, table.numbers)), return_inverse=True)
     return _Property(name, numbers[table.rows["shared"]], names.__getitem__)
-
-
-def _cross(values: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> Counts:
-    """Count the images of each value (rows) and class (columns)."""
-    rows = int(values.max()) + 1
-    return np.bincount(values * classes + labels, minlength=rows * classes).reshape(rows, classes)
 
 
 def cramers_v(counts: Counts) -> float:

@@ -9,8 +9,8 @@ from ..demo.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from ..errors import DataError
 from ..utils.config import DataConfig
 from ..utils.tables import TABLE_ENDINGS
-from .cache import decode_listings
 from .contents import describe_contents
+from .decode_cache import decode_listings
 from .file_info import concatenate_tables
 from .folders import NamePatterns, list_folder, list_unlabeled_folder, listing_of_files, unlabeled_sample
 from .image_array import ImageSource
@@ -27,9 +27,7 @@ from .windows import blank_notes, describe_corrected
 def list_modalities(config: DataConfig, cache_dir: Path) -> list[Listing]:
     """List the images of each configured modality for training, without reading pixels.
 
-    Args:
-        config: The data section.
-        cache_dir: Where the demo is made on first use.
+    The demo is made in ``cache_dir`` on first use.
 
     Raises:
         DataError: No usable images are found; the message states what was expected and what was found.
@@ -79,7 +77,7 @@ def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
         return list_folder(root, modality, patterns, config.exclude, positive)
     if layout == "missing":
         raise DataError(
-            f"{root}: no such folder or file; --data takes demo, a folder "
+            f"{root}: not found; --data takes demo, a folder "
             f"ROOT/{modality}/{{train,val,test}}/CLASS/*, a folder ROOT/{modality}/CLASS/*, "
             "a folder with a manifest.csv, or a MedMNIST .npz"
         )
@@ -107,13 +105,11 @@ def _list_unlabeled(
             raise DataError(f"{root}: no folder {modality}; the model stacks {', '.join(config.modalities)}")
         return list_unlabeled_folder(root, modality, classes, patterns, config.exclude)
     if layout == "missing":
-        raise DataError(
-            f"{root}: no such file or folder; an image, a folder, a manifest.csv or an .npz is taken"
-        )
+        raise DataError(f"{root}: not found; expected an image, a folder, a manifest.csv or an .npz")
     if len(config.modalities) > 1:
         raise DataError(
             f"{root}: one file holds one modality, and this model stacks {', '.join(config.modalities)}; "
-            "a folder with a folder for each, or a manifest, is needed"
+            "expected a folder with a folder for each, or a manifest"
         )
     if is_image(str(root)):
         sample = unlabeled_sample(str(root), root.name, classes, patterns)
@@ -136,7 +132,7 @@ def _find_layout(root: Path) -> tuple[str, Path]:
 def _check_pattern(pattern: str | None, setting: str) -> None:
     try:
         if pattern is not None and re.compile(pattern).groups < 1:
-            raise DataError(rf"data.{setting}: {pattern!r} has no group; for p0001_2.png write ^(p\d+)_")
+            raise DataError(rf"data.{setting}: no group in {pattern!r}; for p0001_2.png write ^(p\d+)_")
     except re.error as error:
         raise DataError(f"data.{setting}: {pattern!r} is not a valid regular expression: {error}") from None
 
@@ -184,8 +180,8 @@ def load_inputs(path: str, config: DataConfig, classes: tuple[str, ...], cache_d
         if not listing.samples:
             why = "".join(f". {note}" for note in (*listing.notes, describe_contents(listing.root)))
             raise DataError(
-                f"{listing.root}: no images; an image, a folder with images anywhere below it, a manifest or "
-                f"an .npz is taken, of {', '.join(sorted(SUFFIXES))}{why}"
+                f"{listing.root}: no images found; expected an image, a folder with images anywhere below "
+                f"it, a manifest or an .npz, of {', '.join(sorted(SUFFIXES))}{why}"
             )
     decoded = decode_listings(listings, config, cache_dir)
     joined = join(decoded) if len(decoded) > 1 else StepResult(to_records(decoded[0]), [])

@@ -108,21 +108,14 @@ def split_by_fold(
 ) -> list[str]:
     """Assign every sample of one fold to val and all others to train; samples of one group stay together.
 
-    Args:
-        groups: Group (patient) of each sample.
-        labels: Class index of each sample, by which the folds are stratified.
-        folds: Number of folds.
-        fold: The fold for val.
-        seed: Seed of the shuffle; the folds do not depend on the order of samples.
-
-    Returns:
-        ``train`` or ``val`` per sample.
+    The folds are stratified by ``labels`` and shuffled by ``seed``; they do not depend on the order of
+    samples.
 
     Raises:
-        DataError: There are fewer groups than folds.
+        DataError: Fewer groups than folds.
     """
     if len(set(groups)) < folds:
-        raise DataError(f"data.folds: {folds} folds need as many patients, and there are {len(set(groups))}")
+        raise DataError(f"data.folds: {folds} folds need as many patients, found {len(set(groups))}")
     return ["val" if part == fold else "train" for part in _divide(groups, labels, folds, seed).tolist()]
 
 
@@ -205,7 +198,7 @@ def assign_splits(
                 "data.on_near_duplicate=group needs a split made here, and the data define their own; choose "
                 "drop, or remove their split"
             )
-        groups, note = group_near_duplicates(records, groups, arrays, config.near_duplicate_threshold)
+        groups, note = _group_near_duplicates(records, groups, arrays, config.near_duplicate_threshold)
         notes.append(note)
     if not records.splits[0]:  # the source has no split of its own
         split = split_by_group if by_patient else split_by_image
@@ -227,20 +220,10 @@ def assign_splits(
     return StepResult(replace(rest, splits=text_column(sides)), notes)
 
 
-def group_near_duplicates(
+def _group_near_duplicates(
     records: Records, groups: list[str], arrays: Sequence[ImageArray], threshold: float
 ) -> tuple[list[str], str]:
-    """Merge the groups of near-duplicates, so that a split keeps them together.
-
-    Args:
-        records: All samples.
-        groups: Group of each.
-        arrays: The decoded images of each modality.
-        threshold: Correlation above which images are near-duplicates.
-
-    Returns:
-        The merged groups, and a sentence for the user.
-    """
+    """Merge the groups of near-duplicates; return the groups and a sentence for the user."""
     component = find_components(records, arrays, threshold)
     _, first = np.unique(component, return_index=True)
     links = [(groups[i], groups[first[c]]) for i, c in enumerate(component.tolist())]

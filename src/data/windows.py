@@ -29,7 +29,7 @@ def shared_window(table: FileTable, configured: Range | None) -> Range | None:
 
 
 def check_window(table: FileTable, configured: Range | None) -> list[str]:
-    """Return a sentence on images that become one gray by the window, if there are any, but not all.
+    """Return a sentence on images that become one gray by the window, if some do, but not all.
 
     Raises:
         DataError: All images become one gray, so that nothing could be learned.
@@ -41,7 +41,7 @@ def check_window(table: FileTable, configured: Range | None) -> list[str]:
 
 
 def blank_notes(table: FileTable, configured: Range | None) -> list[str]:
-    """Return a sentence on images that become one gray by the window, if there are any."""
+    """Return a sentence on images that become one gray by the window, if any do."""
     blank = _blank(table, configured)
     if not len(blank):
         return []
@@ -196,9 +196,7 @@ CORRECT_FROM = 5
 def describe_corrected(table: FileTable, window: Range | None) -> str:
     """Count files that earlier versions decoded incorrectly, such as ``3 DICOM with padding``; "" if none.
 
-    Args:
-        table: File information.
-        window: The configured window; with one, the files' own gray levels are not used.
+    With a configured window, the files' own gray levels are not used.
     """
     counts: Counter[str] = Counter()
     for shared, count in table.counted():

@@ -30,17 +30,11 @@ _SEED = 2018
 
 
 def make_demo(cache_dir: Path) -> Path:
-    """Make the demo data on first use and return its folder.
+    """Make the demo data on first use and return its folder, ``cache_dir / "demo-v1"``.
 
     The folder holds ``{A,P}/{benign,malignant}/pNNNN_K.png``: 8-bit gray images of 64 x 64 pixels, the
     same file names in both phases, and the same bytes each time (for one version of NumPy and Pillow).
     Several processes may call it at the same time; a killed one leaves no incomplete data.
-
-    Args:
-        cache_dir: Parent folder of ``demo-v1``; created if missing.
-
-    Returns:
-        ``cache_dir / "demo-v1"``.
 
     Raises:
         DataError: The folder cannot be written, or a file has that name.
@@ -82,10 +76,6 @@ def _write(root: Path) -> None:
             (root / phase / name).mkdir(parents=True)
     labels = np.random.default_rng(_SEED).permutation(np.arange(_PATIENTS) % len(_CLASSES))
     for patient, label in enumerate(labels.tolist(), start=1):
-        _write_patient(root, patient, label)
+        for phase, index, pixels in patient_images(patient, label):
+            Image.fromarray(pixels).save(root / phase / _CLASSES[label] / f"p{patient:04d}_{index}.png")
     (root / _README).write_text(_README_TEXT, encoding="utf-8")
-
-
-def _write_patient(root: Path, patient: int, label: int) -> None:
-    for phase, index, pixels in patient_images(patient, label):
-        Image.fromarray(pixels).save(root / phase / _CLASSES[label] / f"p{patient:04d}_{index}.png")

@@ -36,20 +36,20 @@ class Difference:
     p: float
 
 
-def is_better(candidate: float, incumbent: float | None) -> bool:
+def is_better(candidate: float, best: float | None) -> bool:
     """Return whether a score replaces the best so far: the one rule for best epochs and promotion.
 
     Args:
         candidate: The new score; larger is better.
-        incumbent: The best so far, or None if there is none.
+        best: The best so far, or None if there is none.
 
     Returns:
         True if ``candidate`` is finite and strictly greater. NaN and infinity never win, and any finite
-        candidate beats an incumbent that is not finite.
+        candidate beats a best that is not finite.
     """
     if not math.isfinite(candidate):
         return False
-    return incumbent is None or not math.isfinite(incumbent) or candidate > incumbent
+    return best is None or not math.isfinite(best) or candidate > best
 
 
 def auc(labels: Ints, probabilities: Floats) -> float:

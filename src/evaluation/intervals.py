@@ -140,10 +140,8 @@ def _design_effect(parts: Floats, positive: NDArray[np.bool_], units: Ints) -> f
     sizes, sides = np.bincount(units), positive.astype(np.int64)
     if len(sizes) == len(units):
         return 1.0
-    clustered, alone = (
-        clustered_variance(parts, sides, units),
-        clustered_variance(parts, sides, np.arange(len(units))),
-    )
+    clustered = clustered_variance(parts, sides, units)
+    alone = clustered_variance(parts, sides, np.arange(len(units)))
     if not (clustered > ROUNDING_NOISE and alone > ROUNDING_NOISE):
         return float(sizes.max())
     fewest = min(len(np.unique(units[side])) for side in (positive, ~positive))

@@ -86,11 +86,10 @@ def height_for(entries: int) -> float:
 
 def save_figure(path: Path, figure: "Figure", colors: int = 128) -> Path:
     """Write a figure as a PNG file; figures with photographs need the full palette of 256 ``colors``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
     drawn = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(drawn, format="png", dpi=figure.dpi)
+    figure.savefig(drawn, format="png")
     image = Image.open(drawn).convert("RGB")
     with atomic_file(path) as file:
         # A palette takes a third of the space, and line drawings lose nothing.
@@ -126,10 +125,8 @@ def _history_line(axes: "Axes", history: Sequence[Mapping[str, float]], name: st
     marker = "o" if len(history) <= 40 else ""
     dashes = "--" if split == "train" else "-"
     color, _ = split_style(split)
-    values = _column(history, name)
-    axes.plot(
-        _column(history, "epoch"), values, marker=marker, markersize=3.5, color=color, ls=dashes, label=split
-    )
+    x, y = _column(history, "epoch"), _column(history, name)
+    axes.plot(x, y, marker=marker, markersize=3.5, color=color, ls=dashes, label=split)
 
 
 def _epoch_axis(axes: "Axes", epochs: Floats) -> None:

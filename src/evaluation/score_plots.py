@@ -1,4 +1,8 @@
-"""Plots of predictions: ROC, precision-recall, confusion matrices and calibration."""
+"""Plots of predictions: ROC, precision-recall, confusion matrices and calibration.
+
+scikit-learn's displays show less: no count with its share, no operating point, no intervals of the
+calibration, and no curve whose area is the average precision.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -292,7 +296,10 @@ def save_plots(
 def save_score_plots(folder: Path, *, splits: Splits, classes: Sequence[str], threshold: float) -> list[Path]:
     """Draw the plots that need predictions only; the arguments are those of `save_plots`."""
     names = readable(classes)
-    usable = {split: _finite(labels, scores) for split, (labels, scores) in splits.items()}
+    usable = {}
+    for split, (labels, scores) in splits.items():
+        kept = np.isfinite(scores).all(axis=1)
+        usable[split] = labels[kept], scores[kept]
     figures = {
         "roc": curves("roc", usable, names, threshold),
         "precision_recall": curves("precision_recall", usable, names, threshold),
@@ -300,8 +307,3 @@ def save_score_plots(folder: Path, *, splits: Splits, classes: Sequence[str], th
         "calibration": calibration(usable, names),
     }
     return [save_figure(folder / f"{name}.png", figure) for name, figure in figures.items()]
-
-
-def _finite(labels: Ints, scores: Floats) -> tuple[Ints, Floats]:
-    kept = np.isfinite(scores).all(axis=1)
-    return labels[kept], scores[kept]

@@ -9,7 +9,7 @@ from ..data.dataset import Dataset
 from ..data.file_info import FORMAT
 from ..evaluation.metrics import optimism
 from ..models.forward import ModelContext
-from ..models.input_spec import ServingModel
+from ..models.serving import ServingModel
 from ..tracking import names
 from ..tracking.run import TrackedRun
 from ..tracking.store import ui_instructions
@@ -51,12 +51,12 @@ def run_tags(config: Config, dataset: Dataset, context: ModelContext) -> dict[st
         **({names.ROLE: names.FOLD} if is_fold else candidate),
         names.DATA_FINGERPRINT: dataset.fingerprint,
         names.SPLIT_FINGERPRINT: dataset.split_fingerprint,
-        names.DECODING: str(FORMAT),
+        names.DECODER_VERSION: str(FORMAT),
         names.CONFIG_SHA256: config_hash(config),
         names.SEED: str(config.training.seed),
-        names.ENVIRONMENT + "processes": str(context.process_group.world_size),
+        names.ENV_PREFIX + "processes": str(context.process_group.world_size),
         **{f"data.{what}": str(count) for what, count in dataset.counts.items()},
-        **{names.ENVIRONMENT + what: str(value) for what, value in environment(context.device).items()},
+        **{names.ENV_PREFIX + what: str(value) for what, value in environment(context.device).items()},
     }
 
 

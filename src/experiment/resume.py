@@ -20,7 +20,7 @@ from ..training.run_folder import RunFolders
 from ..utils.cli import warn
 from ..utils.config import Config
 from ..utils.config_fields import is_run_name
-from ..utils.overrides import merge_dotted
+from ..utils.config_yaml import merge_dotted
 from ..utils.project import in_project
 
 MAY_CHANGE = frozenset(
@@ -96,15 +96,15 @@ class ResumableRun:
             raise UserError(
                 f"--resume {self.run_id}: it stopped within epoch {self.checkpoint['epoch'] + 1}, whose "
                 "batches depend on the number of processes; resume with as many as before "
-                f"({self.tags.get(names.ENVIRONMENT + 'processes', '1')})"
+                f"({self.tags.get(names.ENV_PREFIX + 'processes', '1')})"
             )
 
     def inexact(self, tags: Mapping[str, str]) -> Iterator[str]:
         """Yield the changes of the environment since the run started; ``tags`` describe the current one."""
         for name, now in tags.items():
             before = self.tags.get(name, now)
-            if name.startswith(names.ENVIRONMENT) and before != now:
-                yield f"{name.removeprefix(names.ENVIRONMENT)} was {before}, now {now}"
+            if name.startswith(names.ENV_PREFIX) and before != now:
+                yield f"{name.removeprefix(names.ENV_PREFIX)} was {before}, now {now}"
 
 
 def resume_by_id(run_id: str, changes: Mapping[str, Any], held: ExitStack) -> ResumableRun:
@@ -116,7 +116,7 @@ def resume_by_id(run_id: str, changes: Mapping[str, Any], held: ExitStack) -> Re
         held: Keeps the lock of the run.
 
     Raises:
-        UserError: There is no such run here, it is finished, another process is training it, or settings
+        UserError: The run is not found or finished, another process is training it, or settings
             that must not change differ.
         TrackingError: The store cannot be read, or a server does not accept pending deliveries.
     """

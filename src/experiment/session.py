@@ -52,7 +52,7 @@ class Training:
 
     def _run_tracked(self, after_run: ExitStack) -> None:
         config, context, resumed = self.setup.config, self.setup.context, self.resumed
-        nested = {names.PARENT: self.parent} if self.parent else {}
+        nested = {names.PARENT_RUN_ID: self.parent} if self.parent else {}
         with (
             tracked_run(dict(self.tags) | nested, None if resumed is None else resumed.run_id) as run,
             determinism(config.training.deterministic),

@@ -28,7 +28,7 @@ SIDES = ("train", "val", "test", ALL)
 
 @dataclass(frozen=True, eq=False)
 class LabeledImages:
-    """Labeled images.
+    """Images to score a model on, with their classes and patients.
 
     Attributes:
         split: ``train``, ``val``, ``test`` or ``all``.
@@ -64,7 +64,7 @@ def load_labeled_images(trained: TrainedModel, root: str, split: str) -> Labeled
         split: A split as training would make it, or ``all`` for all images.
 
     Raises:
-        ConfigError: There is no such split.
+        ConfigError: ``split`` is unknown.
         DataError: The data cannot be used, or has other classes.
     """
     if split not in SIDES:
@@ -85,7 +85,7 @@ def _side(trained: TrainedModel, dataset: Dataset, split: str) -> LabeledImages:
             f"{', '.join(trained.classes)}; they must be the same, in this order"
         )
     if split not in dataset.splits:
-        raise DataError(f"{dataset.root}: has no split {split}; there are {', '.join(dataset.splits)}")
+        raise DataError(f"{dataset.root}: no split {split}; found {', '.join(dataset.splits)}")
     side = dataset.splits[split]
     return LabeledImages(
         split,

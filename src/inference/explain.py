@@ -41,7 +41,7 @@ def check_explainable(trained: TrainedModel) -> Layer:
     """Return the last layer with a feature map of at least 4 x 4, else the last with at least 2 x 2.
 
     Raises:
-        ModelError: The model has no such layer, or Grad-CAM does not suit it.
+        ModelError: No layer is large enough, or Grad-CAM does not suit the model.
     """
     name = trained.config.model.name
     if name.startswith(_UNSERVED):
@@ -54,7 +54,7 @@ def check_explainable(trained: TrainedModel) -> Layer:
         if fitting:
             return fitting[-1]
     size = trained.network.spec.size
-    raise ModelError(f"--explain: {name} at {size} px has no feature map of 2 x 2 or more; leave it out")
+    raise ModelError(f"--explain: no feature map of 2 x 2 or more in {name} at {size} px; leave it out")
 
 
 def _maps(trained: TrainedModel) -> list[Layer]:

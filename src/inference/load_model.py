@@ -18,7 +18,7 @@ from ..models.build import build_model
 from ..models.forward import ModelContext
 from ..models.input_spec import InputSpec
 from ..tracking.logged_model import load_model
-from ..tracking.names import CONFIG, DECODING, registered_name
+from ..tracking.names import CONFIG_FILE, DECODER_VERSION, registered_model_name
 from ..tracking.registry import Registered, Version, read_registered, registered_names
 from ..tracking.store import open_store
 from ..tracking.stored_run import StoredRun, read_run
@@ -26,7 +26,7 @@ from ..training.checkpoint import load_checkpoint
 from ..utils.config import Config
 from ..utils.console import track
 from ..utils.runtime import fit_threads, keep_freed_memory, pick_device
-from .reference import Reference
+from .model_reference import ModelReference
 
 _NETWORK = "model."  # prefix of the network's weights in the logged model
 
@@ -63,11 +63,7 @@ class TrainedModel:
         return track(load_batches(images, batches, self.network.device), title, len(batches))
 
     def notes(self, corrected: str) -> list[str]:
-        """Return a sentence if files are decoded differently than when the model was trained.
-
-        Args:
-            corrected: Kinds and numbers of files that earlier versions decoded incorrectly.
-        """
+        """Return a sentence if files of the kinds in ``corrected`` were decoded differently in training."""
         if not corrected or self.decoding >= CORRECT_FROM:
             return []
         return [
@@ -77,7 +73,7 @@ class TrainedModel:
         ]
 
 
-def load_trained(reference: Reference, folder: Path, device: str = "auto") -> TrainedModel:
+def load_trained(reference: ModelReference, folder: Path, device: str = "auto") -> TrainedModel:
     """Load a trained model; no code stored with it is executed.
 
     Args:
@@ -99,7 +95,7 @@ def load_trained(reference: Reference, folder: Path, device: str = "auto") -> Tr
     if reference.run_id is not None:
         run = read_run(reference.run_id)
         return _of_run(f"run {run.run_id}", run, run.model_source, None, folder=folder, device=target)
-    registered = read_registered(registered_name(reference.model or "", reference.modality or ""))
+    registered = read_registered(registered_model_name(reference.model or "", reference.modality or ""))
     version = _version(registered, reference.version)
     name = f"{registered.name} version {version.number}"
     if version.run_id is None:
@@ -117,7 +113,7 @@ def _version(registered: Registered, number: int | None) -> Version:
     if version is None:
         what = "no version has the alias champion" if number is None else f"no version {number}"
         there = ", ".join(map(str, sorted(registered.versions)))
-        raise UserError(f"{registered.name}: {what}; there are {there}")
+        raise UserError(f"{registered.name}: {what}; versions: {there}")
     return version
 
 
@@ -131,17 +127,17 @@ def _of_run(
     device: torch.device,
 ) -> TrainedModel:
     if source is None:
-        raise ClaimError(f"{name} has no logged model; a run logs one when it finishes")
+        raise ClaimError(f"{name}: no logged model found; a run logs one when it finishes")
     loaded = load_model(source, folder / "model")
-    path = run.fetch(CONFIG, folder)
+    path = run.fetch(CONFIG_FILE, folder)
     if path is None:
-        raise ClaimError(f"{name}: the artifact {CONFIG} of run {run.run_id} is missing")
+        raise ClaimError(f"{name}: the artifact {CONFIG_FILE} of run {run.run_id} is missing")
     config = Config.from_file(path)
     state = dict(loaded.module.state_dict())
     classes = tuple(map(str, loaded.metadata.get("classes", ())))
     threshold = float(loaded.metadata.get("threshold", math.nan))
     if len(classes) < 2 or math.isnan(threshold):
-        raise ClaimError(f"{name}: {source} has no classes or no threshold in its metadata")
+        raise ClaimError(f"{name}: no classes or no threshold in the metadata of {source}")
     try:
         mean, std = (tuple(float(x) for x in state.pop(key).flatten()) for key in ("mean", "std"))
         spec = InputSpec(len(mean), int(config.data.image_size), mean, std)
@@ -149,7 +145,7 @@ def _of_run(
         raise ClaimError(f"{name}: {source} is not a model of this project ({error})") from None
     weights = {key.removeprefix(_NETWORK): value for key, value in state.items()}
     network = _rebuild(name, config, classes, spec, weights=weights, device=device)
-    recorded = run.tags.get(DECODING, "")
+    recorded = run.tags.get(DECODER_VERSION, "")
     decoding = int(recorded) if recorded.isdecimal() else 0
     return TrainedModel(name, network, config, classes, threshold, source, run, version, decoding)
 

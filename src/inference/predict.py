@@ -22,14 +22,14 @@ from ..utils.io import atomic_file, atomic_write_text
 from ..utils.runtime import determinism
 from ..utils.tables import escape_formula
 from .load_model import TrainedModel, describe, load_trained
-from .reference import Reference
+from .model_reference import ModelReference
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
 @contextmanager
-def trained_model(reference: Reference, device: str, role: str) -> Iterator[tuple[TrainedModel, Path]]:
+def trained_model(reference: ModelReference, device: str, role: str) -> Iterator[tuple[TrainedModel, Path]]:
     """Load a model, print a line about it, and provide a temporary folder.
 
     Args:
@@ -62,11 +62,7 @@ def read_inputs(args: argparse.Namespace, trained: TrainedModel) -> Inputs:
 
 
 def refuse_bad(bad: Sequence[str], output: Path) -> None:
-    """Report the images that could not be read, after everything else was written.
-
-    Raises:
-        MlprojectError: There are such images.
-    """
+    """Name the images that could not be read, after all else was written; raise an error if any."""
     for message in bad:
         warn(message)
     if bad:
@@ -95,7 +91,7 @@ def features(
     """Return a table that identifies each image, and the features (N, D) in the same order.
 
     Raises:
-        ModelError: There is no such layer.
+        ModelError: The layer is not found.
     """
     network, images = trained.network, trained.batches(inputs.images, "images")
     found = extract_features(network.model, network.spec, images, device=network.device, layer=layer)

@@ -91,17 +91,16 @@ def _check_name(name: str) -> None:
         return
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4) or known
     raise ModelError(
-        f"model.name: torchvision has no classification model {name!r}; "
-        f"the nearest names are {', '.join(near)}."
+        f"model.name: no classification model {name!r} in torchvision; closest names: {', '.join(near)}."
     )
 
 
 def _wants_small_stem(name: str, stem: str, size: int) -> bool:
     if stem not in ("auto", "imagenet", "small"):
-        raise ModelError(f"model.stem is {stem!r}; it takes auto, imagenet or small.")
+        raise ModelError(f"model.stem: expected auto, imagenet or small, not {stem!r}.")
     if stem == "small" and not has_small_stem(name):
         raise ModelError(
-            f"model.stem=small: {name} has no stem for small images; set model.stem=imagenet, "
+            f"model.stem=small: no stem for small images in {name}; set model.stem=imagenet, "
             f"or choose a model of a family that has one: {', '.join(small_stem_families())}."
         )
     return stem == "small" or (stem == "auto" and size <= _SMALL_IMAGE and has_small_stem(name))

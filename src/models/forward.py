@@ -57,7 +57,7 @@ def predict_logits(
         float32 logits (N_total, K) on the CPU, in the order of the batches.
 
     Raises:
-        ValueError: There is no batch.
+        ValueError: ``batches`` is empty.
     """
     # Logits stay on the device until the end: copying each batch would wait for the device.
     logits: list[Tensor] = []
@@ -85,13 +85,9 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def train_mode(model: nn.Module, *, freeze_backbone: bool) -> None:
-    """Put the whole model, or only its head, into training mode.
+    """Put the whole model, or with ``freeze_backbone`` only its head, into training mode.
 
     Frozen layers stay in eval mode: no gradient, fixed batch-norm statistics, no dropout.
-
-    Args:
-        model: The model.
-        freeze_backbone: Whether everything but the head is frozen.
     """
     model.train(not freeze_backbone).requires_grad_(not freeze_backbone)
     model.get_submodule(head_path(model)).train().requires_grad_()
@@ -110,20 +106,14 @@ def extract_features(
 ) -> Tensor:
     """Run the model over all batches and return the output of a layer, one vector per image.
 
-    Feature maps and the tokens of a transformer are averaged over their positions.
-
-    Args:
-        model: The model, already on ``device``.
-        spec: The input that the model expects.
-        batches: uint8 pixels (N, C, H, W).
-        device: Device of the model.
-        layer: Path of the submodule; None for the input of the last layer.
+    Feature maps and the tokens of a transformer are averaged over their positions. The arguments are those of
+    `predict_logits`, and ``layer``, the path of the submodule; None is the input of the last layer.
 
     Returns:
         float32 (N_total, D) on the CPU.
 
     Raises:
-        ModelError: There is no such layer, or its output is not one vector, map or token list per image.
+        ModelError: The layer is not found, or its output is not one vector, map or token list per image.
     """
     with _recording(model, layer) as vectors:
         predict_logits(model, spec, batches, device=device)
@@ -155,9 +145,7 @@ def _find(model: nn.Module, layer: str) -> nn.Module:
     layers: dict[str, nn.Module] = dict(model.named_modules())
     if layer not in layers or not layer:
         top = [name for name in layers if name and name.count(".") < 2][:_MAX_LISTED]
-        raise ModelError(
-            f"--layer {layer}: the model has no such layer; some of its layers are {', '.join(top)}"
-        )
+        raise ModelError(f"--layer {layer}: not found in the model; some of its layers are {', '.join(top)}")
     return layers[layer]
 
 

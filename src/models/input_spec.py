@@ -1,4 +1,4 @@
-"""The input of a model: size, channels, normalization, and the model with its preprocessing for serving."""
+"""The input of a model: size, channels and normalization."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ModelError
 
@@ -38,14 +38,7 @@ class InputSpec:
             )
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Normalize pixels channel by channel.
-
-        Args:
-            pixels: Floating point (N, C, H, W) in [0, 1].
-
-        Returns:
-            ``(pixels - mean) / std``; same shape, dtype, device and memory format.
-        """
+        """Normalize floating-point pixels (N, C, H, W) in [0, 1] by the mean and std of each channel."""
         return standardize(pixels, *self.constants(pixels.dtype, pixels.device))
 
     def constants(self, dtype: torch.dtype, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -92,34 +85,3 @@ def standardize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def unit_range(pixels: Tensor) -> Tensor:
     """Scale uint8 pixels to float32 in [0, 1]; shape, device and memory format stay."""
     return pixels.to(torch.float32) / 255
-
-
-class ServingModel(nn.Module):
-    """Preprocessing, model and softmax in one module that ``torch.export`` accepts.
-
-    The wrapped model, which returns logits (N, K), is shared, not copied, and put into eval mode.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, spec: InputSpec) -> None:
-        super().__init__()
-        self.model = model
-        # Buffers, so that they move with the module to another device, also after an export.
-        mean, std = spec.constants(torch.float32)
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-        self.eval()
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return the class probabilities of images.
-
-        Args:
-            pixels: uint8 (N, C, size, size).
-
-        Returns:
-            float32 (N, K); each row sums to 1.
-        """
-        logits: Tensor = self.model(standardize(unit_range(pixels), self.mean, self.std))
-        return logits.float().softmax(dim=1)

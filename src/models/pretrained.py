@@ -178,13 +178,7 @@ _TIMEOUT_SECONDS = 15.0  # without receiving a byte; the value of pip
 
 
 def imagenet_state(name: str) -> dict[str, Any]:
-    """Read the ImageNet weights of a model, downloading them on first use.
-
-    Args:
-        name: The name of a torchvision model.
-
-    Returns:
-        The state dict.
+    """Read the ImageNet state dict of a torchvision model, downloading it on first use.
 
     Raises:
         ModelError: They are not in the cache and cannot be downloaded; the message names the remedies.

@@ -211,7 +211,7 @@ class _Loaded:
 
 
 def _report(model: nn.Module, state: Mapping[str, Tensor], match: Match, loaded: _Loaded, source: str) -> str:
-    """Describe how many tensors were used and which were not; "" if there is nothing to report."""
+    """Describe how many tensors were used and which were not; "" if all were used under their names."""
     used = {match.origins[name] for name in loaded.used}
     left = [key for key in state if key not in used]
     if not (left or loaded.new or match.how):

@@ -76,19 +76,12 @@ def _initialize_like(new: nn.Conv2d, old: nn.Conv2d) -> None:
 
 
 def adapt_filters(filters: Tensor, channels: int) -> Tensor:
-    """Adapt trained filters to another number of input channels with the same normalization.
+    """Adapt trained filters (out, old, k, k) to ``channels`` input channels with the same normalization.
 
     For one channel the filters are summed over their channels, so that a gray image has the response of its
     RGB copy. For other numbers they are repeated in turn and scaled by ``old / new``, so that an image with
     equal channels has the same response if one number divides the other. Both require the same mean and std
     for all channels, old and new; otherwise see `adapt_stem`.
-
-    Args:
-        filters: (out, old, k, k).
-        channels: The new number of input channels.
-
-    Returns:
-        (out, channels, k, k).
     """
     old = filters.shape[1]
     if channels == old:
@@ -132,7 +125,7 @@ def adapt_stem(
 def shifted_by_stem(model: nn.Module) -> tuple[str, float]:
     """Return the tensor to which the shift of `adapt_stem` is added, and its sign.
 
-    It is the bias of the first convolution or, if there is none, the mean of the following batch norm.
+    It is the bias of the first convolution or, without a bias, the mean of the following batch norm.
     """
     path, convolution = first_convolution(model)
     if convolution.bias is not None:

@@ -11,8 +11,8 @@ from ..errors import ConfigError
 from ..evaluation import metric_names as names
 from ..tracking.stored_run import StoredRun
 from ..utils.config import Config
+from ..utils.config_yaml import parse_yaml, read_config_text
 from ..utils.io import sha256
-from ..utils.overrides import parse_yaml, read_text
 from .history import Event, Group
 
 _MAX_LENGTH = 50_000  # a replaced file is stored in the history and in a tag, which MLflow limits to 100,000
@@ -51,7 +51,7 @@ def read_best_hparams(group: Group) -> BestHparams | None:
     if not group.yaml_path.exists():
         return None
     try:
-        return _parse(read_text(group.yaml_path), group)
+        return _parse(read_config_text(group.yaml_path), group)
     except ConfigError as error:
         raise ConfigError(f"{error}; it is left as it is: repair it, or move it away") from None
 

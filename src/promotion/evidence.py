@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,15 +10,16 @@ import numpy as np
 
 from ..errors import ClaimError, DataError, UserError
 from ..evaluation.auc import Difference, auc, compare, corrected_auc
-from ..evaluation.intervals import Estimate, interval
+from ..evaluation.intervals import interval
 from ..evaluation.predictions import Predictions, read_predictions
 from ..tracking.logged_model import load_model
-from ..tracking.names import CONFIG, PREDICTIONS
+from ..tracking.names import CONFIG_FILE, PREDICTIONS
 from ..tracking.stored_run import StoredRun
 from ..utils.cli import warn
 from ..utils.config import Config
 from .history import Event
 from .select import rank
+from .state import Contender
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,37 +28,6 @@ _SAME_NUMBER = 1e-6  # predictions are stored in full precision
 _SAME_AUC = 1e-3
 _SAME_PROBABILITY = 0.01  # devices and TF32 differ by less, separately trained models by more
 _MOST = 100  # the predictions of so many of the best runs are read, so that 10,000 runs take no longer
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One side of a comparison.
-
-    Attributes:
-        val_auc: The val AUC that the run reports.
-        run_id: Its run, None for a hand-made YAML file.
-        version: Its registered version, None if it has none yet.
-        interval: Confidence interval of the AUC, None if the predictions are missing.
-        predictions: Predictions on the validation split, None if they are missing.
-        is_leaky: Whether it was allowed a leak between splits.
-    """
-
-    val_auc: float
-    run_id: str | None
-    version: int | None
-    interval: Estimate | None
-    predictions: Predictions | None
-    is_leaky: bool = False
-
-    @property
-    def low(self) -> float | None:
-        """Return the lower end of the interval, None if there is none."""
-        return None if self.interval is None or math.isnan(self.interval.low) else self.interval.low
-
-    @property
-    def high(self) -> float | None:
-        """Return the upper end of the interval, None if there is none."""
-        return None if self.interval is None or math.isnan(self.interval.high) else self.interval.high
 
 
 @dataclass(frozen=True)
@@ -80,21 +50,19 @@ class Correction:
         return f"{self.auc:.4f} corrected, best of {self.among}{used}"
 
 
-def contender_of(run: StoredRun, val_auc: float, version: int | None, folder: Path) -> Contender:
-    """Read a run's stored predictions and compute its interval."""
+def with_evidence(contender: Contender, run: StoredRun, folder: Path) -> Contender:
+    """Return a contender with what its run has stored: predictions, interval, and whether it is leaky."""
+    contender = replace(contender, is_leaky=run.is_leaky)
     predictions = stored_predictions(run, "val", folder)
-    found = None
-    if predictions is not None:
-        found = interval(predictions.labels, predictions.probabilities, predictions.patients)
-        if not _matches_auc(predictions, val_auc):
-            # They are from another model, so they allow neither an interval nor a test.
-            found = predictions = None
-    return Contender(val_auc, run.run_id, version, found, predictions, run.is_leaky)
+    if predictions is None or not _matches_auc(predictions, contender.val_auc):
+        return contender  # predictions of another model allow neither an interval nor a test
+    found = interval(predictions.labels, predictions.probabilities, predictions.patients)
+    return replace(contender, interval=found, predictions=predictions)
 
 
-def difference(challenger: Contender, champion: Contender) -> Difference | None:
+def difference(candidate: Contender, champion: Contender) -> Difference | None:
     """Test whether the AUCs differ; return None unless both have predictions on the same samples."""
-    one, two = challenger.predictions, champion.predictions
+    one, two = candidate.predictions, champion.predictions
     if one is None or two is None or not _have_same_samples(one, two):
         return None
     return compare(one.labels, one.probabilities, two.probabilities, one.patients)
@@ -118,9 +86,9 @@ def read_config(run: StoredRun, folder: Path) -> Config:
     Raises:
         ClaimError: They are missing.
     """
-    path = run.fetch(CONFIG, folder)
+    path = run.fetch(CONFIG_FILE, folder)
     if path is None:
-        raise ClaimError(f"run {run.run_id}: its artifact {CONFIG} is gone")
+        raise ClaimError(f"run {run.run_id}: its artifact {CONFIG_FILE} is gone")
     return Config.from_file(path)
 
 
@@ -213,21 +181,21 @@ def correction_of(event: Event | None) -> Correction | None:
     return Correction(event.val_auc_corrected, event.chosen_among or 1, event.corrected_with or 1)
 
 
-def correct(best: StoredRun, competitors: Sequence[StoredRun], folder: Path) -> Correction | None:
+def correct(best: StoredRun, candidates: Sequence[StoredRun], folder: Path) -> Correction | None:
     """Correct a run's val AUC for being the best of the runs that competed.
 
     Args:
         best: The best run.
-        competitors: All runs that it was chosen among, itself included.
+        candidates: All runs that it was chosen among, itself included.
         folder: Where to download files to if the store is not a local folder.
 
     Returns:
         The correction; None if there was a choice and the predictions of the run or of all others are
         missing, or are too few to resample.
     """
-    if len(competitors) == 1:
+    if len(candidates) == 1:
         return Correction(best.val_auc, 1, 1)
-    others = [run for run in rank(competitors) if run.run_id != best.run_id]
+    others = [run for run in rank(candidates) if run.run_id != best.run_id]
     # By age: of equal runs the earlier one wins, and no order by AUC may decide within a sample.
     runs = sorted([best, *others[: _MOST - 1]], key=lambda run: (run.start_time, run.run_id))
     tables = _matching_predictions(runs, folder)
@@ -238,7 +206,7 @@ def correct(best: StoredRun, competitors: Sequence[StoredRun], folder: Path) -> 
     if len(same) == 1:
         return None
     value = corrected_auc(own.labels, [table.probabilities for table in same], own.patients)
-    return None if math.isnan(value) else Correction(value, len(competitors), len(same))
+    return None if math.isnan(value) else Correction(value, len(candidates), len(same))
 
 
 def _matching_predictions(runs: Sequence[StoredRun], folder: Path) -> dict[str, Predictions]:

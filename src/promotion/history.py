@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from ..errors import MlprojectError
-from ..tracking.names import registered_name
+from ..errors import UserError
+from ..tracking.names import registered_model_name
 from ..tracking.stored_run import StoredRun
 from ..utils.cli import warn
 from ..utils.config_fields import TAG_PATTERN
@@ -42,7 +42,7 @@ class Group:
     @property
     def name(self) -> str:
         """Return the name of the registered model, which is also the YAML file's name."""
-        return registered_name(self.model, self.modality)
+        return registered_model_name(self.model, self.modality)
 
     @property
     def yaml_path(self) -> Path:
@@ -53,13 +53,13 @@ class Group:
         """Refuse tags that cannot be part of the name of a file and a registered model.
 
         Raises:
-            MlprojectError: They contain a separator, a space or ``..``.
+            UserError: They contain a separator, a space or ``..``.
         """
         plain = re.fullmatch(TAG_PATTERN, self.model) and all(
             re.fullmatch(TAG_PATTERN, part) for part in self.modality.split("+")
         )
         if not plain or ".." in self.name:
-            raise MlprojectError(
+            raise UserError(
                 f"model {self.model!r} on modality {self.modality!r} would name a file and a model: "
                 "letters, digits, '.', '_' and '-' only, and no '..'; runs with such tags are not promoted"
             )
@@ -175,33 +175,28 @@ def now() -> str:
     return datetime.now(UTC).isoformat()
 
 
-def read_history() -> list[Event]:
-    """Return all events, oldest first; damaged lines are skipped with a warning."""
+def read_history(group: Group | None = None) -> list[Event]:
+    """Return all events, or those of one group, oldest first; damaged lines are skipped with a warning."""
     events = []
     for number, line in enumerate(_lines(), start=1):
         event = Event.from_json(line)
         if event is None:
             warn(f"{_path()}, line {number}: not an event; it is left out")
-        else:
+        elif group in (None, event.group):
             events.append(event)
     return events
 
 
-def of_group(events: list[Event], group: Group) -> list[Event]:
-    """Return the events of one group."""
-    return [event for event in events if event.group == group]
-
-
-def last_version(events: list[Event], group: Group) -> int | None:
-    """Return the champion's version after the events, None if there was no promotion."""
-    versions = [e.version for e in of_group(events, group) if e.action != "refusal"]
+def last_version(events: Iterable[Event]) -> int | None:
+    """Return the champion's version after the events of a group, None if there was no promotion."""
+    versions = [event.version for event in events if event.action != "refusal"]
     return versions[-1] if versions else None
 
 
-def rolled_back(events: list[Event], group: Group) -> set[str]:
-    """Return the runs that were rolled back and not promoted again since."""
+def rolled_back(events: Iterable[Event]) -> set[str]:
+    """Return the runs of a group that were rolled back and not promoted again since."""
     runs: set[str] = set()
-    for event in of_group(events, group):
+    for event in events:
         if event.action == "rollback" and event.replaced_run_id:
             runs.add(event.replaced_run_id)
         elif event.action == "promotion" and event.run_id:
@@ -221,7 +216,7 @@ def append(event: Event) -> None:
 
     A refusal is also skipped if the same run was refused for the same reason and nothing else happened since.
     """
-    events = of_group(read_history(), event.group)
+    events = read_history(event.group)
     since = takewhile(lambda old: old.action == "refusal", reversed(events))
     refused = {(old.run_id, old.reason) for old in since}
     if event in events or (event.action == "refusal" and (event.run_id, event.reason) in refused):

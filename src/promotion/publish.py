@@ -20,17 +20,16 @@ from ..tracking.registry import Version
 from ..tracking.store import promotion_lock
 from ..tracking.stored_run import StoredRun, read_run
 from ..utils.cli import warn
-from ..utils.config import Config
 from ..utils.io import TEMP_PREFIX, atomic_write_text, check_writable, file_lock, sha256
 from . import history
 from .best_hparams import compose_yaml
-from .evidence import contender_of, correction_of, read_config
+from .evidence import correction_of, read_config, verify, with_evidence
 from .history import Event, Group, best_hparams_folder, now
 from .state import (
-    Incumbent,
+    Contender,
     State,
     event_of,
-    find_incumbent,
+    find_champion,
     if_exists,
     is_consistent,
     previous_version,
@@ -87,7 +86,7 @@ def register_champion(
         event = replace(event, previous_version=previous_version(state, version.number))
     text = compose_yaml(config, run, event)
     # The event comes last: a version that has it has all tags.
-    written = {names.YAML_SHA256: sha256(text.encode()), names.PROMOTION: event.to_json()}
+    written = {names.YAML_SHA256: sha256(text.encode()), names.PROMOTION_EVENT: event.to_json()}
     tags = {names.ROLLED_BACK_TO: None, **facts, **written}
     registry.describe(name, version.number, description)
     registry.set_tags(name, version.number, _changed(tags, version))
@@ -98,37 +97,42 @@ def register_champion(
     return version.number
 
 
-def check_restorable(group: Group, incumbent: Incumbent, folder: Path) -> tuple[StoredRun, Config]:
-    """Return run and settings that an incumbent's YAML file is made of.
+def restore(
+    state: State, champion: Contender, folder: Path, *, verify_new: bool = False, dry_run: bool = False
+) -> None:
+    """Make YAML file, registry and history agree on the champion, also after an interrupted promotion.
+
+    Args:
+        state: What the group has now.
+        champion: Its champion.
+        folder: Where to download files to if the store is not a local folder.
+        verify_new: Verify a champion that was not promoted by this project.
+        dry_run: Check that it is possible, but write nothing.
 
     Raises:
-        MlprojectError: They are missing.
+        MlprojectError: What the YAML file is made of is missing, or the run could not be verified.
     """
-    if incumbent.run_id is None:
-        raise TrackingError(f"{group.name}: the champion has no run to restore {group.yaml_path} from")
-    run = read_run(incumbent.run_id)
-    return run, read_config(run, folder)
-
-
-def restore(state: State, incumbent: Incumbent, folder: Path) -> None:
-    """Make YAML file, registry and history agree on the incumbent, also after an interrupted promotion.
-
-    Raises:
-        MlprojectError: What the YAML file is made of is missing.
-    """
-    run, config = check_restorable(state.group, incumbent, folder)
-    version = state.registered.versions.get(incumbent.version or 0)
+    if champion.run_id is None:
+        name, path = state.group.name, state.group.yaml_path
+        raise TrackingError(f"{name}: the champion has no run to restore {path} from")
+    run = read_run(champion.run_id)
+    config = read_config(run, folder)
+    version = state.registered.versions.get(champion.version or 0)
     event = event_of(version) if version else None
+    if event is None and verify_new:
+        verify(run, folder)
+    if dry_run:
+        return
     if version is None or event is None:
-        register_champion(run, state, _restore_event(run, state, incumbent, folder), folder)
+        register_champion(run, state, _restore_event(run, state, champion, folder), folder)
         return
     text = compose_yaml(config, run, replace(event, version=version.number))
     tags = {names.YAML_SHA256: sha256(text.encode()), names.ROLLED_BACK_TO: None}
     registry.set_tags(state.group.name, version.number, _changed(tags, version))
     # The promotion's own event suffices, unless the history has it already, and another event after it.
-    is_recorded = event in history.read_history()
+    is_recorded = event in history.read_history(state.group)
     if unmanaged_yaml(state) is not None or (is_recorded and state.last_version != version.number):
-        again = _restore_event(run, state, incumbent, folder)
+        again = _restore_event(run, state, champion, folder)
         history.append(replace(again, version=version.number, previous_version=event.previous_version))
     _publish(event, text)
 
@@ -137,47 +141,43 @@ def roll_back(group: Group, *, dry_run: bool) -> str:
     """Make the previous version champion again, and return what was done, in words.
 
     Raises:
-        UserError: There is no previous version; nothing was changed.
+        UserError: There is no such group or no previous version; nothing was changed.
     """
-    try:
-        group.check_name()
-    except MlprojectError as error:
-        raise UserError(str(error)) from None
-    champion, previous = _champion_and_previous(read_state(group))
-    plan = f"{group.name}: champion is version {previous.number} again, version {champion} is taken back"
+    group.check_name()
+    current, previous = _current_and_previous(read_state(group))
+    plan = f"{group.name}: champion is version {previous.number} again, version {current} is taken back"
     if dry_run:
         return f"{plan} (dry run: nothing was changed)"
     with writing(), tempfile.TemporaryDirectory(prefix="promote-") as folder:
         state = read_state(group)
-        incumbent = find_incumbent(state)
-        if incumbent is not None and not is_consistent(state, incumbent):
-            restore(state, incumbent, Path(folder))
+        champion = find_champion(state)
+        if champion is not None and not is_consistent(state, champion):
+            restore(state, champion, Path(folder))
             state = read_state(group)
-        champion, previous = _champion_and_previous(state)
-        _swap(state, champion, previous, Path(folder))
+        _swap(state, *_current_and_previous(state), Path(folder))
     return plan
 
 
-def _champion_and_previous(state: State) -> tuple[int, Version]:
+def _current_and_previous(state: State) -> tuple[int, Version]:
     """Return the number of the champion's version, and the version that replaces it."""
-    name, incumbent, previous = state.group.name, find_incumbent(state), state.registered.previous
-    if incumbent is None or incumbent.version is None:
+    name, champion, previous = state.group.name, find_champion(state), state.registered.previous
+    if champion is None or champion.version is None:
         raise UserError(f"{name}: there is no champion to roll back")
-    if previous is None or previous.number == incumbent.version or names.ROLLED_BACK_TO in previous.tags:
-        raise UserError(f"{name}: version {incumbent.version} has no previous version to go back to")
-    return incumbent.version, previous
+    if previous is None or previous.number == champion.version or names.ROLLED_BACK_TO in previous.tags:
+        raise UserError(f"{name}: version {champion.version} has no previous version to go back to")
+    return champion.version, previous
 
 
-def _swap(state: State, champion: int, previous: Version, folder: Path) -> None:
+def _swap(state: State, current: int, previous: Version, folder: Path) -> None:
     if previous.run_id is None:
         raise UserError(
             f"{state.group.name}: version {previous.number} has no run, so its YAML cannot be written"
         )
     run, before = read_run(previous.run_id), event_of(previous)
     event = replace(
-        Event.of("rollback", state.group, run, f"version {champion} was rolled back"),
-        replaced_version=champion,
-        replaced_run_id=state.registered.versions[champion].run_id,
+        Event.of("rollback", state.group, run, f"version {current} was rolled back"),
+        replaced_version=current,
+        replaced_run_id=state.registered.versions[current].run_id,
     )
     if before is not None:
         event = replace(
@@ -190,17 +190,17 @@ def _swap(state: State, champion: int, previous: Version, folder: Path) -> None:
             chosen_among=before.chosen_among,
             corrected_with=before.corrected_with,
         )
-    register_champion(run, state, event, folder, instead_of=champion)
+    register_champion(run, state, event, folder, instead_of=current)
 
 
-def _restore_event(run: StoredRun, state: State, incumbent: Incumbent, folder: Path) -> Event:
-    contender = contender_of(run, incumbent.val_auc, None, folder)
+def _restore_event(run: StoredRun, state: State, champion: Contender, folder: Path) -> Event:
+    champion = with_evidence(champion, run, folder)
     return replace(
         Event.of("restore", state.group, run, "YAML, registry and history did not agree"),
         replaced_version=state.registered.aliases.get(names.CHAMPION),
-        val_auc=incumbent.val_auc,
-        val_auc_low=contender.low,
-        val_auc_high=contender.high,
+        val_auc=champion.val_auc,
+        val_auc_low=champion.low,
+        val_auc_high=champion.high,
         replaced_text=unmanaged_yaml(state),
     )
 

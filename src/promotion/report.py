@@ -10,15 +10,15 @@ from rich.table import Table
 
 from ..errors import ClaimError, MlprojectError
 from ..tracking.logged_model import check_model_files
-from ..tracking.names import MODALITY, MODEL, PREVIOUS, PROMOTION, ROLLED_BACK_TO, YAML_SHA256
+from ..tracking.names import MODALITY, MODEL, PREVIOUS, PROMOTION_EVENT, ROLLED_BACK_TO, YAML_SHA256
 from ..tracking.registry import Version, champions
 from ..tracking.stored_run import read_run
 from ..utils.config import Config
 from ..utils.console import wide_console
-from .evidence import Contender, Correction, correction_of, read_config
+from .evidence import Correction, correction_of, read_config
 from .history import Group, best_hparams_folder, read_history
-from .select import Request, adjust_p
-from .state import State, event_of, if_exists, read_state
+from .select import Request, Verdict, adjust_p
+from .state import Contender, State, event_of, if_exists, read_state
 from .workflow import Decision, Result, promote
 
 
@@ -30,30 +30,31 @@ def promote_and_report(request: Request) -> None:
     """
     results = promote(request)
     console = wide_console()
-    table = Table("group", "champion", "challenger", "difference", "p", "runs", "left out", "decision")
+    table = Table("group", "champion", "candidate", "difference", "p", "runs", "left out", "decision")
     for result in results:
         table.add_row(*map(escape, _row(result, dry_run=request.dry_run)))
     console.print(table)
     for result in results:
-        for line in (*(f"refused: {why}" for why in result.refused), result.reason):
+        for line in (*(f"refused: {why}" for why in result.unverified), result.reason):
             console.print(f"{result.group.name}: {line}", soft_wrap=True, markup=False)
     if request.dry_run:
         console.print("dry run: nothing was changed")
-    alarming = [result.group.name for result in results if result.needs_attention]
+    alarming = [r.group.name for r in results if r.verdict is Verdict.FAIL or r.unverified]
     if alarming:
         raise MlprojectError(f"needs attention, see the lines above: {', '.join(alarming)}")
 
 
 def _row(result: Result, *, dry_run: bool) -> list[str]:
-    decision, action = result.decision, result.action
-    shown = f"would be {action}" if dry_run and action in ("promoted", "refused") else action
+    decision, verdict = result.decision, result.verdict
+    is_planned = dry_run and verdict in (Verdict.PROMOTE, Verdict.REFUSE)
+    shown = f"would be {verdict.value}" if is_planned else verdict.value
     if decision is None:
         return [result.group.name, "", "", "", "", "", "", shown]
     found, selection = decision.difference, decision.selection
     return [
         result.group.name,
         _side(decision.champion, _recorded_correction(decision)),
-        _side(decision.challenger, result.correction),
+        _side(decision.candidate, result.correction),
         "" if found is None else f"{found.value:+.4f}",
         "" if found is None or math.isnan(found.p) else _p(found.p, decision.runs_since),
         str(len(selection.comparable)),
@@ -64,7 +65,7 @@ def _row(result: Result, *, dry_run: bool) -> list[str]:
 
 def _recorded_correction(decision: Decision) -> Correction | None:
     """Return the correction that was recorded when the champion was promoted."""
-    number = None if decision.incumbent is None else decision.incumbent.version
+    number = None if decision.champion is None else decision.champion.version
     version = decision.state.registered.versions.get(number or 0)
     return None if version is None else correction_of(event_of(version))
 
@@ -121,7 +122,7 @@ def check_consistency(model: str | None, modality: str | None) -> dict[str, list
         if event.action != "refusal":
             groups.setdefault(event.group.name, event.group)
     for name, tags in champions():
-        if PROMOTION in tags and MODEL in tags and MODALITY in tags:
+        if PROMOTION_EVENT in tags and MODEL in tags and MODALITY in tags:
             groups.setdefault(name, Group(tags[MODEL], tags[MODALITY]))
     found: dict[str, list[str]] = {}
     for name, known in sorted(groups.items()):

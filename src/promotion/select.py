@@ -1,16 +1,15 @@
 """Select the best run of a group and decide whether it replaces the champion; no store, no files."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
 from ..evaluation.auc import Difference, is_better
 from ..tracking.stored_run import StoredRun
-from .state import Incumbent, State
+from .state import Contender, Fingerprints, State
 
-Fingerprints = tuple[str | None, str | None]
 OTHER_DATA, ROLLED_BACK, LEAKY = "other data", "rolled back", "with a leak"
 """Reasons for leaving runs out."""
 
@@ -22,8 +21,8 @@ class Rules:
     Attributes:
         min_auc: Lowest allowed val AUC.
         significant: Level that the p value of the gain must stay below, None for no test.
-        force: Promote the best run regardless of the incumbent, the lowest val AUC, the test and a rollback.
-        new_data: Replace an incumbent that was trained on other data.
+        force: Promote the best run regardless of the champion, the lowest val AUC, the test and a rollback.
+        new_data: Replace a champion that was trained on other data.
         verify: Check the run's val AUC before it is promoted.
     """
 
@@ -32,9 +31,6 @@ class Rules:
     force: bool = False
     new_data: bool = False
     verify: bool = True
-
-
-_NO_RULES = Rules()
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Request:
         dry_run: Decide and verify, but write nothing.
     """
 
-    rules: Rules = _NO_RULES
+    rules: Rules = Rules()
     model: str | None = None
     modality: str | None = None
     experiment: str | None = None
@@ -59,11 +55,12 @@ class Request:
 
 
 class Verdict(Enum):
-    """What happens to the best run."""
+    """What happens to a group; the value is for display."""
 
-    PROMOTE = "promote"
-    KEEP = "keep"
-    REFUSE = "refuse"
+    PROMOTE = "promoted"
+    KEEP = "kept"
+    REFUSE = "refused"
+    FAIL = "failed"
 
 
 @dataclass(frozen=True)
@@ -76,17 +73,13 @@ class Selection:
         left_out: The runs that were left out, by reason.
     """
 
-    comparable: Sequence[StoredRun] = ()
-    ranked: Sequence[StoredRun] = ()
-    left_out: Mapping[str, Sequence[StoredRun]] = field(default_factory=dict)
-
-    def count(self, reason: str) -> int:
-        """Return how many runs were left out for a reason."""
-        return len(self.left_out.get(reason, ()))
+    comparable: Sequence[StoredRun]
+    ranked: Sequence[StoredRun]
+    left_out: Mapping[str, Sequence[StoredRun]]
 
 
 def select(
-    candidates: Iterable[StoredRun], request: Request, state: State, refused: Collection[str]
+    candidates: Collection[StoredRun], request: Request, state: State, unverified: Collection[str]
 ) -> Selection:
     """Select the runs of one group that compete.
 
@@ -94,16 +87,22 @@ def select(
         candidates: All runs of the group.
         request: What the user wants.
         state: What the group has now.
-        refused: Ids of runs whose val AUC could not be verified.
+        unverified: Ids of runs whose val AUC could not be verified.
     """
+    force = request.rules.force
     # First, since the newest leaky run must not decide on which data the others are compared.
-    clean, leaky = _split(candidates, lambda run: request.rules.force or not run.is_leaky)
+    clean = [run for run in candidates if force or not run.is_leaky]
     wanted = pick_fingerprints(clean, request.data_fingerprint)
-    comparable, other_data = _split(clean, lambda run: run.fingerprints == wanted)
-    back = frozenset() if request.rules.force else state.rolled_back
-    allowed, rolled_back = _split(comparable, lambda run: run.run_id not in back)
-    ranked = rank([run for run in allowed if run.run_id not in refused])
-    return Selection(comparable, ranked, {OTHER_DATA: other_data, ROLLED_BACK: rolled_back, LEAKY: leaky})
+    comparable = [run for run in clean if run.fingerprints == wanted]
+    rolled_back = frozenset() if force else state.rolled_back
+    excluded = rolled_back.union(unverified)
+    ranked = rank([run for run in comparable if run.run_id not in excluded])
+    left_out = {
+        OTHER_DATA: [run for run in clean if run.fingerprints != wanted],
+        ROLLED_BACK: [run for run in comparable if run.run_id in rolled_back],
+        LEAKY: [run for run in candidates if run.is_leaky and not force],
+    }
+    return Selection(comparable, ranked, left_out)
 
 
 def pick_fingerprints(candidates: Collection[StoredRun], wanted: str | None) -> Fingerprints | None:
@@ -123,57 +122,50 @@ def rank(candidates: Collection[StoredRun]) -> list[StoredRun]:
     return sorted(candidates, key=lambda run: (-run.val_auc, run.start_time, run.run_id))
 
 
-def is_same(candidate: StoredRun, incumbent: Incumbent | None) -> bool:
-    """Return whether a run is the incumbent itself, without an improvement since."""
-    if incumbent is None or candidate.run_id != incumbent.run_id:
+def is_same(candidate: StoredRun, champion: Contender | None) -> bool:
+    """Return whether a run is the champion itself, without an improvement since."""
+    if champion is None or candidate.run_id != champion.run_id:
         return False
-    return not is_better(candidate.val_auc, incumbent.val_auc)
+    return not is_better(candidate.val_auc, champion.val_auc)
 
 
-def competed_since(comparable: Sequence[StoredRun], incumbent: Incumbent | None, state: State) -> int:
-    """Count the runs that a challenger was chosen among, at least one.
+def competed_since(comparable: Sequence[StoredRun], champion: Contender | None, state: State) -> int:
+    """Count the runs that a candidate was chosen among, at least one.
 
     These are the runs that ended after the champion was promoted, or the number of runs that were not ranked
     then (such as older runs of an experiment that was left out), whichever is larger; all runs but the
     champion if its promotion is not known.
     """
-    run_id = None if incumbent is None else incumbent.run_id
+    run_id = None if champion is None else champion.run_id
     others = [run for run in comparable if run.run_id != run_id]
-    won = state.promotions.get(run_id or "")
-    if won is None:
+    promotion = state.promotions.get(run_id or "")
+    if promotion is None:
         return max(len(others), 1)
-    promoted = datetime.fromisoformat(won.time).timestamp() * 1000
+    promoted = datetime.fromisoformat(promotion.time).timestamp() * 1000
     ended = sum(run.end_time is None or run.end_time > promoted for run in others)
-    return max(ended, len(comparable) - (won.runs or 0), 1)
+    return max(ended, len(comparable) - (promotion.runs or 0), 1)
 
 
 def judge(
-    best: StoredRun,
-    incumbent: Incumbent | None,
-    difference: Difference | None,
-    rules: Rules,
-    *,
-    runs: int = 1,
-    is_leaky: bool = False,
+    best: StoredRun, champion: Contender | None, difference: Difference | None, rules: Rules, *, runs: int = 1
 ) -> tuple[Verdict, str]:
     """Decide on the best run of a group, and return the reason.
 
     Args:
         best: The first run of `rank`.
-        incumbent: What the best run must beat.
+        champion: What the best run must beat.
         difference: The paired test of the two, None if it cannot be made.
         rules: What the user requires.
-        runs: How many runs the best was chosen among since the incumbent was promoted.
-        is_leaky: Whether the incumbent was allowed a leak, so that a clean run need not beat its score.
+        runs: How many runs the best was chosen among since the champion was promoted.
     """
-    if is_leaky and not best.is_leaky:
-        return _promote_unless(_below_floor(best, rules), "the champion was allowed a leak")
-    if incumbent is None:
+    if champion is None:
         return _promote_unless(_below_floor(best, rules), "the first of its group")
-    if is_same(best, incumbent):
+    if champion.is_leaky and not best.is_leaky:  # a clean run need not beat its score
+        return _promote_unless(_below_floor(best, rules), "the champion was allowed a leak")
+    if is_same(best, champion):
         return Verdict.KEEP, "the champion is the best run"
-    if incumbent.fingerprints in (None, best.fingerprints):
-        return _judge_comparable(best, incumbent, difference, rules, runs)
+    if None in champion.fingerprints or champion.fingerprints == best.fingerprints:
+        return _judge_comparable(best, champion, difference, rules, runs)
     if not rules.new_data:
         return (
             Verdict.REFUSE,
@@ -185,7 +177,7 @@ def judge(
 
 def nothing_left(selection: Selection) -> tuple[Verdict, str]:
     """Return verdict and reason for a group without a run that may be promoted."""
-    if selection.count(LEAKY):
+    if selection.left_out[LEAKY]:
         return Verdict.REFUSE, (
             "every remaining run has a leak between its splits, allowed by data.on_leak, which may inflate "
             "its score; --force promotes it anyway"
@@ -198,27 +190,17 @@ def adjust_p(p: float, runs: int) -> float:
     return min(1.0, runs * p)
 
 
-def _split(
-    runs: Iterable[StoredRun], is_kept: Callable[[StoredRun], bool]
-) -> tuple[list[StoredRun], list[StoredRun]]:
-    kept: list[StoredRun] = []
-    dropped: list[StoredRun] = []
-    for run in runs:
-        (kept if is_kept(run) else dropped).append(run)
-    return kept, dropped
-
-
 def _promote_unless(problem: str | None, reason: str) -> tuple[Verdict, str]:
     return (Verdict.PROMOTE, reason) if problem is None else (Verdict.REFUSE, problem)
 
 
 def _judge_comparable(
-    best: StoredRun, incumbent: Incumbent, difference: Difference | None, rules: Rules, runs: int
+    best: StoredRun, champion: Contender, difference: Difference | None, rules: Rules, runs: int
 ) -> tuple[Verdict, str]:
-    gain = f"val AUC {best.val_auc:.4f} against {incumbent.val_auc:.4f}"
+    gain = f"val AUC {best.val_auc:.4f} against {champion.val_auc:.4f}"
     if rules.force:
         return Verdict.PROMOTE, f"forced: {gain}"
-    if not is_better(best.val_auc, incumbent.val_auc):
+    if not is_better(best.val_auc, champion.val_auc):
         return Verdict.KEEP, f"no run is better than the champion: {gain}"
     return _promote_unless(_below_floor(best, rules) or _not_significant(difference, rules, runs), gain)
 

@@ -2,17 +2,23 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
 from ..errors import TrackingError
 from ..evaluation.auc import is_better
+from ..evaluation.intervals import Estimate
 from ..evaluation.metric_names import BEST_VAL_AUC, VAL_AUC
+from ..evaluation.predictions import Predictions
 from ..tracking import names
 from ..tracking.registry import Registered, Version, read_registered
 from ..tracking.stored_run import read_run
 from .best_hparams import BestHparams, read_best_hparams
-from .history import Event, Group, last_version, of_group, promotions, read_history, rolled_back
+from .history import Event, Group, last_version, promotions, read_history, rolled_back
+
+Fingerprints = tuple[str | None, str | None]
+"""Of data and split; None where it is unknown."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +43,36 @@ class State:
 
 
 @dataclass(frozen=True)
-class Incumbent:
-    """What a run must beat.
+class Contender:
+    """The champion, or the candidate that would replace it.
 
     Attributes:
-        val_auc: Its val AUC.
+        val_auc: Its reported val AUC.
         run_id: Its run, None for a hand-made YAML file.
-        version: Its registered version, None if only the YAML file names it.
-        fingerprints: Its data and split, None if unknown.
+        version: Its registered version, None if it has none.
+        fingerprints: Its data and split.
+        interval: Confidence interval of the AUC, None if the predictions are missing.
+        predictions: Predictions on the validation split, None if they are missing.
+        is_leaky: Whether it was allowed a leak between splits.
     """
 
     val_auc: float
-    run_id: str | None
-    version: int | None
-    fingerprints: tuple[str, str] | None
+    run_id: str | None = None
+    version: int | None = None
+    fingerprints: Fingerprints = (None, None)
+    interval: Estimate | None = None
+    predictions: Predictions | None = None
+    is_leaky: bool = False
+
+    @property
+    def low(self) -> float | None:
+        """Return the lower end of the interval, None if there is none."""
+        return None if self.interval is None or math.isnan(self.interval.low) else self.interval.low
+
+    @property
+    def high(self) -> float | None:
+        """Return the upper end of the interval, None if there is none."""
+        return None if self.interval is None or math.isnan(self.interval.high) else self.interval.high
 
 
 def read_state(group: Group) -> State:
@@ -60,27 +82,27 @@ def read_state(group: Group) -> State:
         ConfigError: The YAML file is damaged.
         TrackingError: The registry cannot be read, or has another group under this name.
     """
-    registered, events = read_registered(group.name), read_history()
+    registered, events = read_registered(group.name), read_history(group)
     for version in registered.versions.values():
         whose = (version.tags.get(names.MODEL, group.model), version.tags.get(names.MODALITY, group.modality))
         if whose != (group.model, group.modality):
             raise TrackingError(f"the registered model {group.name} is of {whose[0]} on {whose[1]}")
     # A version that was rolled back may be deleted since, but the history has its run.
     marked = {v.run_id for v in registered.versions.values() if v.run_id and names.ROLLED_BACK_TO in v.tags}
-    back = frozenset(marked | rolled_back(events, group))
+    back = frozenset(marked | rolled_back(events))
     tagged = [event for event in map(event_of, registered.versions.values()) if event is not None]
-    won = promotions([*of_group(events, group), *tagged])
-    return State(group, read_best_hparams(group), registered, last_version(events, group), back, won)
+    promoted = promotions([*events, *tagged])
+    return State(group, read_best_hparams(group), registered, last_version(events), back, promoted)
 
 
 def event_of(version: Version) -> Event | None:
     """Return the event that made a version champion; None if this project did not."""
-    line = version.tags.get(names.PROMOTION)
+    line = version.tags.get(names.PROMOTION_EVENT)
     return Event.from_json(line) if line else None
 
 
-def find_incumbent(state: State) -> Incumbent | None:
-    """Return what a run must beat, also if YAML file and champion differ.
+def find_champion(state: State) -> Contender | None:
+    """Return what a candidate must beat, also if YAML file and registered champion differ.
 
     A YAML file that is missing or older than the champion's promotion does not count. Otherwise the better
     of the two by val AUC holds. A version that was rolled back never holds.
@@ -88,31 +110,30 @@ def find_incumbent(state: State) -> Incumbent | None:
     Raises:
         TrackingError: The champion was set by hand and its val AUC is unknown.
     """
-    yaml, champion = state.yaml, _champion_after_rollback(state.registered)
-    if champion is None:
+    yaml, version = state.yaml, _champion_after_rollback(state.registered)
+    if version is None:
         return None if yaml is None else _from_yaml(yaml, state.registered)
-    registered = _from_version(champion)
-    if yaml is None or _is_older(yaml, champion):
+    registered = _from_version(version)
+    if yaml is None or _is_older(yaml, version):
         return registered
     named = _named_version(yaml, state.registered)
-    if named is not None and (named == champion or names.ROLLED_BACK_TO in named.tags):
+    if named is not None and (named == version or names.ROLLED_BACK_TO in named.tags):
         return registered
     recorded = _from_yaml(yaml, state.registered)
     return recorded if is_better(recorded.val_auc, registered.val_auc) else registered
 
 
-def is_consistent(state: State, incumbent: Incumbent) -> bool:
-    """Return whether YAML file, registry and history agree on the incumbent, to the byte."""
+def is_consistent(state: State, champion: Contender) -> bool:
+    """Return whether YAML file, registry and history agree on the champion, to the byte."""
     registered = state.registered
-    version = registered.versions.get(incumbent.version or 0)
+    version = registered.versions.get(champion.version or 0)
     if version is None:
         # A hand-made YAML file has no run to register.
-        return incumbent.run_id is None
-    event, champion = event_of(version), registered.champion
+        return champion.run_id is None
+    event = event_of(version)
     return (
         event is not None
-        and champion is not None
-        and champion.number == version.number == state.last_version
+        and registered.aliases.get(names.CHAMPION) == version.number == state.last_version
         and names.ROLLED_BACK_TO not in version.tags
         and state.yaml is not None
         and state.yaml.sha256 == version.tags.get(names.YAML_SHA256)
@@ -159,7 +180,7 @@ def _is_older(yaml: BestHparams, champion: Version) -> bool:
     return yaml.updated_at is None or yaml.updated_at < datetime.fromisoformat(event.time)
 
 
-def _from_version(version: Version) -> Incumbent:
+def _from_version(version: Version) -> Contender:
     tags = version.tags
     if event_of(version) is None and version.run_id is not None:
         # It was made champion by hand: its tags, if any, are not from this project.
@@ -174,28 +195,21 @@ def _from_version(version: Version) -> Incumbent:
             f"the val AUC of version {version.number}, the champion, is unknown; set its tag "
             f"{VAL_AUC}, or point the alias champion to another version"
         )
-    fingerprints = _pair(tags.get(names.DATA_FINGERPRINT), tags.get(names.SPLIT_FINGERPRINT))
-    return Incumbent(val_auc, version.run_id, version.number, fingerprints)
+    fingerprints = tags.get(names.DATA_FINGERPRINT), tags.get(names.SPLIT_FINGERPRINT)
+    return Contender(val_auc, version.run_id, version.number, fingerprints)
 
 
-def _from_yaml(yaml: BestHparams, registered: Registered) -> Incumbent:
+def _from_yaml(yaml: BestHparams, registered: Registered) -> Contender:
     version = _named_version(yaml, registered)
     if version is not None:
         return _from_version(version)
-    if yaml.run_id is None:
-        return Incumbent(yaml.val_auc, None, None, None)
-    try:
-        fingerprints = _pair(*read_run(yaml.run_id).fingerprints)
-    except TrackingError:  # in another store, or deleted: its val AUC still has to be beaten
-        return Incumbent(yaml.val_auc, None, None, None)
-    return Incumbent(yaml.val_auc, yaml.run_id, None, fingerprints)
+    if yaml.run_id is not None:
+        with suppress(TrackingError):  # in another store, or deleted: its val AUC still has to be beaten
+            return Contender(yaml.val_auc, yaml.run_id, fingerprints=read_run(yaml.run_id).fingerprints)
+    return Contender(yaml.val_auc)
 
 
 def _named_version(yaml: BestHparams, registered: Registered) -> Version | None:
     """Return the version that a YAML file names, if it still is of the same run."""
     version = registered.versions.get(yaml.version or 0)
     return version if version is not None and version.run_id == yaml.run_id else None
-
-
-def _pair(data: str | None, split: str | None) -> tuple[str, str] | None:
-    return None if data is None or split is None else (data, split)

@@ -19,17 +19,16 @@ from ..evaluation.metrics import optimism
 from ..evaluation.plots import learning_curves, readable
 from ..evaluation.score_plots import curves
 from ..promotion.evidence import (
-    Contender,
     Correction,
-    contender_of,
     correction_of,
     difference,
     read_config,
     stored_predictions,
+    with_evidence,
 )
-from ..promotion.history import Event, Group, of_group, read_history
+from ..promotion.history import Event, Group, read_history
 from ..promotion.select import pick_fingerprints, rank
-from ..promotion.state import event_of
+from ..promotion.state import Contender, event_of
 from ..tracking.queries import find_candidates
 from ..tracking.registry import read_registered
 from ..tracking.stored_run import StoredRun, read_run
@@ -123,7 +122,6 @@ def _gather_one(group: Group, candidates: list[StoredRun], events: list[Event], 
     others = [c for c in comparable if c.run_id != run_id]
     champion = None if version is None or run_id is None else _side(run_id, version.number, folder)
     runner_up = _side(others[0].run_id, None, folder) if others else None
-    both = champion is not None and runner_up is not None
     return GroupReport(
         group,
         [_row(candidate, run_id, folder) for candidate in comparable[:_SHOWN]],
@@ -131,9 +129,9 @@ def _gather_one(group: Group, candidates: list[StoredRun], events: list[Event], 
         len(candidates) - len(comparable),
         champion,
         runner_up,
-        difference(champion.contender, runner_up.contender) if both and champion and runner_up else None,
+        difference(champion.contender, runner_up.contender) if champion and runner_up else None,
         None if version is None else correction_of(event_of(version)),
-        of_group(events, group),
+        [event for event in events if event.group == group],
     )
 
 
@@ -191,7 +189,7 @@ def _read_side(run: StoredRun, version: int | None, folder: Path) -> Side:
         for split, p in found.items()
         if p is not None
     }
-    contender = contender_of(run, run.val_auc, version, folder)
+    contender = with_evidence(Contender(run.val_auc, run.run_id, version), run, folder)
     config = _config(run, folder)
     caveat = None if config is None else optimism(config.evaluation.threshold)
     return Side(run, contender, scores, threshold, caveat, _read_history(run, folder))
@@ -247,31 +245,24 @@ def _plots(report: GroupReport) -> dict[str, str]:
     if champion.history:
         best = int(champion.run.metrics.get(BEST_EPOCH, 0))
         found["Learning curves of the champion"] = _embedded(learning_curves(champion.history, best))
-    figure = _roc(champion, report.runner_up)
-    if figure is not None:
+    if (figure := _roc(champion, report.runner_up)) is not None:
         found["ROC on the validation split"] = _embedded(figure)
     return found
 
 
 def _roc(champion: Side, runner_up: Side | None) -> "Figure | None":
-    sides = {"champion": champion, "runner-up": runner_up}
-    there = {name: side for name, side in sides.items() if side and side.contender.predictions}
-    if "champion" not in there:
+    own = champion.contender.predictions
+    if own is None:
         return None
-    splits, thresholds = {}, {}
-    classes: tuple[str, ...] = ()
-    for name, side in there.items():
-        predictions = side.contender.predictions
-        if predictions is not None and (not classes or predictions.classes == classes):
-            classes = predictions.classes
-            splits[name] = (predictions.labels, predictions.probabilities)
-            thresholds[name] = side.threshold
-    return curves("roc", splits, readable(classes), thresholds)
+    splits, thresholds = {"champion": (own.labels, own.probabilities)}, {"champion": champion.threshold}
+    other = None if runner_up is None else runner_up.contender.predictions
+    if runner_up is not None and other is not None and other.classes == own.classes:
+        splits["runner-up"] = (other.labels, other.probabilities)
+        thresholds["runner-up"] = runner_up.threshold
+    return curves("roc", splits, readable(own.classes), thresholds)
 
 
 def _embedded(figure: "Figure") -> str:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     drawn = BytesIO()
-    FigureCanvasAgg(figure).print_figure(drawn, format="png", dpi=figure.dpi)
+    figure.savefig(drawn, format="png")
     return f"data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}"

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -35,7 +35,7 @@ from ..utils.config_fields import is_run_name
 from ..utils.console import wide_console
 from ..utils.contained import contained
 from ..utils.io import Temp, file_lock, find_temps, relative_to_cwd
-from .plan import Owned, Rules, Verdict, other_output_folder, owned, plan, remove_folders
+from .plan import Owned, PlannedAction, Rules, other_output_folder, owned, plan, remove_folders
 
 _DAY = 86_400
 _NAME_LENGTH = 12  # of a cache file, whose name is a hash
@@ -64,9 +64,9 @@ class Removal:
 
 @dataclass(frozen=True)
 class Survey:
-    """Result of `survey`: a verdict per run, what is to be removed, and what is left alone, with reasons."""
+    """Result of `survey`: an action per run, what is to be removed, and what is left alone, with reasons."""
 
-    verdicts: Sequence[Verdict]
+    actions: Sequence[PlannedAction]
     removals: Sequence[Removal]
     skipped: Sequence[str] = ()
 
@@ -83,29 +83,29 @@ def survey(output: Path, rules: Rules) -> Survey:
     """
     runs, registered = training_runs(), registered_versions()
     versions = {run.run_id: _versions(run, registered) for run in runs}
-    verdicts = plan(runs, versions, rules, int(time.time() * 1000))
+    actions = plan(runs, versions, rules, int(time.time() * 1000))
     when = f"{datetime.now(UTC):%Y-%m-%d}"
     removals, left = [], []
-    for verdict in verdicts:
-        run = verdict.run
-        if verdict.action == "keep":
+    for planned in actions:
+        run = planned.run
+        if planned.action == "keep":
             continue
         if other := other_output_folder(run, output):
             left.append(f"run {run.run_id}: its files are in {other}; name that with --output-dir")
             continue
-        mine = owned(run, output, whole=verdict.action == "run")
+        mine = owned(run, output, whole=planned.action == "run")
         left += mine.skipped
-        if verdict.action == "run":
-            removals.append(_run_removal(run, verdict.reason, mine, output, when))
+        if planned.action == "run":
+            removals.append(_run_removal(run, planned.reason, mine, output, when))
         elif size := mine.size + _remote_size(run):
             apply = partial(_remove_checkpoints, run, mine, output, when)
-            removals.append(Removal("checkpoints", _name(run), verdict.reason, size, apply, mine.paths))
+            removals.append(Removal("checkpoints", _name(run), planned.reason, size, apply, mine.paths))
     for run in [] if is_server(resolve_uri()) else unpurged_runs():
         mine = owned(run, output, whole=True)
         left += mine.skipped
         removals.append(_run_removal(run, "deleted by a cleanup that did not end", mine, output, None))
     files, skipped = _files(output, rules)
-    return Survey(verdicts, [*removals, *files], [*left, *skipped])
+    return Survey(actions, [*removals, *files], [*left, *skipped])
 
 
 def _versions(run: StoredRun, versions: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ def _remote_size(run: StoredRun) -> int:
 def _remove_checkpoints(run: StoredRun, planned: Owned, output: Path, when: str) -> None:
     with _locked(run, output):
         now = owned(run, output, whole=False)
-        if _has_place(run):
+        with suppress(ClaimError):  # `survey` reports it
             delete_checkpoints(run, when)
         _warn_skipped(remove_folders(planned.folders, now, output))
 
@@ -147,14 +147,6 @@ def _remove_run(run: StoredRun, planned: Owned, output: Path, when: str | None) 
         _warn_skipped(remove_folders(planned.folders, now, output))
         if not is_server(resolve_uri()):
             _warn_skipped(purge([run]))
-
-
-def _has_place(run: StoredRun) -> bool:
-    try:
-        run.artifact_folder()
-    except ClaimError:  # `survey` reports it
-        return False
-    return True
 
 
 def _warn_skipped(left: Sequence[str]) -> None:
@@ -204,7 +196,7 @@ def _show(found: Survey) -> None:
         print(f"path         {relative_to_cwd(path)}")
     for line in found.skipped:
         print(f"left alone   {line}")
-    reasons = Counter(v.reason.partition(":")[0] for v in found.verdicts if v.action == "keep")
+    reasons = Counter(a.reason.partition(":")[0] for a in found.actions if a.action == "keep")
     kept = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     print(f"kept whole   {kept or 'no runs'}")
     print(f"to remove    {len(found.removals)} things, {decimal(sum(r.size for r in found.removals))}")

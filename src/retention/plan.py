@@ -9,7 +9,7 @@ from typing import Literal
 from ..errors import ClaimError
 from ..evaluation.auc import is_better
 from ..tracking.deletion import own_model_folder, own_models
-from ..tracking.names import CHECKPOINTS, ENDED, FINISHED
+from ..tracking.names import CHECKPOINTS, FINISHED, TERMINAL_STATUSES
 from ..tracking.stored_run import StoredRun
 from ..training.run_folder import RunFolders, owners
 from ..utils.config_fields import is_run_name
@@ -38,7 +38,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PlannedAction:
     """What to do with a run, and why."""
 
     run: StoredRun
@@ -48,7 +48,7 @@ class Verdict:
 
 def plan(
     runs: Sequence[StoredRun], versions: Mapping[str, tuple[str, ...]], rules: Rules, now: int
-) -> list[Verdict]:
+) -> list[PlannedAction]:
     """Decide on every run; a pure function.
 
     Args:
@@ -58,26 +58,28 @@ def plan(
         now: Milliseconds since the epoch.
 
     Returns:
-        One verdict per run, in the same order.
+        One action per run, in the same order.
     """
     ranks = _ranks(runs)
     return [_judge(run, versions.get(run.run_id, ()), rules, now, ranks.get(run.run_id)) for run in runs]
 
 
-def _judge(run: StoredRun, versions: Sequence[str], rules: Rules, now: int, rank: int | None) -> Verdict:
+def _judge(
+    run: StoredRun, versions: Sequence[str], rules: Rules, now: int, rank: int | None
+) -> PlannedAction:
     if versions:
-        return Verdict(run, "keep", f"registered: {', '.join(versions)}")
-    if run.status not in ENDED or run.end_time is None:
-        return Verdict(run, "keep", "unfinished")
+        return PlannedAction(run, "keep", f"registered: {', '.join(versions)}")
+    if run.status not in TERMINAL_STATUSES or run.end_time is None:
+        return PlannedAction(run, "keep", "unfinished")
     if not run.is_candidate:
-        return Verdict(run, "keep", "trains no candidate")
+        return PlannedAction(run, "keep", "trains no candidate")
     if now - run.end_time < rules.keep_days * _DAY:
-        return Verdict(run, "keep", f"younger than {rules.keep_days:g} days")
+        return PlannedAction(run, "keep", f"younger than {rules.keep_days:g} days")
     if rank is not None and rank <= rules.keep_best:
-        return Verdict(run, "keep", f"among the best {rules.keep_best} of its group")
+        return PlannedAction(run, "keep", f"among the best {rules.keep_best} of its group")
     where = "without a result" if rank is None else f"number {rank} of its group"
     age = f"{(now - run.end_time) / _DAY:.0f} days old"
-    return Verdict(run, "run" if rules.runs else "checkpoints", f"{where}, {age}")
+    return PlannedAction(run, "run" if rules.runs else "checkpoints", f"{where}, {age}")
 
 
 def _ranks(runs: Sequence[StoredRun]) -> Mapping[str, int]:

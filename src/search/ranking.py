@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 from optuna import Study
 from optuna.trial import FrozenTrial
@@ -203,25 +204,23 @@ def write_summary(search: Search, folder: Path) -> list[Path]:
 
 
 def _trials_table(search: Search) -> str:
+    """Return the trials as CSV; Optuna's `trials_dataframe` has every attempt, and makes integers floats."""
     trials = search.current()
     keys = sorted({key for trial in trials for key in trial.params})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "state", VAL_AUC, "epochs", "run_id", "reason", *keys])
     for trial in trials:
-        found: list[Any] = [trial.number, _status(trial), trial.value, trial.last_step]
+        state = _STATUS.get(trial.state.name, trial.state.name.lower())
+        found: list[Any] = [trial.number, state, trial.value, trial.last_step]
         found += [trial.user_attrs.get(name, "") for name in (RUN, REASON)]
         found += [trial.params.get(key, "") for key in keys]
         writer.writerow([escape_formula(cell) if isinstance(cell, str) else cell for cell in found])
     return text.getvalue()
 
 
-def _status(trial: FrozenTrial) -> str:
-    return _STATUS.get(trial.state.name, trial.state.name.lower())
-
-
 def _history(search: Search) -> "Figure":
-    """Plot the val AUC of each trial, and the best so far."""
+    """Plot the val AUC of each trial, and the best so far; Optuna's plot leaves out pruned trials."""
     from matplotlib.ticker import MaxNLocator
 
     figure = new_figure(7, 4.2)
@@ -233,12 +232,9 @@ def _history(search: Search) -> "Figure":
             axes.plot(
                 *zip(*points, strict=True), marker, color="#D55E00" if is_pruned else "#0072B2", label=label
             )
-    best, line = None, []
-    for trial in sorted(search.best(), key=lambda trial: trial.number):
-        best = max(best or 0.0, trial.value or 0.0)
-        line.append((trial.number, best))
-    if line:
-        axes.step(*zip(*line, strict=True), where="post", color="#555555", label="best so far")
+    if done := sorted(search.best(), key=lambda trial: trial.number):
+        best = np.maximum.accumulate([trial.value or 0.0 for trial in done])
+        axes.step([trial.number for trial in done], best, where="post", color="#555555", label="best so far")
     axes.set(xlabel="trial", ylabel="best val AUC", title=f"{len(search.best())} trials finished")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)

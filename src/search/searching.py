@@ -17,13 +17,13 @@ from rich.console import Console
 from .. import PACKAGE
 from ..errors import TrainingError
 from ..tracking import project_run_errors
-from ..tracking.names import CONFIG, PLOTS, ROLE, SWEEP
+from ..tracking.names import CONFIG_FILE, PLOTS, ROLE, SWEEP
 from ..tracking.project_run import check_project_run, mark_project_run
 from ..tracking.run import TrackedRun, tracked_run
 from ..tracking.store import open_store, ui_instructions
 from ..utils.config import Config
+from ..utils.config_yaml import read_config_text
 from ..utils.io import atomic_write_text, file_lock
-from ..utils.overrides import read_text
 from ..utils.runtime import derive_seed
 from .ranking import (
     Ranked,
@@ -133,16 +133,6 @@ class Plan:
         return search, is_new
 
 
-def _wait_for_parent(search: Search) -> str | None:
-    """Wait for the search's run, which the first command starts; return None if that died before."""
-    until = time.monotonic() + _PARENT_SECONDS
-    while time.monotonic() < until:
-        if (found := search.study.user_attrs.get(RUN)) is not None:
-            return str(found)
-        time.sleep(0.5)
-    return None
-
-
 def run_worker(request: SweepRequest, place: int, index: int, draw: int) -> None:
     """Run one worker of one search.
 
@@ -155,7 +145,7 @@ def run_worker(request: SweepRequest, place: int, index: int, draw: int) -> None
     open_store()
     plan = request.plans()[place]
     search, _ = plan.join(seed=derive_seed(plan.base.training.seed, index, draw) % 2**32)
-    parent = _wait_for_parent(search)
+    parent = search.wait_for(RUN, _PARENT_SECONDS)
     if parent is None:
         raise TrainingError(f"the search {plan.name} has no run in MLflow; start the command again")
     Worker(search, plan.space, plan.base, plan.name, plan.folder, parent, plan.options.until).run()
@@ -187,10 +177,12 @@ def run_sweep(request: SweepRequest, arguments: Sequence[str]) -> None:
 def _search(plan: Plan, worker_arguments: Sequence[str]) -> None:
     """Run a search, rank its best settings, and print the results."""
     search, is_new = plan.join(seed=plan.base.training.seed)
-    known = None if is_new else _wait_for_parent(search)
+    known = None if is_new else search.wait_for(RUN, _PARENT_SECONDS)
     if known is not None:
         mark_project_run("resume")  # `mlflow run` has created another run
-    with sweep_run(plan.name, known) as run:
+    with tracked_run({ROLE: SWEEP}, known) as run:
+        if known is None:
+            run.rename(plan.name)
         search.study.set_user_attr(RUN, run.run_id)
         _begin(plan, run)
         trials, workers = plan.options.trials, plan.options.workers
@@ -209,8 +201,8 @@ def _search(plan: Plan, worker_arguments: Sequence[str]) -> None:
 
 def _begin(plan: Plan, run: TrackedRun) -> None:
     params = {f"space.{key}": str(value) for key, value in plan.space.to_dict().items()}
-    space, base = plan.folder / "space.yaml", plan.folder / CONFIG
-    atomic_write_text(space, read_text(Path(plan.space.source)))
+    space, base = plan.folder / "space.yaml", plan.folder / CONFIG_FILE
+    atomic_write_text(space, read_config_text(Path(plan.space.source)))
     atomic_write_text(base, plan.base.to_yaml())
     run.log_params({**params, "study": plan.name, "trials": str(plan.options.trials)})
     _log_files(run, [space, base])
@@ -287,23 +279,6 @@ def _record(plan: Plan, run: TrackedRun, title: str, kind: str, ranked: list[Ran
     run.log_metrics({f"{kind}_val_auc_mean": best.mean, f"{kind}_val_auc_std": best.spread}, step=0)
     _log_files(run, [path])
     Console().print(ranking_table(title, ranked))
-
-
-@contextmanager
-def sweep_run(name: str, run_id: str | None) -> Iterator[TrackedRun]:
-    """Start the parent run of a search, or resume it.
-
-    Args:
-        name: The name of a new run.
-        run_id: The search's run if it has one.
-
-    Raises:
-        StoreError: No run can be started.
-    """
-    with tracked_run({ROLE: SWEEP}, run_id) as run:
-        if run_id is None:
-            run.rename(name)
-        yield run
 
 
 def _log_files(run: TrackedRun, files: Sequence[Path]) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..errors import ConfigError
 from ..utils.config import Config
-from ..utils.overrides import read_yaml
+from ..utils.config_yaml import read_yaml
 
 Number = int | float
 Plain = bool | int | float | str | None

@@ -24,7 +24,7 @@ from ..errors import ConfigError, UserError
 from ..tracking.heartbeat import Heartbeat
 from ..tracking.store import reason
 from ..utils.config import EARLIER, Config
-from ..utils.overrides import flatten
+from ..utils.config_yaml import flatten
 from .space import Space
 
 BEAT, RETRY_OF, RUN, REASON, SURPLUS, NAME = "beat", "retry_of", "run_id", "reason", "surplus", "run_name"
@@ -51,23 +51,15 @@ class Search:
         return [t for t in found if SURPLUS not in t.user_attrs][: self.trials]
 
     def current(self) -> list[FrozenTrial]:
-        """Return the last attempt of each trial that counts."""
-        attempts = self._attempts()
-        return [attempts.get(trial.number, trial) for trial in self.all()]
-
-    def _attempts(self) -> dict[int, FrozenTrial]:
-        """Return the last attempt after each lost trial; of concurrent retries the first one counts."""
-        following: dict[int, FrozenTrial] = {}
+        """Return the last attempt of each trial that counts; of concurrent retries the first one counts."""
+        found, retries = self.all(), dict[int, FrozenTrial]()
         for trial in self.study.get_trials(deepcopy=False):
             if RETRY_OF in trial.user_attrs:
-                following.setdefault(trial.user_attrs[RETRY_OF], trial)
-        last: dict[int, FrozenTrial] = {}
-        for number in following:
-            at = number
-            while at in following:
-                last[number] = following[at]
-                at = following[at].number
-        return last
+                retries.setdefault(trial.user_attrs[RETRY_OF], trial)
+        for place in range(len(found)):
+            while found[place].number in retries:
+                found[place] = retries[found[place].number]
+        return found
 
     @property
     def is_done(self) -> bool:
@@ -103,7 +95,12 @@ class Search:
         return min(t.number for t in others if t.user_attrs.get(RETRY_OF) == of) == trial.number
 
     def _retry_lost(self) -> None:
-        """Enqueue the trials of dead workers again, with the same settings and the same run."""
+        """Enqueue the trials of dead workers again, with the same settings and the same run.
+
+        Optuna's heartbeat and `RetryHeartbeatStaleTrialCallback` cannot replace this: only `Study.optimize`
+        sends heartbeats, and only to databases, while the default storage is a file. Optuna also ends the
+        lost trial before it enqueues the retry, so that a kill in between would lose the trial.
+        """
         trials = self.study.get_trials(deepcopy=False)
         retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
         counting = {trial.number for trial in self.current()}
@@ -112,18 +109,14 @@ class Search:
                 continue
             # First enqueue the retry, then end the lost trial, so that a kill in between loses nothing.
             if trial.number not in counting | retried:
-                self._drop(trial)  # its worker died before it could mark it as surplus
+                with suppress(UpdateFinishedTrialError):  # another worker was faster
+                    # Its worker died before it could mark it.
+                    self.study._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
             elif trial.number not in retried:
                 kept = {key: trial.user_attrs[key] for key in (RUN, NAME) if key in trial.user_attrs}
                 self.study.enqueue_trial(trial.params, {**kept, RETRY_OF: trial.number})
-            try:
+            with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
                 self.study.tell(trial.number, state=TrialState.FAIL)
-            except (UpdateFinishedTrialError, ValueError):  # another worker was faster
-                continue
-
-    def _drop(self, trial: FrozenTrial) -> None:
-        with suppress(UpdateFinishedTrialError):  # another worker was faster
-            self.study._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
 
     def renew(self, trial: Trial) -> None:
         """Renew the heartbeat of a trial.
@@ -137,6 +130,13 @@ class Search:
         """End a trial as failed."""
         trial.set_user_attr(REASON, reason)
         self.study.tell(trial, state=TrialState.FAIL)
+
+    def wait_for(self, name: str, seconds: float) -> Any:  # noqa: ANN401 -- any value that JSON has
+        """Return an attribute of the study, which another process is about to set; None if it does not."""
+        until = time.monotonic() + seconds
+        while (found := self.study.user_attrs.get(name)) is None and time.monotonic() < until:
+            time.sleep(0.5)
+        return found
 
     def best(self) -> list[FrozenTrial]:
         """Return the finished trials, best first."""
@@ -187,7 +187,8 @@ def open_search(name: str, storage: str, folder: Path, trials: int, *, seed: int
 def _open_storage(storage: str, folder: Path) -> BaseStorage:
     if not storage:
         folder.mkdir(parents=True, exist_ok=True)
-        lock: Any = _Lock(folder / "journal.lock")
+        # A lock of the operating system, which a killed process releases, unlike Optuna's own lock.
+        lock: Any = FileLock(folder / "journal.lock")
         return JournalStorage(JournalFileBackend(str(folder / "journal.log"), lock))
     for attempt in range(_OPENINGS):
         try:
@@ -201,32 +202,14 @@ def _open_storage(storage: str, folder: Path) -> BaseStorage:
     raise UserError(f"--storage: the database cannot be opened: {why}")
 
 
-class _Lock:
-    """A lock of the operating system, which a killed process releases, unlike Optuna's own lock."""
-
-    def __init__(self, path: Path) -> None:
-        self._lock = FileLock(path)
-
-    def acquire(self) -> bool:
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        self._lock.release()
-
-
 def check_settings(search: Search, is_new: bool, settings: dict[str, Any], name: str, space: Space) -> None:
     """Check that a search was started with the same settings.
 
     Raises:
         ConfigError: It was not.
     """
-    if is_new:
-        search.study.set_user_attr("settings", settings)
-        return
-    until = time.monotonic() + _UNNAMED
-    while (before := search.study.user_attrs.get("settings")) is None and time.monotonic() < until:
-        time.sleep(0.5)  # the process that has started the search is about to store them
+    # The process that has started the search is about to store them.
+    before = None if is_new else search.wait_for("settings", _UNNAMED)
     if before is None:
         search.study.set_user_attr("settings", settings)
         return

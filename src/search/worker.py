@@ -19,7 +19,6 @@ from optuna.trial import TrialState
 
 from .. import PACKAGE
 from ..errors import UserError
-from ..evaluation.auc import is_better
 from ..evaluation.metric_names import VAL_AUC
 from ..tracking.liveness import mark_trial, read_resumable
 from ..tracking.names import FINISHED
@@ -140,14 +139,11 @@ class Worker:
             trial = self.search.next()
             if trial is None:
                 time.sleep(4 * _POLL)  # other workers have the rest, and may be killed
-            else:
-                self._run_trial(trial)
-
-    def _run_trial(self, trial: Trial) -> None:
-        try:
-            self._train(trial)
-        except UpdateFinishedTrialError:  # this machine has slept, or was offline
-            warn(f"trial {trial.number}: this worker was silent for so long that another has taken it over")
+                continue
+            try:
+                self._train(trial)
+            except UpdateFinishedTrialError:  # this machine has slept, or was offline
+                warn(f"trial {trial.number}: this worker was silent for so long that another took it over")
 
     def _train(self, trial: Trial) -> None:
         try:
@@ -256,10 +252,7 @@ def scores(folders: RunFolders) -> list[tuple[int, float]]:
 
 def best_score(folders: RunFolders) -> float:
     """Return the best val AUC of a run; NaN if no epoch has one."""
-    best: float | None = None
-    for _, score in scores(folders):
-        best = score if is_better(score, best) else best
-    return math.nan if best is None else best
+    return max((score for _, score in scores(folders) if math.isfinite(score)), default=math.nan)
 
 
 _PRCTL: Callable[..., int] | None = ctypes.CDLL(None).prctl if sys.platform == "linux" else None

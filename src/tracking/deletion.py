@@ -15,7 +15,7 @@ from ..errors import ClaimError, TrackingError
 from ..utils.contained import contained, remove_tree
 from ..utils.project import local_path
 from .artifact_paths import model_folder
-from .names import CHECKPOINTS, CLEANED, ENDED
+from .names import CHECKPOINTS, CLEANUP, TERMINAL_STATUSES
 from .queries import search_runs
 from .store import is_server, mlflow_client, pages, resolve_uri, store_errors
 from .stored_run import StoredRun
@@ -100,7 +100,7 @@ def has_ended(run_id: str) -> bool:
     """
     with store_errors(f"run {run_id} cannot be read"):
         info = mlflow_client().get_run(run_id).info
-    return info.status in ENDED and info.end_time is not None
+    return info.status in TERMINAL_STATUSES and info.end_time is not None
 
 
 def delete_checkpoints(run: StoredRun, when: str) -> None:
@@ -113,7 +113,7 @@ def delete_checkpoints(run: StoredRun, when: str) -> None:
     """
     root = run.artifact_folder()
     with store_errors(f"the checkpoints of run {run.run_id} cannot be removed"):
-        mlflow_client().set_tag(run.run_id, CLEANED, f"checkpoints removed {when}")
+        mlflow_client().set_tag(run.run_id, CLEANUP, f"checkpoints removed {when}")
         if root is None:
             get_artifact_repository(run.artifact_uri).delete_artifacts(CHECKPOINTS)
     if root is not None and root.is_dir():
@@ -128,7 +128,7 @@ def delete_run(run: StoredRun, when: str) -> None:
     """
     client = mlflow_client()
     with store_errors(f"run {run.run_id} cannot be deleted"):
-        client.set_tag(run.run_id, CLEANED, f"run removed {when}")
+        client.set_tag(run.run_id, CLEANUP, f"run removed {when}")
         for logged in own_models(run):
             client.delete_logged_model(logged.model_id)
         client.delete_run(run.run_id)
@@ -141,7 +141,7 @@ def unpurged_runs() -> list[StoredRun]:
         TrackingError: The store cannot be read.
     """
     with store_errors("the runs cannot be read"):
-        return list(search_runs(f"tags.{CLEANED} LIKE 'run removed%'", ViewType.DELETED_ONLY))
+        return list(search_runs(f"tags.{CLEANUP} LIKE 'run removed%'", ViewType.DELETED_ONLY))
 
 
 def purge(runs: Iterable[StoredRun]) -> list[str]:

@@ -23,7 +23,7 @@ from filelock import Timeout
 from ..errors import TrackingError, UserError
 from ..utils.cli import warn
 from ..utils.io import atomic_write_bytes, file_lock, is_locked
-from .names import ERROR, HEARTBEAT, SYSTEM_METRICS
+from .names import ERROR, HEARTBEAT, SYSTEM_PREFIX
 
 FOLDER = "undelivered"
 _FILE, _LOCK = "journal.jsonl", "lock"
@@ -63,7 +63,7 @@ class Item:
         Heartbeats and system metrics are many, and no result depends on them.
         """
         if self.kind == METRICS:
-            return not all(key.startswith(SYSTEM_METRICS) for key in self.content["values"])
+            return not all(key.startswith(SYSTEM_PREFIX) for key in self.content["values"])
         return self.kind != STATUS and not (self.kind == TAGS and set(self.content) == {HEARTBEAT})
 
     @property

@@ -128,7 +128,7 @@ def mark_trial(
     """
     client = mlflow_client()
     try:
-        client.set_tag(run_id, names.TRIAL, str(number))
+        client.set_tag(run_id, names.TRIAL_NUMBER, str(number))
         if pruned_after is not None:
             client.set_tag(run_id, names.PRUNED, f"after epoch {pruned_after}: others were better by then")
         if failed is not None and client.get_run(run_id).info.status == names.RUNNING:
@@ -147,7 +147,7 @@ def read_resumable(run_id: str, *, must_have_params: bool = True) -> StoredRun:
             was killed right after it was created.
 
     Raises:
-        UserError: There is no such run, it was deleted, or it is not a training run.
+        UserError: The run is not found, was deleted, or is not a training run.
         ClaimError: The store points to a folder that does not belong to the run.
         TrackingError: The store cannot be read.
     """
@@ -158,7 +158,7 @@ def read_resumable(run_id: str, *, must_have_params: bool = True) -> StoredRun:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            raise UserError(f"--resume {run_id}: {shown_uri()} has no such run") from None
+            raise UserError(f"--resume {run_id}: run not found in {shown_uri()}") from None
         experiment = client.get_experiment(run.info.experiment_id)
     if run.info.lifecycle_stage != "active":
         raise UserError(f"--resume {run_id}: it {restore_hint(run_id, experiment)}")

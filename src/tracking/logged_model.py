@@ -19,7 +19,7 @@ from ..utils.console import silenced
 from ..utils.io import TEMP_PREFIX, atomic_write_text
 from ..utils.project import local_folder
 from .artifact_paths import model_folder
-from .names import DELIVERY, LOGGED_MODEL
+from .names import DELIVERED_EPOCH, LOGGED_MODEL
 from .pt2_check import checked_copy
 from .store import mlflow_client, pages, reason, resolve_uri, store_errors
 
@@ -131,7 +131,7 @@ def deliver_model(client: MlflowClient, run_id: str, folder: Path, step: int) ->
         run.info.experiment_id,
         LOGGED_MODEL,
         run_id,
-        tags={**origin, DELIVERY: str(step)},
+        tags={**origin, DELIVERED_EPOCH: str(step)},
         params=run.data.params,
     )
     if logged.status != "READY":
@@ -150,7 +150,7 @@ def deliver_model(client: MlflowClient, run_id: str, folder: Path, step: int) ->
 def _find_logged(client: MlflowClient, run: Run, step: int) -> LoggedModel | None:
     mine = f"source_run_id = '{run.info.run_id}'"
     found = pages(lambda token: client.search_logged_models([run.info.experiment_id], mine, page_token=token))
-    return next((logged for logged in found if logged.tags.get(DELIVERY) == str(step)), None)
+    return next((logged for logged in found if logged.tags.get(DELIVERED_EPOCH) == str(step)), None)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def find_candidates(experiment: str | None = None) -> list[StoredRun]:
         experiment: Only runs of the experiment with this name.
 
     Raises:
-        UserError: There is no such experiment.
+        UserError: The experiment is not found.
         TrackingError: The store cannot be read.
     """
     find = _candidates_in_database if is_database(resolve_uri()) else _candidates_by_search
@@ -81,7 +81,7 @@ def _experiments(name: str | None = None) -> dict[str, Experiment]:
     found = list(pages(lambda token: client.search_experiments(page_token=token)))
     if name is not None and name not in {experiment.name for experiment in found}:
         known = ", ".join(sorted(experiment.name for experiment in found))
-        raise UserError(f"--experiment {name}: {shown_uri()} has {known}")
+        raise UserError(f"--experiment {name}: not found in {shown_uri()}, which has {known}")
     return {one.experiment_id: one for one in found if name in (None, one.name)}
 
 

@@ -68,7 +68,7 @@ class Registered:
 
 
 def read_registered(name: str) -> Registered:
-    """Read a registered model with all versions and aliases; it is empty if there is none.
+    """Read a registered model with all versions and aliases; empty if it does not exist.
 
     Raises:
         TrackingError: The registry cannot be read.

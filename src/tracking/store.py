@@ -59,7 +59,7 @@ def open_store(*, must_exist: bool = False) -> None:
                 _touch(create=not must_exist)
         elif must_exist:
             if not path.exists():
-                raise FileNotFoundError("there is none yet, so it holds no run")
+                raise FileNotFoundError("it does not exist yet")
             _touch(create=False)
         else:
             with file_lock(path.parent / f".{path.name}.lock"):

@@ -8,7 +8,7 @@ from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from ..utils.cli import warn
-from .names import SYSTEM_METRICS
+from .names import SYSTEM_PREFIX
 
 
 def wants_system_metrics() -> bool:
@@ -43,7 +43,7 @@ class Monitor:
             warn(f"system metrics are no longer recorded: {type(error).__name__}: {error}")
 
     def _measure(self) -> None:
-        source, prefix = self._source, SYSTEM_METRICS
+        source, prefix = self._source, SYSTEM_PREFIX
         if source.node_id:
             prefix += f"{source.node_id}/"
         step = source._logging_step

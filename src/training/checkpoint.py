@@ -17,10 +17,6 @@ from ..evaluation.metric_names import BEST_EPOCH, VAL_AUC
 from ..utils.io import atomic_file, atomic_link, open_regular
 from ..utils.zip_check import check_layout
 
-LATEST = "latest.pth"
-PREVIOUS = "latest.prev.pth"
-BEST = "best_model.pth"
-
 
 @dataclass
 class TrainerState:
@@ -73,17 +69,17 @@ class CheckpointStore:
     @property
     def latest(self) -> Path:
         """Path of the checkpoint that is written after every epoch."""
-        return self.folder / LATEST
+        return self.folder / "latest.pth"
 
     @property
     def previous(self) -> Path:
         """Path of the previous ``latest``, in case that is damaged."""
-        return self.folder / PREVIOUS
+        return self.folder / "latest.prev.pth"
 
     @property
     def best(self) -> Path:
         """Path of the epoch with the best val AUC; a hard link to ``latest`` until the next epoch."""
-        return self.folder / BEST
+        return self.folder / "best_model.pth"
 
     def save(self, checkpoint: dict[str, Any], *, is_best: bool) -> None:
         """Write ``latest`` and, if ``is_best``, make ``best`` the same file.
@@ -113,7 +109,7 @@ class CheckpointStore:
         If the process was killed between the two steps of `save`, ``best`` is updated here.
 
         Raises:
-            DataError: There is no readable checkpoint.
+            DataError: No checkpoint is readable.
         """
         warning = None
         try:

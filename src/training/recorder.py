@@ -6,8 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -76,7 +75,7 @@ class Tracker(Protocol):
         """Store a file with the run."""
 
 
-class StateRecorder:
+class StateRecorder(Background):
     """Recorder that saves nothing, for all ranks but the main one; base class of `Recorder`.
 
     As a context manager, it waits for the last write at the end.
@@ -84,17 +83,6 @@ class StateRecorder:
 
     best: Path | None = None
     """Path of the best checkpoint; None if another rank has it."""
-
-    def __init__(self, *, in_background: bool = False) -> None:
-        self._background = Background(enabled=in_background)
-
-    def check(self) -> None:
-        """Raise the error of the background writer, if there is one."""
-        self._background.check()
-
-    def wait(self) -> None:
-        """Wait until everything is saved."""
-        self._background.wait()
 
     def save_epoch(self, checkpoint: Mapping[str, Any], metrics: EpochMetrics, *, improved: bool) -> None:
         """Save the state after an epoch with these metrics; ``improved``: it is the best so far."""
@@ -104,14 +92,6 @@ class StateRecorder:
 
     def restore(self, history: Sequence[dict[str, float]]) -> None:
         """Write and log the epochs of an earlier process again."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._background.__exit__(kind, error, trace)
 
 
 class Recorder(StateRecorder):
@@ -133,7 +113,7 @@ class Recorder(StateRecorder):
             tracker: Tracker of the run.
             in_background: Whether training continues while files are written; no result depends on it.
         """
-        super().__init__(in_background=in_background)
+        super().__init__(enabled=in_background)
         self.checkpoints = checkpoints
         self.history_path = history_path
         self.tracker = tracker
@@ -148,13 +128,13 @@ class Recorder(StateRecorder):
         """
         self.wait()  # the write before uses the memory of the snapshot
         snapshot = self._snapshot.take(checkpoint)
-        self._background.start(lambda: self._write_epoch(snapshot, metrics, improved))
+        self.start(lambda: self._write_epoch(snapshot, metrics, improved))
 
     def save_mid_epoch(self, checkpoint: Mapping[str, Any]) -> None:
         """Save the state within an epoch."""
         self.wait()
         snapshot = self._snapshot.take(checkpoint)
-        self._background.start(lambda: self._write_checkpoint(snapshot))
+        self.start(lambda: self._write_checkpoint(snapshot))
 
     def restore(self, history: Sequence[dict[str, float]]) -> None:
         """Write and log all epochs again: the killed process may not have logged the last one."""

@@ -241,7 +241,7 @@ class Trainer:
     def _load_best(self) -> None:
         if self.state.best_epoch == 0:
             raise TrainingError(
-                "no epoch gave a finite val AUC, so there is no best model; lower training.learning_rate"
+                "no epoch had a finite val AUC, so no model is the best; lower training.learning_rate"
             )
         model, best = self.context.model, self.recorder.best
         if best is not None:

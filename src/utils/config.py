@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from ..errors import ConfigError
 from .config_data import AugmentConfig, DataConfig, Section
 from .config_fields import Compile, Means, RunName, Stds, Threshold
-from .overrides import check_text, explain, flatten, merge_dotted, read_yaml, relevant
+from .config_yaml import check_utf8, describe_error, drop_follow_up_errors, flatten, merge_dotted, read_yaml
 from .project import in_project
 
 __all__ = ["AugmentConfig", "Config", "DataConfig", "TrainingConfig"]
@@ -214,14 +214,14 @@ class Config(Section):
         """
         migrated = migrate_legacy_keys(values, source)
         settings = {key: value for key, value in migrated.items() if key not in RECORD_KEYS}
-        check_text(flatten(settings), source)
+        check_utf8(flatten(settings), source)
         try:
             # JSON mode is strict about types and yet reads a list as a tuple.
             return cls.model_validate_json(json.dumps(settings, default=str))
         except ValidationError as error:
-            problems = relevant(error.errors())
+            problems = drop_follow_up_errors(error.errors())
             more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-            shown = "; ".join(explain(cls, problem) for problem in problems[:_SHOWN])
+            shown = "; ".join(describe_error(cls, problem) for problem in problems[:_SHOWN])
             raise ConfigError(f"{source}: {shown}{more}") from None
         except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"{source}: {error}") from None

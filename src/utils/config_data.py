@@ -144,5 +144,5 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check_fold(self) -> Self:
         if self.fold >= (self.folds or 1):
-            raise ValueError(f"data.folds is {self.folds}: there is no fold {self.fold}; folds count from 0")
+            raise ValueError(f"data.folds is {self.folds}: fold {self.fold} not found; folds count from 0")
         return self

@@ -289,7 +289,7 @@ def checked_output(path: Path, endings: tuple[str, ...]) -> Path:
     if path.suffix.lower() not in endings:
         raise ConfigError(f"--output {path}: its ending must be one of {', '.join(endings)}")
     if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--output {path}: there is no folder {path.parent}")
+        raise ConfigError(f"--output {path}: folder {path.parent} not found")
     return path
 
 

@@ -32,12 +32,13 @@ def run_digest(folders: RunFolders) -> dict[str, str]:
     """
     store = CheckpointStore(folders.checkpoints)
     latest, best = load_checkpoint(store.latest), load_checkpoint(store.best)
-    known = read_resumable(latest["run_id"])
+    known, trained = read_resumable(latest["run_id"]), latest.get("trained_model_state_dict")
     return {
         "status": known.status,
         "latest.pth weights": digest(latest["model_state_dict"]),
         "best_model.pth weights": digest(best["model_state_dict"]),
-        **_trained_weights(latest),
+        # With a moving average, the saved model is not the one that is trained.
+        **({} if trained is None else {"weights not averaged": digest(trained)}),
         "optimizer and schedule": digest(
             [latest[f"{name}_state_dict"] for name in ("optimizer", "scheduler", "scaler")]
         ),
@@ -52,15 +53,9 @@ def run_digest(folders: RunFolders) -> dict[str, str]:
     }
 
 
-def _trained_weights(latest: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digest of the weights that are trained, if the saved model is their moving average."""
-    weights = latest.get("trained_model_state_dict")
-    return {} if weights is None else {"weights not averaged": digest(weights)}
-
-
 def _logged_metrics(run_id: str) -> dict[str, str]:
     points = {name: found for name, found in metric_points(run_id).items() if name not in TIMING_METRICS}
-    points = {name: found for name, found in points.items() if not name.startswith(names.SYSTEM_METRICS)}
+    points = {name: found for name, found in points.items() if not name.startswith(names.SYSTEM_PREFIX)}
     steps = [(name, step) for name, found in points.items() for step, _ in found]
     return {
         "metrics in MLflow": f"{_short(json.dumps(points).encode())}, {len(steps)} values",

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import astuple, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image
 
 from src.data.dataset import load_dataset
 from src.data.file_index import FileIndex
-from src.data.file_info import FileInfo, stat_files
+from src.data.file_info import FileInfo, SharedInfo, stat_files
 from src.data.listing import Sample
 from src.utils.config import DataConfig
 from tests.images import write_folder
@@ -19,8 +19,8 @@ from tests.images import write_folder
 SHA = "00" + 28 * "5a" + "000000"
 ENTRIES = [
     FileInfo(1, 2, 3, 4, 5, 1, sha=SHA, observed=(0.0, 255.0)),
-    FileInfo(1, 2, 3, 4, 5, 1, "patient", SHA, (-0.5, 1 / 3), (0.1, 4095.0), (-160.0, 240.0)),
-    FileInfo(7, 8, 9, error="damaged\0, or\nworse"),
+    FileInfo(1, 2, 3, 4, 5, 1, SHA, (-0.5, 1 / 3), SharedInfo("patient", (0.1, 4095.0), (-160.0, 240.0))),
+    FileInfo(7, 8, 9, shared=SharedInfo(error="damaged\0, or\nworse")),
 ]
 
 
@@ -35,7 +35,7 @@ def test_entries_come_back_as_they_were(folder: Path, name: str) -> None:
     for entry in ENTRIES:
         index = FileIndex(folder / "i.npz")
         known = replace(entry, size=state.size, mtime_ns=state.mtime_ns, ctime_ns=state.ctime_ns)
-        index.learn(sample(folder / name, f"x/{name}"), replace(known, error="before"))
+        index.learn(sample(folder / name, f"x/{name}"), replace(known, shared=SharedInfo(error="before")))
         index.save()
         index.learn(sample(folder / name, f"x/{name}"), known)
         index.learn(sample(folder, "other"), ENTRIES[0])
@@ -43,9 +43,11 @@ def test_entries_come_back_as_they_were(folder: Path, name: str) -> None:
         asked = [sample(folder / other, f"x/{other}") for other in ("gone", name, "new")]
         (folder / "new").touch()
         found = list(FileIndex.load(folder / "i.npz").look_up(asked).pick(range(3)))
-        assert found[0] == FileInfo(-1, 0, 0, error=f"{folder}/gone: No such file or directory")
+        assert found[0] == FileInfo(
+            -1, 0, 0, shared=SharedInfo(error=f"{folder}/gone: No such file or directory")
+        )
         assert found[1] == known
-        assert (found[2].size, found[2].sha, found[2].error) == (0, "", "")
+        assert (found[2].size, found[2].sha, found[2].shared.error) == (0, "", "")
 
 
 def test_what_was_changed_or_is_to_be_forgotten_is_not_known(folder: Path) -> None:
@@ -98,8 +100,13 @@ def row(file: Path) -> list[object]:
     return [state.st_size, *times, 16, 16, 1, "", sha, observed, None, None, ""]
 
 
+def earlier_row(entry: FileInfo) -> list[object]:
+    *state, sha, observed, shared = (getattr(entry, field.name) for field in fields(entry))
+    return [*state, shared.patient, sha, observed, *shared[1:]]
+
+
 def test_what_earlier_versions_kept_of_dicom_and_bad_files_is_taken_over(folder: Path) -> None:
-    rows = {f"x/{place}": astuple(entry) for place, entry in enumerate(ENTRIES)}
+    rows = {f"x/{place}": earlier_row(entry) for place, entry in enumerate(ENTRIES)}
     (folder / "i.json").write_text(json.dumps(rows))
     for _ in range(2):
         index = FileIndex.load(folder / "i.npz")

@@ -144,12 +144,12 @@ def test_folders_of_splits_in_their_usual_spellings(folder: Path, names: tuple[s
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("Training", "Testing"), "holds Testing, Training; it takes train, val.*Move some patients"),
+        (("Training", "Testing"), "holds Testing, Training; expected train, val.*Move some patients"),
         (("fold_0", "fold_1"), "folder fold_0: the split 'fold_0' is unknown.*data.folds"),
         (("train", "val", "holdout"), "folder holdout: the split 'holdout' is unknown"),
         (("train", "val", "validation"), "'val' .* and 'validation' .* may both be val"),
         (("train1", "train2", "val"), "the split 'train1' is unknown"),
-        (("train", "val", "glioma"), "holds glioma, train, val; it takes train, val and perhaps test"),
+        (("train", "val", "glioma"), "holds glioma, train, val; expected train, val and perhaps test"),
     ],
 )
 def test_other_folders_of_splits_are_refused(folder: Path, names: tuple[str, ...], message: str) -> None:

@@ -270,7 +270,7 @@ def test_rounding_is_no_evidence(counts: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("candidate", "incumbent", "expected"),
+    ("candidate", "best", "expected"),
     [
         (0.8, None, True),
         (0.8, 0.7, True),
@@ -291,5 +291,5 @@ def test_rounding_is_no_evidence(counts: tuple[int, int]) -> None:
         (-math.inf, math.nan, False),
     ],
 )
-def test_is_better(candidate: float, incumbent: float | None, expected: bool) -> None:
-    assert is_better(candidate, incumbent) is expected
+def test_is_better(candidate: float, best: float | None, expected: bool) -> None:
+    assert is_better(candidate, best) is expected

@@ -167,7 +167,7 @@ def nothing_joins(folder: Path) -> list[str]:
 CASES: dict[str, tuple[Prepare, list[str]]] = {
     "missing folder": (
         lambda _: ["--data", "nowhere"],
-        ["nowhere: no such folder or file", "--data takes demo"],
+        ["nowhere: not found", "--data takes demo"],
     ),
     "empty folder": (empty_folder, ["no modality 'A'", "no folders"]),
     "folder without images": (no_images, ["no images"]),
@@ -219,7 +219,7 @@ CASES: dict[str, tuple[Prepare, list[str]]] = {
         lambda f: config_file(f, "data: !!python/object/apply:os.mkdir [owned]"),
         ["my.yaml: only plain YAML", "python/object"],
     ),
-    "missing config": (lambda _: ["--config", "none.yaml"], ["none.yaml: no such config"]),
+    "missing config": (lambda _: ["--config", "none.yaml"], ["none.yaml: config file not found"]),
     "unknown key": (
         lambda f: config_file(f, "training: {learning_rat: 1}"),
         ["my.yaml: training.learning_rat: unknown key", "training.learning_rate?"],

@@ -199,7 +199,7 @@ def test_a_run_that_is_trained_right_now_is_refused(folder: Path, run_python: Ru
 
 def test_an_id_that_is_none(finished: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--resume", finished[:-1] + "x"]) == 2
-    assert "has no such run" in capsys.readouterr().err
+    assert "run not found in" in capsys.readouterr().err
 
 
 def test_where_images_lie_and_how_steps_are_launched_may_change() -> None:

@@ -10,11 +10,11 @@ import pytest
 from mlflow.entities import Run as MlflowRun
 
 from src.promote import main as promote
-from src.search.searching import sweep_run
 from src.search.space import Space
 from src.search.study import RUN, Search
 from src.search.worker import Worker
 from src.sweep import main
+from src.tracking.run import tracked_run
 from src.tracking.store import open_store
 from src.utils.config import Config
 from tests.conftest import FROM_SCRATCH, Process
@@ -195,7 +195,7 @@ def test_a_pruned_trial_is_saved_and_killed(folder: Path) -> None:
         }
     )
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=2))
-    with sweep_run("s", None) as run:
+    with tracked_run({"role": "sweep"}) as run:
         study.set_user_attr(RUN, run.run_id)
         space = Space.from_file(folder / "space.yaml")
         Worker(Search(study, 1), space, base, "s", folder, run.run_id).run()

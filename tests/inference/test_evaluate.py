@@ -14,7 +14,7 @@ from src.errors import ModelError
 from src.evaluation.predictions import read_predictions
 from src.inference.explain import check_explainable, grad_cam
 from src.inference.load_model import TrainedModel, load_trained
-from src.inference.reference import Reference
+from src.inference.model_reference import ModelReference
 from src.models.input_spec import unit_range
 from tests.images import write_folder
 from tests.inference.conftest import MODEL, NAMED, champion, name_by_patient
@@ -96,7 +96,7 @@ def test_a_checkpoint_and_a_file_store(
     ("options", "said"),
     [
         (["--split", "best"], "--split best: expected one of train, val, test, all"),
-        (["--data", "nowhere"], "nowhere: no such folder or file"),
+        (["--data", "nowhere"], "nowhere: not found"),
         (["--explain", "x"], "--explain: expected a whole number from 1 to 48, got 'x'"),
         (["--data", "unsorted", "--split", "all"], "the class of 2 of 2 images is unknown"),
         (["--data", "three"], "has the classes a, b, c, but shufflenet_v2_x0_5_A version 1 has neg, pos"),
@@ -117,7 +117,7 @@ def test_what_cannot_be_evaluated(
 
 
 def loaded(folder: Path) -> TrainedModel:
-    return load_trained(Reference(MODEL, "A"), folder, "cpu")
+    return load_trained(ModelReference(MODEL, "A"), folder, "cpu")
 
 
 def test_grad_cam_is_the_formula(trained: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from src import extract
 from src.evaluation.predictions import read_predictions
 from src.inference.load_model import load_trained
-from src.inference.reference import Reference
+from src.inference.model_reference import ModelReference
 from src.models.build import build_model
 from src.models.forward import extract_features
 from src.models.input_spec import InputSpec
@@ -29,7 +29,7 @@ def test_features_are_what_the_last_layer_takes(trained: Path, folder: Path) -> 
     columns = [name for name in table if name.startswith("f")]
     assert (len(table), len(columns)) == (16, 1024)
     assert list(table.columns[:3]) == ["image", "patient", "label"]
-    head = load_trained(Reference(MODEL, "A"), folder, "cpu").network.model.fc
+    head = load_trained(ModelReference(MODEL, "A"), folder, "cpu").network.model.fc
     assert isinstance(head, nn.Linear)
     with torch.inference_mode():
         probabilities = head(torch.from_numpy(table[columns].to_numpy().copy())).softmax(1).numpy()
@@ -50,9 +50,7 @@ def test_an_array_with_a_table_beside_it(trained: Path) -> None:
 
 def test_a_layer_that_is_not_there(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert extract.main([*NAMED, "--input", str(trained / "d"), "--layer", "layer9"]) == 2
-    assert (
-        "--layer layer9: the model has no such layer; some of its layers are conv1" in capsys.readouterr().err
-    )
+    assert "--layer layer9: not found in the model; some of its layers are conv1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_an_npz_with_and_without_labels(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([*NAMED, "--version", "7"], "no version 7; there are 1"),
+        ([*NAMED, "--version", "7"], "no version 7; versions: 1"),
         (
             ["--model", "resnet18", "--modality", "A"],
             "resnet18_A: not registered, and shufflenet_v2_x0_5_A is",
@@ -140,11 +140,11 @@ def test_what_is_no_model(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--input", "nowhere"], "nowhere: no such file or folder"),
+        (["--input", "nowhere"], "nowhere: not found"),
         (["--input", "empty"], "empty: no images"),
         ([], "--input is missing: expected an image, a folder"),
         (["--input", "d", "--output", "x.txt"], "its ending must be one of .csv, .parquet"),
-        (["--input", "d", "--output", "no/x.csv"], "there is no folder no"),
+        (["--input", "d", "--output", "no/x.csv"], "folder no not found"),
     ],
 )
 def test_what_is_no_input(

@@ -63,7 +63,7 @@ def test_other_families_build(name: str, channels: int, size: int) -> None:
     ("typo", "right"), [("resnet81", "resnet18"), ("ResNet18", "resnet18"), ("swint", "swin_t")]
 )
 def test_unknown_name_gets_the_nearest(typo: str, right: str) -> None:
-    with pytest.raises(ModelError, match=rf"{typo}.*nearest names are.*\b{right}\b"):
+    with pytest.raises(ModelError, match=rf"{typo}.*closest names.*\b{right}\b"):
         build(typo)
 
 

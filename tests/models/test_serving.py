@@ -8,7 +8,8 @@ from torch.export import Dim
 
 from src.models.build import build_model
 from src.models.forward import predict_logits
-from src.models.input_spec import InputSpec, ServingModel
+from src.models.input_spec import InputSpec
+from src.models.serving import ServingModel
 from src.models.stem import head_path
 from src.tracking.pt2_check import checked_copy
 from src.utils.torchvision_import import torchvision

@@ -8,7 +8,7 @@ import pytest
 from src.evaluation.auc import Difference
 from src.promotion.history import Action, Event, Group, promotions
 from src.promotion.select import Rules, Verdict, competed_since, is_same, judge, pick_fingerprints, rank
-from src.promotion.state import Incumbent, State
+from src.promotion.state import Contender, State
 from src.tracking.registry import Registered
 from src.tracking.stored_run import StoredRun
 
@@ -31,20 +31,20 @@ def test_the_newest_run_says_which_data() -> None:
 
 
 def test_the_same_run_counts_again_only_with_a_gain() -> None:
-    incumbent = Incumbent(0.8, "a", 1, ("d", "s"))
-    assert is_same(candidate("a", 0.8), incumbent)
-    assert not is_same(candidate("a", 0.81), incumbent)
-    assert not is_same(candidate("b", 0.8), incumbent)
+    champion = Contender(0.8, "a", 1, ("d", "s"))
+    assert is_same(candidate("a", 0.8), champion)
+    assert not is_same(candidate("a", 0.81), champion)
+    assert not is_same(candidate("b", 0.8), champion)
 
 
 GAIN, NOISE, UNKNOWN = Difference(0.1, 0.01), Difference(0.1, 0.3), Difference(0.1, float("nan"))
-HELD = Incumbent(0.7, "x", 1, ("d", "s"))
-OTHER = Incumbent(0.9, "x", 1, ("other", "s"))
-HAND_MADE = Incumbent(0.7, None, None, None)
+HELD = Contender(0.7, "x", 1, ("d", "s"))
+OTHER = Contender(0.9, "x", 1, ("other", "s"))
+HAND_MADE = Contender(0.7)
 
 
 @pytest.mark.parametrize(
-    ("auc", "incumbent", "difference", "rules", "verdict", "reason"),
+    ("auc", "champion", "difference", "rules", "verdict", "reason"),
     [
         (0.8, None, None, {}, "PROMOTE", "the first of its group"),
         (0.8, None, None, {"min_auc": 0.81}, "REFUSE", "val AUC 0.8000 is below --min-auc 0.81"),
@@ -73,13 +73,13 @@ HAND_MADE = Incumbent(0.7, None, None, None)
 )
 def test_verdicts(
     auc: float,
-    incumbent: Incumbent | None,
+    champion: Contender | None,
     difference: Difference | None,
     rules: dict[str, Any],
     verdict: str,
     reason: str,
 ) -> None:
-    found, why = judge(candidate("a", auc), incumbent, difference, Rules(**rules))
+    found, why = judge(candidate("a", auc), champion, difference, Rules(**rules))
     assert found is Verdict[verdict]
     assert reason in why
 

@@ -333,7 +333,7 @@ def test_data_that_is_not_at_hand_is_told(
     assert main([]) == 0
     captured = capsys.readouterr()
     assert "verified by stored predictions; the data is not available" in captured.out
-    assert "small.npz: no such folder or file" in captured.err
+    assert "small.npz: not found" in captured.err
     assert history()[0].verified == "stored predictions; the data is not available"
 
 
@@ -445,7 +445,7 @@ def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_store_at_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "mlflow.db").unlink()
     assert main([]) == 2
-    assert "there is none yet, so it holds no run" in capsys.readouterr().err
+    assert "it does not exist yet" in capsys.readouterr().err
     assert not list(folder.iterdir())
 
 

@@ -169,7 +169,7 @@ def test_an_edited_number_wins_nothing(two: tuple[Made, Made]) -> None:
     assert yaml.safe_load(RECORD.read_text())["best_metrics"]["val_auc"] == two[1].val_auc
 
 
-def test_a_hand_made_yaml_is_an_incumbent(npz: Path, folder: Path) -> None:
+def test_a_hand_made_yaml_is_a_champion(npz: Path, folder: Path) -> None:
     make_run(npz, 0.5)
     RECORD.parent.mkdir(parents=True)
     RECORD.write_text(HAND_MADE.format(auc=0.7))

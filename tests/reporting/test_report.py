@@ -67,7 +67,7 @@ def test_runs_champion_curves_and_history(npz: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "there is none yet"),
+        ([], "it does not exist yet"),
         (["--output", "x.pdf"], "its ending must be one of .html"),
     ],
 )

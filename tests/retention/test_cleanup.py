@@ -159,7 +159,7 @@ def test_old_caches_and_leftovers_go(
         (["--keep-best", "x"], "--keep-best: expected a whole number from 0, got 'x'"),
         (["--keep-best", "1.5"], "--keep-best: expected a whole number from 0, got '1.5'"),
         (["--keep-days", "-1"], "expected a number of days from 0, got '-1'"),
-        ([], "there is none yet, so it holds no run"),
+        ([], "it does not exist yet"),
     ],
 )
 def test_what_it_does_not_take(capsys: pytest.CaptureFixture[str], options: list[str], said: str) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from src.training.checkpoint import load_checkpoint
+from src.utils.config_yaml import parse_yaml
 from src.utils.io import TEMP_PREFIX
-from src.utils.overrides import parse_yaml
 
 
 def unreadable(folder: Path, since: float = 0) -> Iterator[str]:

@@ -194,7 +194,7 @@ def test_without_a_store_it_says_what_it_can(
 ) -> None:
     assert main(["doctor", "--apply"]) == 2
     captured = capsys.readouterr()
-    assert "there is none yet" in captured.err
+    assert "it does not exist yet" in captured.err
     assert "versions   python 3." in captured.out
     assert "devices    cpu (" in captured.out
     assert not list(folder.iterdir())

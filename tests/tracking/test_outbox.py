@@ -17,7 +17,7 @@ from src.tracking.delivery import Delivery
 from src.tracking.heartbeat import Heartbeat, heartbeat_tag
 from src.tracking.journal import FOLDER, METRICS, TAGS, Item, Journal
 from src.tracking.logged_model import deliver_model
-from src.tracking.names import DELIVERY, HEARTBEAT
+from src.tracking.names import DELIVERED_EPOCH, HEARTBEAT
 from src.tracking.outbox import Outbox, UndeliveredError
 from src.tracking.run import tracked_run
 from src.tracking.store import http_retries
@@ -71,7 +71,7 @@ def test_sent_twice_there_once(folder: Path) -> None:
 def test_a_model_that_was_begun_is_finished_not_made_again(folder: Path) -> None:
     run_id, client = new_run(), mlflow.MlflowClient()
     Model().save(str(folder / "MLmodel"))
-    begun = client.create_logged_model("0", "model", run_id, tags={DELIVERY: "3"})
+    begun = client.create_logged_model("0", "model", run_id, tags={DELIVERED_EPOCH: "3"})
     for _ in range(2):
         deliver_model(client, run_id, folder, 3)
     deliver_model(client, run_id, folder, 4)  # of a run that went on

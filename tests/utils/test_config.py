@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from src.errors import ConfigError
 from src.training.optim import resolve_defaults
 from src.utils.config import Config, migrate_legacy_keys
-from src.utils.overrides import merge_dotted, parse_overrides, split_overrides
+from src.utils.config_yaml import merge_dotted, parse_overrides, split_overrides
 from tests.conftest import ROOT
 
 

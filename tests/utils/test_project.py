@@ -57,7 +57,7 @@ def test_configs_of_the_package_are_found_everywhere_and_own_ones_first(folder: 
     own.parent.mkdir()
     own.write_text("training: {epochs: 1}")
     assert Config.from_file("config/medmnist.yaml").training.epochs == 1
-    with pytest.raises(ConfigError, match=f"^typo.yaml: no such config file .{folder}/typo.yaml.; "):
+    with pytest.raises(ConfigError, match=f"^typo.yaml: config file not found .{folder}/typo.yaml.; "):
         Config.from_file("typo.yaml")
-    with pytest.raises(ConfigError, match="no such config file"):
+    with pytest.raises(ConfigError, match="config file not found"):
         Config.from_file("config/../MLproject")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from src.errors import ConfigError
+from src.utils.config_yaml import parse_yaml, read_yaml
 from src.utils.limits import CONFIG_VALUES, FACTOR
-from src.utils.overrides import parse_yaml, read_yaml
 from tests import hostile_files as hostile
 from tests.conftest import Run
 

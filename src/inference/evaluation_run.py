@@ -39,7 +39,7 @@ def tags_of(trained: TrainedModel, result: EvaluationResult) -> dict[str, str]:
         names.ROLE: ROLE,
         names.DATA_FINGERPRINT: labeled.data_fingerprint,
         names.SPLIT_FINGERPRINT: labeled.split_fingerprint,
-        **{f"{names.EVALUATED}{key}": value for key, value in about.items() if value is not None},
+        **{f"{names.EVALUATED_PREFIX}{key}": value for key, value in about.items() if value is not None},
     }
 
 
@@ -48,12 +48,7 @@ def record_evaluation(
 ) -> Path:
     """Record scores, predictions and plots in the run; return the folder with copies of them.
 
-    Args:
-        run: The run of the evaluation.
-        trained: The evaluated model.
-        result: Its scores.
-        layer: Layer for Grad-CAM, None for no explanation.
-        count: How many decisions of each kind to explain.
+    With a layer, ``count`` decisions of each kind are explained by Grad-CAM.
     """
     stamp = f"eval_{datetime.now():%Y%m%d_%H%M%S}_{run.run_id[:8]}"
     folder = trained.config.output_dir / stamp
@@ -79,7 +74,7 @@ def tag_version(trained: TrainedModel, result: EvaluationResult, run_id: str) ->
         return
     name, area = trained.name.partition(" ")[0], result.by_image["auc"]
     recorded = f"AUC {_shown(area)}, {len(result.labeled.labels)} images, run {run_id}"
-    set_tags(name, trained.version.number, {f"{names.EVALUATED}{result.labeled.split}": recorded})
+    set_tags(name, trained.version.number, {f"{names.EVALUATED_PREFIX}{result.labeled.split}": recorded})
 
 
 def print_scores(result: EvaluationResult, trained: TrainedModel) -> None:

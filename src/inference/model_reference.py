@@ -9,7 +9,7 @@ from ..utils.cli import whole_number
 
 
 @dataclass(frozen=True)
-class Reference:
+class ModelReference:
     """A model, named by ``model`` and ``modality`` (perhaps ``version``), ``run_id``, or ``checkpoint``."""
 
     model: str | None = None
@@ -36,7 +36,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
 
-def read_reference(args: argparse.Namespace) -> Reference:
+def read_reference(args: argparse.Namespace) -> ModelReference:
     """Return the model that the options name.
 
     Raises:
@@ -47,4 +47,4 @@ def read_reference(args: argparse.Namespace) -> Reference:
         raise ConfigError("name one model: --model and --modality, or --run, or --checkpoint")
     if is_registered and not (args.model and args.modality):
         raise ConfigError("a registered model is named by --model and --modality, such as resnet18 and A")
-    return Reference(args.model, args.modality, args.version, args.run, args.checkpoint)
+    return ModelReference(args.model, args.modality, args.version, args.run, args.checkpoint)

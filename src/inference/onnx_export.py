@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..errors import ClaimError
-from ..models.input_spec import ServingModel
+from ..models.serving import ServingModel
 from ..utils.console import silenced
 from ..utils.io import atomic_write_bytes
 from .load_model import TrainedModel

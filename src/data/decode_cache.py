@@ -135,9 +135,8 @@ def _resolve_format(table: FileTable, config: DataConfig) -> ImageFormat:
 
 def _unreadable(what: str, table: FileTable) -> DataError:
     (first,) = table.pick([0])
-    return DataError(
-        f"{what} can be read; the first: {first.error}{_remedy(first.error)}", public=f"{what} can be read"
-    )
+    error = first.shared.error
+    return DataError(f"{what} can be read; the first: {error}{_remedy(error)}", public=f"{what} can be read")
 
 
 def _remedy(error: str) -> str:

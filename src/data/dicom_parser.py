@@ -59,11 +59,7 @@ class _Bounded:
         self._most_bytes, self._most_parts = DICOM_HEADER.value + pixel_bytes, DICOM_PARTS.value
 
     def read(self, size: int = -1) -> bytes:
-        """Read some bytes.
-
-        Raises:
-            ImageError: More was read than an image of this size takes.
-        """
+        """Read some bytes; raise an `ImageError` if an image of this size does not need so many."""
         if size < 0:
             raise _DeflatedError
         self._bytes += size
@@ -73,11 +69,7 @@ class _Bounded:
         return self._read(size)
 
     def check(self) -> None:
-        """Raise the error for an exceeded limit again, which pydicom has replaced by an error of its own.
-
-        Raises:
-            ImageError: More was read than an image of this size takes.
-        """
+        """Raise the `ImageError` for an exceeded limit, also after pydicom has replaced it by its own."""
         check_limit(self.name, DICOM_HEADER, self._bytes - self._pixel_bytes)
         check_limit(self.name, DICOM_PARTS, self._parts)
 
@@ -148,7 +140,7 @@ class DicomFile:
         return frozenset(self._add_functional_groups(dataset))
 
     def first_item(self, dataset: "Dataset", keyword: str) -> "Dataset | None":
-        """Return the first item of a sequence, None if there is none.
+        """Return the first item of a sequence, None if it is missing or empty.
 
         pydicom parses a sequence of known length only on access, without a limit, so its items are
         counted here first. A sequence within an item is counted when it is asked for in turn.
@@ -270,11 +262,7 @@ def _coded_size(code: bytes) -> tuple[int, int, int]:
 
 
 def check_palette(path: Path, dataset: "Dataset") -> None:
-    """Refuse a segmented palette with too many colors, since a few bytes can expand to very many.
-
-    Raises:
-        ImageError: There are too many colors.
-    """
+    """Raise an `ImageError` if a few bytes of a segmented palette expand to too many colors."""
     for color in ("Red", "Green", "Blue", "Alpha"):
         data: bytes | None = dataset.get(f"Segmented{color}PaletteColorLookupTableData")
         if data is None:

@@ -110,7 +110,7 @@ def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 -- any YAML value
         raise ConfigError(f"{source}: not valid YAML: {_first_line(error)}{_place(error)}") from None
 
 
-def read_text(path: Path) -> str:
+def read_config_text(path: Path) -> str:
     """Return the text of a config file.
 
     Raises:
@@ -124,9 +124,7 @@ def read_text(path: Path) -> str:
         return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()  # with any line ends
     except FileNotFoundError:
         where = "" if path.is_absolute() else f" ({path.absolute()})"
-        raise ConfigError(
-            f"{path}: no such config file{where}; config/default_config.yaml is one to copy"
-        ) from None
+        raise ConfigError(f"{path}: config file not found{where}; copy config/default_config.yaml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text: {error}") from None
 
@@ -137,7 +135,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing, unreadable, too large, not valid YAML, or not a mapping.
     """
-    values = parse_yaml(read_text(path), str(path))
+    values = parse_yaml(read_config_text(path), str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -205,7 +203,7 @@ def split_overrides(text: str) -> list[str]:
     return [item for item in re.split(r",(?=\s*[a-z_]+(?:\.[a-z_]+)+=)", text) if item.strip()]
 
 
-def explain(config: type[BaseModel], problem: dict[str, Any]) -> str:
+def describe_error(config: type[BaseModel], problem: dict[str, Any]) -> str:
     """Return a message with the dotted key for one of the ``errors()`` of pydantic's ``ValidationError``.
 
     Args:
@@ -223,7 +221,7 @@ def explain(config: type[BaseModel], problem: dict[str, Any]) -> str:
     return f"{'.'.join(known) or 'config'}: {message} (got {_shown(problem['input'])})"
 
 
-def relevant(problems: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def drop_follow_up_errors(problems: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the errors without misleading consequences of others.
 
     A tuple with a bad item is also reported as too short, and a number out of range also as not equal to the
@@ -239,7 +237,7 @@ def relevant(problems: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [dict(p) for p in problems if not is_misleading(p)] or [dict(p) for p in problems]
 
 
-def check_text(settings: Mapping[str, Any], source: str) -> None:
+def check_utf8(settings: Mapping[str, Any], source: str) -> None:
     """Refuse text that is not valid UTF-8, such as a path, because stores and YAML cannot represent it.
 
     Args:
