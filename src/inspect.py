@@ -37,7 +37,8 @@ def _inspect(argv: Sequence[str] | None) -> None:
         print(f"to use it: {command('inspect')} {args.path} --output start.yaml")
     else:
         atomic_write_text(output, config)
-        print(f"next: {command('train')} --config {output} --dry-run")
+        first = "" if proposal.is_ready else "solve the problems above, then "
+        print(f"next: {first}{command('train')} --config {output} --dry-run")
 
 
 if __name__ == "__main__":

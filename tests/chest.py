@@ -64,7 +64,7 @@ def write_chest(root: Path, patients: int = 60) -> Path:
         volume = _row(number, 9, COVID, "Axial", f"ct-{number}.nii.gz")
         rows.append(volume | {"modality": "CT", "folder": "volumes"})
     rows.append(rows[0] | {"offset": "1"})
-    rows.append(rows[1] | {"finding": "No Finding"})
+    rows.append(rows[1] | {"finding": COVID})
     rows.append(_row(900, 0, COVID, "PA", "missing.png"))
     (root / "images/case-004-0.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     rows.append(_row(901, 0, "todo", "PA", "case-901-0.png"))

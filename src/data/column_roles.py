@@ -14,7 +14,8 @@ from .image_files import is_image_name
 from .image_table import meant_role
 from .name_checks import is_like_split
 
-_MOST_ROWS = 200_000
+_MOST_CELLS = 5_000_000  # that are read
+_LONGEST = 300  # characters of a cell that are kept
 _MOST_VALUES = 20_000  # different values of one column that are counted
 _MOST_CLASSES = 50
 _SAMPLE = 1_000  # values that are compared with files
@@ -38,6 +39,7 @@ class Column:
 
     def add(self, cell: str) -> None:
         """Count a cell."""
+        cell = cell[:_LONGEST]
         if cell in self.values or len(self.values) < _MOST_VALUES:
             self.values[cell] += 1
         else:
@@ -56,6 +58,7 @@ class Columns:
     Attributes:
         dialect: How the table is written.
         rows: Number of rows that were read.
+        is_complete: Whether these are all rows.
         columns: All columns.
         path: Column of paths.
         images: Folder that paths start at, relative to the table; "" for its own folder.
@@ -68,6 +71,7 @@ class Columns:
 
     dialect: Dialect
     rows: int
+    is_complete: bool
     columns: tuple[Column, ...]
     path: Column | None
     images: str
@@ -93,11 +97,12 @@ def guess_columns(path: Path, contents: Contents) -> Columns:
         rows = read_rows(path, dialect)
         columns = [Column(name.strip()) for name in next(rows, (0, []))[1]]
         count = 0
-        for _, cells in islice(rows, _MOST_ROWS):
+        for _, cells in islice(rows, _MOST_CELLS // max(len(columns), 1)):
             if any(cell.strip() for cell in cells):
                 count += 1
                 for column, cell in zip(columns, cells, strict=False):
                     column.add(cell.strip())
+        is_complete = next(rows, None) is None
     except TableError as error:
         raise DataError(f"{path}: {error}") from None
     of_paths, images = _find_paths(columns, contents)
@@ -111,7 +116,17 @@ def guess_columns(path: Path, contents: Contents) -> Columns:
     taken = {id(column) for column in (patient, split, modality, view) if column is not None}
     labels = sorted((c for c in rest if id(c) not in taken and _is_label(c)), key=_label_rank)
     return Columns(
-        dialect, count, tuple(columns), of_paths, images, tuple(labels), patient, modality, split, view
+        dialect=dialect,
+        rows=count,
+        is_complete=is_complete,
+        columns=tuple(columns),
+        path=of_paths,
+        images=images,
+        labels=tuple(labels),
+        patient=patient,
+        modality=modality,
+        split=split,
+        view=view,
     )
 
 

@@ -25,12 +25,14 @@ class Proposal:
         problems: What training would refuse or leave out, and what to do.
         data: The data section of a config; None if no labeled images were found.
         comments: Lines to write above a setting of the section, by its name.
+        is_ready: Whether training takes the data with this config.
     """
 
     findings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     data: dict[str, Any] | None = None
     comments: dict[str, list[str]] = field(default_factory=dict)
+    is_ready: bool = True
 
     def lines(self) -> list[str]:
         """Return the text to print, at most `WIDTH` characters wide where words allow it."""
@@ -43,6 +45,8 @@ class Proposal:
             return None
         Config.from_dict({"data": self.data}, "the proposed config")
         title = f"A config to start with, for {path}. config/default_config.yaml explains all settings."
+        if not self.is_ready:
+            title += " Training refuses the data until the problems that inspect has printed are solved."
         lines = [*_comment(title, ""), "data:"]
         for name, value in self.data.items():
             for comment in self.comments.get(name, []):
@@ -74,8 +78,14 @@ def _dump(value: object) -> str:
     return text
 
 
+def _printable(text: str) -> str:
+    """Return text from a file without control characters, which a terminal or YAML would interpret."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def _comment(text: str, indent: str) -> list[str]:
     start = f"{indent}# "
+    text = _printable(text)
     return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=start, break_on_hyphens=False)
 
 
@@ -92,7 +102,7 @@ def _wrapped(title: str, sentences: list[str]) -> list[str]:
 def _paragraph(text: str, start: str) -> list[str]:
     indent = " " * len(start)
     return textwrap.wrap(
-        text,
+        _printable(text),
         WIDTH,
         initial_indent=start,
         subsequent_indent=indent,

@@ -68,8 +68,9 @@ def propose_table(path: str, table: Path, contents: Contents) -> Proposal:
 
 
 def _describe(table: Path, columns: Columns, contents: Contents) -> list[str]:
+    more = "" if columns.is_complete else "more than "
     found = [
-        f"{table}: {columns.rows} rows, {len(columns.columns)} columns; {columns.dialect.describe()}",
+        f"{table}: {more}{columns.rows} rows, {len(columns.columns)} columns; {columns.dialect.describe()}",
         f"files beside it: {listed(contents.describe(), 12)}",
     ]
     if columns.path is not None:
@@ -126,20 +127,20 @@ def _settings(path: str, columns: Columns, proposal: Proposal) -> dict[str, Any]
 def _try(table: Path, data: dict[str, Any], proposal: Proposal) -> Listing | None:
     """Return the images that training would list, after adding to ``data`` what they need."""
     _group_labels(table, data, proposal)
-    for _ in range(2):
+    for is_last in (False, True):
         try:
             config = Config.from_dict({"data": data}, "the proposed config").data
             listing = list_manifest(table, data["modalities"][0], config, NamePatterns())
         except DataError as error:
-            if "on_bad_image" in data:
-                proposal.problems.append(str(error))
-                return None
-            proposal.problems.append(str(error))
-            data["on_bad_image"] = "skip"
-            proposal.comments["on_bad_image"] = ["leaves out rows of one file that contradict each other"]
+            proposal.problems += [str(error)] * (str(error) not in proposal.problems)
+            if not is_last:
+                data["on_bad_image"] = "skip"
+                proposal.comments["on_bad_image"] = ["leaves out rows of one file that contradict each other"]
         else:
             proposal.findings += [*listing.notes, _result(listing)]
             return listing
+    del data["on_bad_image"], proposal.comments["on_bad_image"]  # did not help
+    proposal.data, proposal.is_ready = data, False
     return None
 
 

@@ -40,7 +40,7 @@ def test_a_set_with_many_columns(folder: Path, capsys: pytest.CaptureFixture[str
         "path: filename (97 files named below images/)",
         "patient: patientid (62 different)",
         "modality: modality (X-ray 94, CT 5)",
-        "label, perhaps: finding (Pneumonia/Viral/COVID-19 37,",
+        "label, perhaps: finding (Pneumonia/Viral/COVID-19 38,",
         "data.classes leaves out 7 of 94 rows with other labels: Pneumonia/Viral/SARS 6, todo 1",
         "the same file as in line 5 with another label, patient or split",
         "1 of 84 files are missing, and skipped: missing.png",
@@ -83,6 +83,24 @@ def test_a_table_in_another_format_whose_labels_have_two_spellings(
         "pos": ["pos", "POS"],
     }
     assert sum(map(len, load_dataset(train_config(), folder / "cache").splits.values())) == 48
+
+
+def test_a_table_that_training_refuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Control characters are not printed, and the problem is named beside the config."""
+    root = write_folder(folder / "d", counts={"": 24})
+    files = sorted(root.rglob("*.png"))
+    rows = [f"{path.parent.name}/{path.name},{path.parent.name},p{i}" for i, path in enumerate(files)]
+    rows[3] = rows[3].rpartition(",")[0] + ","
+    lines = ["name,class,Patient ID,\x1b[1mview", *(f"{row},{len(row) % 2}" for row in rows)]
+    (root / "t.csv").write_text("\n".join(lines))
+    out, _ = inspect("d/t.csv", capsys)
+    assert "line 5: patient_id is empty, as in 1 of 24 lines" in out
+    assert "next: solve the problems above, then python -m src.train" in out
+    assert "by the column [1mview: 1 " in out
+    assert "Training refuses the data until" in out.replace(" # ", " ")
+    assert "on_bad_image" not in Path("start.yaml").read_text()
+    with pytest.raises(DataError, match="patient_id is empty"):
+        load_dataset(train_config(), folder / "cache")
 
 
 @pytest.mark.parametrize("place", ["d", "d/A"])
