@@ -5,13 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from .tracking import project_run_errors
-from .utils.cli import CommandParser, add_flag, command, number, run_command, whole_number
+from .utils.cli import CommandParser, add_flag, command, command_main, number, whole_number
 from .utils.project import in_project
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _cleanup(argv))
 
 
 def _parser() -> CommandParser:
@@ -38,7 +33,9 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _cleanup(argv: Sequence[str] | None) -> None:
+@command_main
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     args = _parser().parse_args(argv)
     from .retention.cleaning import clean_up
     from .retention.plan import Rules

@@ -4,16 +4,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .utils.cli import CommandParser, command, run_command, warn, whole_number
+from .utils.cli import CommandParser, command, command_main, warn, whole_number
 
 if TYPE_CHECKING:
     from .inference.evaluator import LabeledImages
     from .inference.load_model import TrainedModel
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _evaluate(argv))
 
 
 def _parser() -> CommandParser:
@@ -37,7 +32,9 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _evaluate(argv: Sequence[str] | None) -> None:
+@command_main
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     args = _parser().parse_args(argv)
     from .inference import evaluation_run
     from .inference.evaluator import evaluate, load_labeled_images

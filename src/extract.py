@@ -4,14 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.cli import CommandParser, command, run_command
+from .utils.cli import CommandParser, command, command_main
 
 _ARRAY = ".npy"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _extract(argv))
 
 
 def _parser() -> CommandParser:
@@ -32,7 +27,9 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _extract(argv: Sequence[str] | None) -> None:
+@command_main
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     args = _parser().parse_args(argv)
     from .inference.model_reference import read_reference
     from .inference.predict import features, read_inputs, refuse_bad, trained_model, write_features

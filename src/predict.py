@@ -4,12 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.cli import CommandParser, command, run_command
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _predict(argv))
+from .utils.cli import CommandParser, command, command_main
 
 
 def _parser() -> CommandParser:
@@ -24,7 +19,9 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _predict(argv: Sequence[str] | None) -> None:
+@command_main
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     args = _parser().parse_args(argv)
     # Imported late: torch and MLflow take seconds to load, and --help needs neither.
     from .inference.model_reference import read_reference

@@ -5,15 +5,10 @@ from collections.abc import Sequence
 
 from .errors import ConfigError
 from .tracking import project_run_errors
-from .utils.cli import CommandParser, add_flag, command, number, run_command
+from .utils.cli import CommandParser, add_flag, command, command_main, number
 
 _LEVEL = 0.05
 _auc = number(lambda value: 0 <= value <= 1, "a number between 0 and 1")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _promote(argv))
 
 
 def _level(text: str) -> float | None:
@@ -52,7 +47,9 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _promote(argv: Sequence[str] | None) -> None:
+@command_main
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     with project_run_errors():
         args = _parser().parse_args(argv)
         if args.rollback and args.check:

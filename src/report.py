@@ -5,12 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UserError
-from .utils.cli import CommandParser, command, run_command
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _report(argv))
+from .utils.cli import CommandParser, command, command_main
 
 
 def _parser() -> CommandParser:
@@ -21,7 +16,9 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _report(argv: Sequence[str] | None) -> None:
+@command_main
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     args = _parser().parse_args(argv)
     import tempfile
 

@@ -14,15 +14,10 @@ from .utils.cli import (
     add_setting_options,
     changed_settings,
     command,
+    command_main,
     duration,
-    run_command,
     whole_number,
 )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _sweep(argv))
 
 
 def _parser() -> CommandParser:
@@ -54,7 +49,9 @@ def _add(parser: CommandParser, name: str, text: str, *, metavar: str = "N", **o
     parser.add_argument(name, metavar=metavar, help=f"{text} (%(default)s)", **options)
 
 
-def _sweep(argv: Sequence[str] | None) -> None:
+@command_main
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
     from .search.searching import SweepRequest, run_sweep, run_worker

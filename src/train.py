@@ -13,18 +13,13 @@ from .utils.cli import (
     add_setting_options,
     changed_settings,
     command,
-    run_command,
+    command_main,
     warn,
 )
 from .utils.runtime import gc_paused
 
 if TYPE_CHECKING:
     from .utils.config import Config
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _train(argv))
 
 
 def _parser() -> CommandParser:
@@ -48,7 +43,9 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _train(argv: Sequence[str] | None) -> None:
+@command_main
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     from .utils.distributed import process_group
 
     with process_group() as group, ExitStack() as locks:

@@ -3,12 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from .utils.cli import CommandParser, command, run_command, whole_number
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _verify(argv))
+from .utils.cli import CommandParser, command, command_main, whole_number
 
 
 def _parser() -> CommandParser:
@@ -32,7 +27,9 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _verify(argv: Sequence[str] | None) -> None:
+@command_main
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     args, options = _parser().parse_known_args(argv)
     from .verification.resume import ResumeCheck
 

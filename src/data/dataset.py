@@ -127,11 +127,9 @@ class Dataset:
         values = np.arange(256) / 255
         histograms = [np.bincount(pixels[:, c].ravel(), minlength=256) for c in range(self.channels)]
         means = [float(np.average(values, weights=h)) for h in histograms]
-        spreads = [
-            float(np.average((values - m) ** 2, weights=h)) ** 0.5
-            for m, h in zip(means, histograms, strict=True)
-        ]
-        return tuple(means), tuple(max(spread, 1e-3) for spread in spreads)
+        pairs = zip(means, histograms, strict=True)
+        variances = [float(np.average((values - mean) ** 2, weights=h)) for mean, h in pairs]
+        return tuple(means), tuple(max(variance**0.5, 1e-3) for variance in variances)
 
     def table(self) -> list[tuple[str, str, int, int | None]]:
         """Rows (split, class, images, patients or None where unknown)."""

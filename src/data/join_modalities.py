@@ -181,16 +181,12 @@ def _keys(decoded: Sequence[DecodedListing], records: list[Records]) -> list[lis
 
     if all(sample.image_id is not None for images in decoded for sample in images.samples):
         return keys_by(lambda sample, _: sample.image_id or "")
-    tried = [keys_by(_file_name), keys_by(_path_below_modality)]
+    tried = [keys_by(lambda sample, _: PurePosixPath(sample.key).stem), keys_by(_path_below_modality)]
     if all(patient is not None for of_one in records for patient in of_one.patients):
         tried.insert(0, keys_by(lambda *_: ""))
     return next(
         (keys for keys in tried if all(len(set(of_one)) == len(of_one) for of_one in keys)), tried[-1]
     )
-
-
-def _file_name(sample: Sample, _modality: str) -> str:
-    return PurePosixPath(sample.key).stem
 
 
 def _path_below_modality(sample: Sample, modality: str) -> str:

@@ -71,7 +71,8 @@ def unify(places: Mapping[str, str], what: str, where: str) -> dict[str, str]:
     alike: dict[str, str] = {}
     for plain, look in zip(firsts, _looks(list(firsts)), strict=True):
         other = alike.setdefault(look, plain)
-        if other != plain and _may_be_same(other, plain):
+        # Ids of one length may differ only in zeros.
+        if other != plain and (len(other) != len(plain) or _fold(other) == _fold(plain)):
             one, two = firsts[other], firsts[plain]
             problem = f"{where}: two spellings that may be the same {what}"
             remedy = "write it in one way everywhere, or give each a name of its own"
@@ -209,8 +210,3 @@ def _fold(text: str) -> str:
     folded = text if text.isascii() else unicodedata.normalize("NFKC", text)
     folded = folded.casefold().replace("_", " ").replace("-", " ")
     return _SPACES.sub(" ", folded) if "  " in folded else folded
-
-
-def _may_be_same(one: str, other: str) -> bool:
-    """Return whether two similar names may be the same; ids of one length may differ only in zeros."""
-    return len(one) != len(other) or _fold(one) == _fold(other)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +20,7 @@ from ..utils.cli import warn
 from ..utils.config import Config
 from ..utils.distributed import ProcessGroup
 from ..utils.io import check_writable, sha256
+from ..utils.project import project_folder
 from .report_run import run_tags
 from .resume import ResumableRun, resume_auto, resume_by_id
 from .session import Training
@@ -69,7 +69,14 @@ def prepare(request: TrainRequest, group: ProcessGroup, locks: ExitStack) -> Tra
         check_project_run()
     resumed = _run_to_resume(request, locks)
     config = resumed.config if resumed else Config.from_file(request.config_file, request.changes)
-    _check_writable(config.output_dir)
+    try:  # before anything is computed
+        check_writable(config.output_dir)
+    except OSError as error:
+        is_beside = config.output_dir.is_absolute() and config.output_dir.is_relative_to(project_folder())
+        beside = " (beside the store of MLFLOW_TRACKING_URI)" if is_beside else ""
+        raise UserError(
+            f"experiment.output_dir: {config.output_dir}{beside} cannot be written: {error.strerror}"
+        ) from None
     spec = resumed.spec if resumed else None
     group.broadcast_object({"config": config.to_dict(), "input": None if spec is None else spec.to_dict()})
     dataset = _load(config, rehash=request.rehash)
@@ -110,14 +117,6 @@ def _run_to_resume(request: TrainRequest, locks: ExitStack) -> ResumableRun | No
     open_store(must_exist=True)
     settings = Config.settings_in(request.config_file) if request.config_file else {}
     return resume_by_id(request.resume, settings | dict(request.changes), locks)
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse an output folder that is not writable before anything is computed."""
-    try:
-        check_writable(folder)
-    except OSError as error:
-        raise UserError(f"experiment.output_dir: {folder} cannot be written: {error.strerror}") from None
 
 
 def _load(config: Config, *, rehash: bool) -> Dataset:

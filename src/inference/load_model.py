@@ -23,6 +23,7 @@ from ..tracking.registry import Registered, Version, read_registered, registered
 from ..tracking.store import open_store
 from ..tracking.stored_run import StoredRun, read_run
 from ..training.checkpoint import load_checkpoint
+from ..utils.cli import command
 from ..utils.config import Config
 from ..utils.console import track
 from ..utils.runtime import fit_threads, keep_freed_memory, pick_device
@@ -107,7 +108,7 @@ def _version(registered: Registered, number: int | None) -> Version:
     if not registered.versions:
         there = ", ".join(sorted(registered_names())) or "nothing"
         raise UserError(
-            f"{registered.name}: not registered, and {there} is; python -m src.promote registers the best run"
+            f"{registered.name}: not registered, and {there} is; {command('promote')} registers the best run"
         )
     version = registered.champion if number is None else registered.versions.get(number)
     if version is None:

@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import ModelError
 from ..utils.torchvision_import import torchvision
 from .forward import eval_mode
-from .pretrained import load_weights
+from .pretrained import LoadedWeights, load_weights
 from .stem import has_small_stem, make_pooling_deterministic, set_stem, small_stem_families
 
 _SMALL_IMAGE = 40
@@ -18,25 +18,17 @@ _SMALL_IMAGE = 40
 _LARGER_SIZES = (32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320)
 
 
-@dataclass(frozen=True)
-class BuiltModel:
-    """A model and its resolved options.
+@dataclass(frozen=True, kw_only=True)
+class BuiltModel(LoadedWeights):
+    """A model, the weights loaded into it, and its resolved stem.
 
     Attributes:
         model: The model, on the CPU; returns logits (N, num_classes).
-        weights: "none", "imagenet" or the path that was loaded.
         stem: "imagenet" or "small".
-        mean: Mean per channel of pixels in [0, 1] that the weights expect, None for "none".
-        std: Standard deviation per channel, None for "none".
-        notes: Notes for the user.
     """
 
     model: nn.Module
-    weights: str
     stem: str
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    notes: tuple[str, ...] = ()
 
 
 def available_models() -> list[str]:
@@ -81,8 +73,7 @@ def build_model(
     make_pooling_deterministic(model)
     loaded = load_weights(model, name, weights, small_stem=small, exact=exact)
     _probe(model, name, channels, size)
-    built_stem = "small" if small else "imagenet"
-    return BuiltModel(model, loaded.weights, built_stem, loaded.mean, loaded.std, loaded.notes)
+    return BuiltModel(**vars(loaded), model=model, stem="small" if small else "imagenet")
 
 
 def _check_name(name: str) -> None:

@@ -34,7 +34,14 @@ _STATE_KEYS = ("model_state_dict", "state_dict", "model")
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """The loaded weights, and the normalization that they expect (None for random weights)."""
+    """What was loaded into a model.
+
+    Attributes:
+        weights: "none", "imagenet" or the path that was loaded.
+        mean: Mean per channel of pixels in [0, 1] that the weights expect, None for "none".
+        std: Standard deviation per channel, None for "none".
+        notes: Notes for the user.
+    """
 
     weights: str
     mean: tuple[float, ...] | None = None
@@ -53,9 +60,6 @@ def load_weights(
         weights: ``imagenet`` (or ``auto``, the same), ``none``, or the path of a state dict.
         small_stem: Whether the model has the stem for small images.
         exact: Whether filters adapted to other channels account for the mean and std of each color.
-
-    Returns:
-        The loaded weights ("none", "imagenet" or the path), their normalization, and notes for the user.
 
     Raises:
         ModelError: The weights cannot be downloaded, read or fitted to the model.

@@ -13,6 +13,7 @@ from ..tracking.logged_model import check_model_files
 from ..tracking.names import MODALITY, MODEL, PREVIOUS, PROMOTION_EVENT, ROLLED_BACK_TO, YAML_SHA256
 from ..tracking.registry import Version, champions
 from ..tracking.stored_run import read_run
+from ..utils.cli import command
 from ..utils.config import Config
 from ..utils.console import wide_console
 from .evidence import Correction, correction_of, read_config
@@ -106,7 +107,7 @@ def check_and_report(model: str | None, modality: str | None) -> None:
     wrong = [name for name, problems in found.items() if problems]
     if wrong:
         raise MlprojectError(
-            f"not all agree: {', '.join(wrong)}; python -m src.promote makes them equal where a run allows it"
+            f"not all agree: {', '.join(wrong)}; {command('promote')} makes them equal where a run allows it"
         )
 
 
@@ -182,7 +183,7 @@ def _why_not_loadable(group: Group, champion: Version) -> list[str]:
         check_model_files(champion.source)
     except MlprojectError as error:
         return [
-            f"version {champion.number}, the champion, cannot be used: {error}; or python -m src.promote "
+            f"version {champion.number}, the champion, cannot be used: {error}; or {command('promote')} "
             f"--rollback --model {group.model} --modality {group.modality} puts the version before it back"
         ]
     return []

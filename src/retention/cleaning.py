@@ -34,7 +34,7 @@ from ..utils.cli import warn
 from ..utils.config_fields import is_run_name
 from ..utils.console import wide_console
 from ..utils.contained import contained
-from ..utils.io import Temp, file_lock, find_temps, relative_to_cwd
+from ..utils.io import file_lock, find_temps, relative_to_cwd
 from .plan import Owned, PlannedAction, Rules, other_output_folder, owned, plan, remove_folders
 
 _DAY = 86_400
@@ -124,10 +124,9 @@ def _name(run: StoredRun) -> str:
 
 
 def _remote_size(run: StoredRun) -> int:
-    try:
+    with suppress(ClaimError):  # `survey` reports it
         return artifact_bytes(run, CHECKPOINTS) if run.artifact_folder() is None else 0
-    except ClaimError:  # `survey` reports it
-        return 0
+    return 0
 
 
 def _remove_checkpoints(run: StoredRun, planned: Owned, output: Path, when: str) -> None:
@@ -237,14 +236,14 @@ def _files(output: Path, rules: Rules) -> tuple[list[Removal], list[str]]:
     else:
         old = find_unused(packs, rules.keep_days * _DAY)
     temps = [temp for temp in find_temps(output) if temp.is_orphaned]
-    return [*map(_of_pack, old), *map(_of_temp, temps)], left
+    found = [
+        Removal("temporary", str(temp.path), "left over", temp.size, temp.remove, [temp.path])
+        for temp in temps
+    ]
+    return [*map(_of_pack, old), *found], left
 
 
 def _of_pack(pack: UnusedArray) -> Removal:
     name = f"{pack.path.parent / pack.path.stem[:_NAME_LENGTH]}...{pack.path.suffix}"
     reason = f"not used for {pack.age / _DAY:.0f} days"
     return Removal("cache", name, reason, pack.size, pack.remove, paths=[pack.path])
-
-
-def _of_temp(temp: Temp) -> Removal:
-    return Removal("temporary", str(temp.path), "left over", temp.size, temp.remove, paths=[temp.path])

@@ -19,9 +19,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
 from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun
 from mlflow.utils.uri import append_to_uri_path
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from ..errors import ClaimError, TrackingError, UserError
+from ..utils.cli import command
 from ..utils.contained import contained
 from ..utils.io import atomic_write_text
 from ..utils.masking import masked_uri
@@ -87,7 +89,7 @@ def _own_folder(whose: str, uri: str, locations: Iterable[str], *ending: str) ->
     raise ClaimError(
         f"{whose}: the store says that its files are at {shown}, which is not its own folder below the "
         "artifact location of its experiment; nothing there is read or changed. If the project was moved, "
-        "run python -m src.store relocate"
+        f"run {command('store relocate')}"
     )
 
 
@@ -203,35 +205,28 @@ def _is_lost(stored: StoredPath, target: Path | None) -> bool:
 
 @contextmanager
 def _paths_in_database(uri: str) -> Iterator[list[StoredPath]]:
-    version_ids = (SqlModelVersion.run_id, SqlModelVersion.source)
-    columns: list[tuple[Any, Any, str, tuple[Any, ...]]] = [
-        (SqlExperiment, SqlExperiment.artifact_location, "experiment", ()),
-        (SqlRun, SqlRun.artifact_uri, "run", (SqlRun.run_uuid,)),
-        (SqlLoggedModel, SqlLoggedModel.artifact_location, "logged model", (SqlLoggedModel.model_id,)),
-        (SqlModelVersion, SqlModelVersion.storage_location, "model version", version_ids),
-        (SqlModelVersion, SqlModelVersion.source, "model version", version_ids),
+    columns: list[tuple[Any, str, str, tuple[str, ...]]] = [
+        (SqlExperiment, "artifact_location", "experiment", ()),
+        (SqlRun, "artifact_uri", "run", ("run_uuid",)),
+        (SqlLoggedModel, "artifact_location", "logged model", ("model_id",)),
+        (SqlModelVersion, "storage_location", "model version", ("run_id", "source")),
+        (SqlModelVersion, "source", "model version", ("run_id", "source")),
     ]
-    with sa.create_engine(uri, poolclass=NullPool).begin() as connection:
+    with Session(sa.create_engine(uri, poolclass=NullPool)) as session, session.begin():
         found = []
         for table, column, kind, named in columns:
-            keys = list(sa.inspect(table).primary_key)
-            for value, *rest in connection.execute(sa.select(column, *keys, *named)):
-                if value:
-                    key, ids = rest[: len(keys)], _ids(rest[len(keys) :])
-                    same = [own == part for own, part in zip(keys, key, strict=True)]
-                    owner = f"{kind} {' '.join(map(str, key))}"
-                    replace = partial(_update, connection, column, same)
-                    found.append(StoredPath(value, owner, ids, kind not in ("experiment", "run"), replace))
+            for row in session.scalars(sa.select(table)):
+                if value := getattr(row, column):
+                    owner = f"{kind} {' '.join(map(str, sa.inspect(row).identity))}"
+                    ids = _ids(getattr(row, name) for name in named)
+                    has_files = kind not in ("experiment", "run")
+                    found.append(StoredPath(value, owner, ids, has_files, partial(setattr, row, column)))
         yield found
 
 
 def _ids(values: Iterable[Any]) -> frozenset[str]:
     """Return the ids among the values; a source such as ``models:/m-...`` holds one, too."""
     return frozenset(str(value).removeprefix("models:/") for value in values if value)
-
-
-def _update(connection: Any, column: Any, same: list[Any], text: str) -> None:  # noqa: ANN401
-    connection.execute(sa.update(column.class_).where(*same).values({column: text}))
 
 
 @contextmanager

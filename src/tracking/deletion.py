@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from mlflow import MlflowException
 from mlflow.entities import LoggedModel, ViewType
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking._tracking_service.utils import _get_store
 
@@ -17,7 +19,7 @@ from ..utils.project import local_path
 from .artifact_paths import model_folder
 from .names import CHECKPOINTS, CLEANUP, TERMINAL_STATUSES
 from .queries import search_runs
-from .store import is_server, mlflow_client, pages, resolve_uri, store_errors
+from .store import is_server, mlflow_client, resolve_uri, store_errors
 from .stored_run import StoredRun
 
 
@@ -39,19 +41,17 @@ def registered_versions() -> Mapping[str, tuple[str, ...]]:
     Raises:
         TrackingError: The registry cannot be read.
     """
-    client, found = mlflow_client(), dict[str, tuple[str, ...]]()
+    found = dict[str, tuple[str, ...]]()
     with store_errors("the registry cannot be read"):
-        for version in pages(lambda token: client.search_model_versions(page_token=token)):
+        for version in mlflow.search_model_versions():
             for key in {version.run_id, _model_of(version)} - {None, ""}:
                 found[str(key)] = (*found.get(str(key), ()), f"{version.name} version {version.version}")
     return found
 
 
-def _model_of(version: Any) -> str | None:  # noqa: ANN401
-    source = str(version.source or "")
-    if source.startswith("models:/"):
-        return source.removeprefix("models:/")
-    return getattr(version, "model_id", None)
+def _model_of(version: ModelVersion) -> str | None:
+    source = version.source or ""
+    return source.removeprefix("models:/") if source.startswith("models:/") else version.model_id
 
 
 def artifact_bytes(run: StoredRun, folder: str) -> int:

@@ -15,7 +15,7 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Dataset, DatasetInput, Experiment, FileInfo, InputTag, Metric, Param, Run, RunTag
 
 from ..errors import TrackingError
-from .journal import ARTIFACT, DATASETS, METRICS, MODEL, PARAMS, STATUS, TAGS, Item
+from .journal import ARTIFACT, DATASETS, METRICS, MODEL, PARAMS, STATUS, TAGS, Item, Journal
 from .logged_model import deliver_model
 from .names import FINISHED
 from .store import MAX_TAG, mlflow_client
@@ -79,11 +79,6 @@ class ServerState:
         self._steps: dict[str, set[int]] = {}
         self._listed: dict[str, dict[str, int | None]] = {}
 
-    @property
-    def params(self) -> set[str]:
-        """Return the names of the run's params."""
-        return set(self._run.data.params)
-
     def has_point(self, key: str, step: int) -> bool:
         """Return whether a metric has a value at a step.
 
@@ -119,7 +114,7 @@ class ServerState:
         if item.kind == TAGS:
             return all(run.data.tags.get(key) == str(tags[key])[:MAX_TAG] for key in content)
         if item.kind == PARAMS:
-            return set(content) <= self.params
+            return content.keys() <= run.data.params.keys()
         if item.kind == DATASETS:
             held = {one.dataset.name for one in run.inputs.dataset_inputs} if run.inputs else set()
             return {one["dataset"]["name"] for one in content["inputs"]} <= held
@@ -192,11 +187,15 @@ class Delivery:
             tags = [RunTag(key, str(value)[:MAX_TAG]) for key, value in content.items()]
             self._client.log_batch(self._run_id, tags=tags)
         elif item.kind == PARAMS:  # a param cannot change, and ``mlflow run`` has logged some by itself
-            held = ServerState(self._client, self._run_id).params
+            held = read_run_checked(self._client, self._run_id).data.params
             new = [Param(key, value) for key, value in content.items() if key not in held]
             self._client.log_batch(self._run_id, params=new)
         elif item.kind == DATASETS:  # a store keeps inputs of the same name and digest once
-            self._client.log_inputs(self._run_id, datasets=[_dataset_input(one) for one in content["inputs"]])
+            inputs = [
+                DatasetInput(Dataset(**one["dataset"]), [InputTag(*tag) for tag in one["tags"].items()])
+                for one in content["inputs"]
+            ]
+            self._client.log_inputs(self._run_id, datasets=inputs)
         elif item.kind == ARTIFACT:
             self._client.log_artifact(self._run_id, str(folder / content["name"]), content["folder"] or None)
         elif item.kind == MODEL:
@@ -240,9 +239,13 @@ class Delivery:
         return (key, step) in self._added or self._state.has_point(key, step)
 
 
-def _dataset_input(values: dict[str, Any]) -> DatasetInput:
-    tags = [InputTag(key, value) for key, value in values["tags"].items()]
-    return DatasetInput(Dataset(**values["dataset"]), tags)
+def record_comparison(journal: Journal, sent: list[Item], lacking: list[Item]) -> None:
+    """Record what a comparison has found: what the server lacks is sent again, the rest is done."""
+    for item in sent:
+        if item in lacking:
+            item.is_sent, item.is_doubtful = False, True
+        else:
+            journal.done(item)
 
 
 def delivery_order(item: Item) -> tuple[int, int]:

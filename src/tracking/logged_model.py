@@ -21,7 +21,7 @@ from ..utils.project import local_folder
 from .artifact_paths import model_folder
 from .names import DELIVERED_EPOCH, LOGGED_MODEL
 from .pt2_check import checked_copy
-from .store import mlflow_client, pages, reason, resolve_uri, store_errors
+from .store import mlflow_client, reason, resolve_uri, store_errors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -127,7 +127,7 @@ def deliver_model(client: MlflowClient, run_id: str, folder: Path, step: int) ->
         for key, tag in run.data.tags.items()
         if key == "mlflow.user" or key.startswith("mlflow.source.")
     }
-    logged = _find_logged(client, run, step) or client.create_logged_model(
+    logged = _find_logged(run, step) or client.create_logged_model(
         run.info.experiment_id,
         LOGGED_MODEL,
         run_id,
@@ -147,9 +147,9 @@ def deliver_model(client: MlflowClient, run_id: str, folder: Path, step: int) ->
     return str(logged.model_id)
 
 
-def _find_logged(client: MlflowClient, run: Run, step: int) -> LoggedModel | None:
+def _find_logged(run: Run, step: int) -> LoggedModel | None:
     mine = f"source_run_id = '{run.info.run_id}'"
-    found = pages(lambda token: client.search_logged_models([run.info.experiment_id], mine, page_token=token))
+    found = mlflow.search_logged_models([run.info.experiment_id], mine, output_format="list")
     return next((logged for logged in found if logged.tags.get(DELIVERED_EPOCH) == str(step)), None)
 
 

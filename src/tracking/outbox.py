@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, TrackingError
-from ..utils.cli import warn
+from ..utils.cli import command, warn
 from ..utils.io import atomic_link
 from .delivery import (
     COMPARISON,
@@ -20,6 +20,7 @@ from .delivery import (
     delivery_order,
     is_answer,
     is_finished,
+    record_comparison,
 )
 from .journal import ARTIFACT, MODEL, STATUS, Item, Journal, items, journal_lock
 from .names import FINISHED, KILLED, LOGGED_MODEL
@@ -183,11 +184,7 @@ class Outbox:
             self._drop_older(item.target)  # a newer version may have been added meanwhile
 
     def _compared(self, sent: list[Item], lacking: list[Item]) -> None:
-        for item in sent:
-            if item in lacking:
-                item.is_sent, item.is_doubtful = False, True
-            else:
-                self._journal.done(item)
+        record_comparison(self._journal, sent, lacking)
         self._rounds += 1
         if lacking and self._rounds <= ROUNDS:
             self._refused.clear()
@@ -293,7 +290,7 @@ class Outbox:
         why = f"; refused: {self._refused[0]}" if self._refused else ""
         return (
             f"{what}{why}. Everything is on disk in {self.results}; MLFLOW_TRACKING_URI={uri} "
-            f"python -m src.store sync {folder} delivers it"
+            f"{command('store sync')} {folder} delivers it"
         )
 
 

@@ -7,18 +7,21 @@ So a database is asked directly for the few fields that are needed; a test compa
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import mlflow
 import sqlalchemy as sa
 from mlflow.entities import Experiment, ViewType
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlRun, SqlTag
+from mlflow.utils import get_results_from_paginated_fn
 from sqlalchemy.orm import aliased
 from sqlalchemy.pool import NullPool
 
 from ..errors import UserError
 from ..evaluation.metric_names import BEST_VAL_AUC
 from . import names
-from .store import is_database, is_server, mlflow_client, pages, resolve_uri, shown_uri, store_errors
+from .store import is_database, is_server, mlflow_client, resolve_uri, shown_uri, store_errors
 from .stored_run import StoredRun
 
 _FILTER = (
@@ -26,7 +29,7 @@ _FILTER = (
 )
 _RANKING_TAGS = (names.MODEL, names.MODALITY, names.DATA_FINGERPRINT, names.SPLIT_FINGERPRINT)
 _PAGE = 1000
-_LARGEST_PAGE = 50_000  # MLflow's limit; a file store reads all runs again for each page
+_LARGEST_PAGE = 50_000  # MLflow's limit
 
 
 def find_candidates(experiment: str | None = None) -> list[StoredRun]:
@@ -77,8 +80,7 @@ def count_evaluations(split_fingerprint: str, split: str) -> tuple[int, int]:
 
 def _experiments(name: str | None = None) -> dict[str, Experiment]:
     """Return all experiments by id, or only the one with this name."""
-    client = mlflow_client()
-    found = list(pages(lambda token: client.search_experiments(page_token=token)))
+    found = mlflow.search_experiments()
     if name is not None and name not in {experiment.name for experiment in found}:
         known = ", ".join(sorted(experiment.name for experiment in found))
         raise UserError(f"--experiment {name}: not found in {shown_uri()}, which has {known}")
@@ -89,8 +91,9 @@ def _search(
     experiments: dict[str, Experiment], filter_string: str, view: int = ViewType.ACTIVE_ONLY
 ) -> Iterator[StoredRun]:
     size = _PAGE if is_server(resolve_uri()) else _LARGEST_PAGE
-    client, ids = mlflow_client(), list(experiments)
-    for run in pages(lambda token: client.search_runs(ids, filter_string, view, size, page_token=token)):
+    # Not mlflow.search_runs, whose pages are smaller; a file store reads all runs again for each page.
+    search = partial(mlflow_client().search_runs, list(experiments), filter_string, view)
+    for run in get_results_from_paginated_fn(lambda size, token: search(size, page_token=token), size):
         yield StoredRun.from_mlflow(run, experiments[run.info.experiment_id])
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+import mlflow
 from mlflow import MlflowException
 
 from .names import CHAMPION, PREVIOUS
-from .store import mlflow_client, pages, store_errors
+from .store import mlflow_client, store_errors
 
 _ATTEMPTS = 5
 _ALIASES = (CHAMPION, PREVIOUS)
@@ -73,18 +74,17 @@ def read_registered(name: str) -> Registered:
     Raises:
         TrackingError: The registry cannot be read.
     """
-    client = mlflow_client()
     versions: dict[int, Version] = {}
     with store_errors(f"{name} cannot be read"):
         try:
-            model = client.get_registered_model(name)
+            model = mlflow_client().get_registered_model(name)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return Registered(name)
             raise
-        for entry in pages(lambda token: client.search_model_versions(f"name='{name}'", page_token=token)):
+        for entry in mlflow.search_model_versions(filter_string=f"name='{name}'"):
             number = int(entry.version)
-            versions[number] = Version(number, entry.run_id or None, entry.source, dict(entry.tags))
+            versions[number] = Version(number, entry.run_id or None, entry.source or "", dict(entry.tags))
     # Ignore an alias whose file is truncated or whose version was deleted.
     aliases = {alias: str(model.aliases[alias]) for alias in _ALIASES if alias in model.aliases}
     pointing = {a: int(v) for a, v in aliases.items() if v.isdigit() and int(v) in versions}
@@ -97,10 +97,8 @@ def registered_names() -> list[str]:
     Raises:
         TrackingError: The registry cannot be read.
     """
-    client = mlflow_client()
     with store_errors("the registry cannot be read"):
-        found = pages(lambda token: client.search_registered_models(page_token=token))
-        return [model.name for model in found]
+        return [model.name for model in mlflow.search_registered_models()]
 
 
 def champions() -> list[tuple[str, Mapping[str, str]]]:

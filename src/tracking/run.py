@@ -18,7 +18,7 @@ from mlflow.tracking import fluent
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NAME
 
 from ..errors import StoreError, TrackingError, UserError
-from ..utils.cli import warn
+from ..utils.cli import command, warn
 from ..utils.io import atomic_link, remove_temps
 from ..utils.project import local_folder
 from ..utils.runtime import Stopped
@@ -288,5 +288,5 @@ def _finish_anyway(run: TrackedRun | None, status: str, message: str) -> None:
     except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
         warn(
             f"the run could not be marked {status}: {reason(error)}; once the store can be written, "
-            "python -m src.store doctor --apply marks it KILLED"
+            f"{command('store doctor --apply')} marks it KILLED"
         )

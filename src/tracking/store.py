@@ -4,10 +4,9 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import mlflow
 from mlflow import MlflowClient, MlflowException
@@ -188,21 +187,6 @@ def _environment_defaults(variables: dict[str, str]) -> Iterator[None]:
     finally:
         for name in unset:
             os.environ.pop(name, None)
-
-
-def pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
-    """Yield all items of a paged MLflow query, which by itself stops silently after the first page.
-
-    Args:
-        page: Returns the page for a token; the first token is None.
-    """
-    token = None
-    while True:
-        items = page(token)
-        yield from items
-        token = items.token
-        if not token:
-            return
 
 
 def is_database(uri: str) -> bool:

@@ -8,8 +8,8 @@ from pathlib import Path
 from mlflow import MlflowException
 
 from ..errors import StoreError, TrackingError, UserError
+from ..utils.cli import command
 from ..utils.io import read_run_id
-from .artifact_paths import run_folder
 from .delivery import (
     ROUNDS,
     AnswerError,
@@ -19,6 +19,7 @@ from .delivery import (
     is_finished,
     read_experiment_checked,
     read_run_checked,
+    record_comparison,
     retry_while_unreachable,
 )
 from .journal import (
@@ -35,7 +36,7 @@ from .journal import (
 )
 from .names import CHECKPOINTS, ERROR, FINISHED, KILLED, RUNNING
 from .store import http_retries, mlflow_client, open_store, quiet_client, reason, shown_uri
-from .stored_run import clear_error, restore_hint
+from .stored_run import StoredRun, clear_error, restore_hint
 
 _PATIENCE = 10.0  # seconds that each item waits for a server that answers only sometimes
 _UNKNOWN_END = "the process ended without a final status; src.store sync delivered its remaining results"
@@ -141,8 +142,8 @@ def _read_status(journal: Journal) -> str:
     try:
         open_store(must_exist=True)
         client = mlflow_client()
-        info = retry_while_unreachable(partial(read_run_checked, client, journal.run_id), _PATIENCE).info
-        read_experiment = partial(read_experiment_checked, client, info.experiment_id)
+        run = retry_while_unreachable(partial(read_run_checked, client, journal.run_id), _PATIENCE)
+        read_experiment = partial(read_experiment_checked, client, run.info.experiment_id)
         experiment = retry_while_unreachable(read_experiment, _PATIENCE)
     except StoreError as error:
         raise TrackingError(f"{error}. The run was recorded at {journal.store}") from None
@@ -153,12 +154,10 @@ def _read_status(journal: Journal) -> str:
             f"{shown_uri()} has no run {journal.run_id} ({reason(error)}); it was recorded at "
             f"{journal.store}: set MLFLOW_TRACKING_URI to that store"
         ) from None
-    if info.lifecycle_stage != "active":
+    if run.info.lifecycle_stage != "active":
         raise TrackingError(f"run {journal.run_id} {restore_hint(journal.run_id, experiment)}")
-    run_folder(
-        journal.run_id, info.artifact_uri, experiment.experiment_id, experiment.artifact_location or ""
-    )
-    return str(info.status)
+    StoredRun.from_mlflow(run, experiment).artifact_folder()  # refuses a folder that is not the run's own
+    return str(run.info.status)
 
 
 def _end_of(journal: Journal, status: str) -> list[Item]:
@@ -211,11 +210,7 @@ def _compare(delivery: Delivery, journal: Journal) -> list[Item]:
     except Exception as error:  # MLflow's stores raise errors of SQLAlchemy, requests and their own
         _check_reached(error, journal, 0)
         raise TrackingError(f"{shown_uri()}: what it holds cannot be read: {reason(error)}") from None
-    for item in sent:
-        if item in lacking:
-            item.is_sent, item.is_doubtful = False, True
-        else:
-            journal.done(item)
+    record_comparison(journal, sent, lacking)
     return lacking
 
 
@@ -237,7 +232,7 @@ def _what_is_left(journal: Journal, refused: list[str], lacking: list[Item], cou
         )
     else:
         return (
-            f"{journal.where_damaged}; {count} delivered, and the run is not FINISHED. python -m src.train "
+            f"{journal.where_damaged}; {count} delivered, and the run is not FINISHED. {command('train')} "
             f"--resume {journal.run_id} records it again from its folder; or delete the line and sync again"
         )
     return f"{what}; {count} delivered, and what is left stays in {journal.folder}"

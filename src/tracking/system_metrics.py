@@ -8,7 +8,6 @@ from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from ..utils.cli import warn
-from .names import SYSTEM_PREFIX
 
 
 def wants_system_metrics() -> bool:
@@ -31,6 +30,7 @@ class Monitor:
             log: Logs metrics at a step.
         """
         self._source = SystemMetricsMonitor(run_id, resume_logging=True)
+        self._source.mlflow_logger = self  # type: ignore[assignment]  # calls `record_metrics` only
         self._log = log
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="system metrics", daemon=True)
@@ -43,20 +43,17 @@ class Monitor:
             warn(f"system metrics are no longer recorded: {type(error).__name__}: {error}")
 
     def _measure(self) -> None:
-        source, prefix = self._source, SYSTEM_PREFIX
-        if source.node_id:
-            prefix += f"{source.node_id}/"
-        step = source._logging_step
+        source = self._source
         while True:
             for _ in range(source.samples_before_logging):
                 source.collect_metrics()
                 if self._stopping.wait(source.sampling_interval):
                     return
-            measured = source.aggregate_metrics()
-            self._log({prefix + name: float(value) for name, value in measured.items()}, step)
-            step += 1
-            for monitor in source.monitors:
-                monitor.clear_metrics()
+            source.publish_metrics(source.aggregate_metrics())
+
+    def record_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log what MLflow's monitor publishes."""
+        self._log({name: float(value) for name, value in metrics.items()}, step)
 
     def finish(self) -> None:
         """Stop the monitor, without waiting for a measurement that takes long."""

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import functools
 import io
 import math
 import os
@@ -159,6 +160,16 @@ def duration(text: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
+def command_main(work: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
+    """Decorate the ``main`` of a command, so that it returns the exit status of `run_command`."""
+
+    @functools.wraps(work)
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run_command(lambda: work(argv))
+
+    return main
+
+
 def run_command(work: Callable[[], None]) -> int:
     """Run a command's work and return its exit status.
 
@@ -179,16 +190,12 @@ def run_command(work: Callable[[], None]) -> int:
             hint = "was it deleted or moved while the command ran?" if is_gone else _DISK
             return _fail(f"{error}; {hint}", 1)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            # torch has a class for this error on a GPU, but not on a CPU.
+            if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(error):
                 raise
             on_gpu = "on a GPU also try data.device_cache=off and training.compile=off"
             return _fail(f"out of memory; {_LESS_MEMORY}; {on_gpu} ({error})", 1)
     return 0
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # torch has a class for this error on a GPU, but not on a CPU.
-    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -107,7 +107,8 @@ def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 -- any YAML value
             f"{source}: only plain YAML values are read: {problem[:_MAX_SHOWN]}{_place(error)}"
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{source}: not valid YAML: {_first_line(error)}{_place(error)}") from None
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0][:_MAX_SHOWN]
+        raise ConfigError(f"{source}: not valid YAML: {problem}{_place(error)}") from None
 
 
 def read_config_text(path: Path) -> str:
@@ -143,10 +144,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: holds a {type(values).__name__} where sections such as 'training:' belong"
         )
     return {str(key): value for key, value in values.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "problem", None) or error).splitlines()[0][:_MAX_SHOWN]
 
 
 def _place(error: Exception) -> str:

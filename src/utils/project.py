@@ -4,7 +4,6 @@ import os
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-from urllib.request import url2pathname
 
 _SQLITE = "sqlite:///"
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -23,8 +22,8 @@ def local_folder(uri: str) -> Path | None:
     """Return the folder that a plain path or ``file:`` URI names, None for any other URI."""
     parts = urlsplit(uri)
     if parts.scheme == "file":
-        return Path(url2pathname(parts.path)).absolute()
-    return None if parts.scheme or uri == "databricks" else Path(url2pathname(uri)).absolute()
+        return Path(unquote(parts.path)).absolute()
+    return None if parts.scheme or uri == "databricks" else Path(unquote(uri)).absolute()
 
 
 def project_folder() -> Path:

@@ -25,7 +25,7 @@ from ..tracking.store import (
     why_not_writable,
 )
 from ..tracking.sync import PendingDelivery, find_pending
-from ..utils.cli import span
+from ..utils.cli import command, span
 from ..utils.console import wide_console
 from ..utils.io import find_temps
 from ..utils.project import in_project, local_path
@@ -100,7 +100,7 @@ def _check_runs(pending: Sequence[PendingDelivery], *, apply: bool) -> list[str]
         print("runs       none is RUNNING")
     if not apply:
         what = f"{len(dead)} of {len(runs)} RUNNING runs dead"
-        return [f"{what}: python -m src.store doctor --apply marks them KILLED"] if dead else []
+        return [f"{what}: {command('store doctor --apply')} marks them KILLED"] if dead else []
     for run_id in dead:
         is_killed = mark_killed(run_id, pending)
         print(f"run {run_id}: {'marked KILLED' if is_killed else 'not changed, since it is no longer dead'}")
@@ -119,7 +119,7 @@ def _check_temps(output: Path, *, apply: bool) -> list[str]:
         wide_console().print(table)
     if not apply:
         what = f"{len(leftovers)} of {len(temps)} temporary files left over"
-        return [f"{what}: python -m src.store doctor --apply deletes them"] if leftovers else []
+        return [f"{what}: {command('store doctor --apply')} deletes them"] if leftovers else []
     for temp in leftovers:
         temp.remove()
         print(f"{temp.path}: deleted")
@@ -131,7 +131,7 @@ def _check_journals(pending: Sequence[PendingDelivery]) -> list[str]:
     waiting = [one for one in pending if not one.is_held and (one.count or one.run_id is None)]
     for one in waiting:
         print(f"{one.results}: {items(one.count)} of run {one.run_id or 'unknown'} not delivered")
-    return [f"python -m src.store sync {one.results} delivers them" for one in waiting]
+    return [f"{command('store sync')} {one.results} delivers them" for one in waiting]
 
 
 def _check_agreement() -> list[str]:
@@ -140,4 +140,4 @@ def _check_agreement() -> list[str]:
     print(f"promoted   groups: {len(found)}; where YAML and registry do not agree: {len(wrong)}")
     for name, problems in wrong.items():
         print(f"{name}: {'; '.join(problems)}")
-    return [f"not all agree: {', '.join(wrong)}; see python -m src.promote --check"] if wrong else []
+    return [f"not all agree: {', '.join(wrong)}; see {command('promote --check')}"] if wrong else []

@@ -37,18 +37,17 @@ def test_ctrl_c_under_mlflow_run_is_told_by_the_run(folder: Path, npz: Path) -> 
     assert run.data.tags["error"] == "stopped by SIGINT"
 
 
-def test_files_land_where_the_user_is_and_none_in_the_checkout(
-    folder: Path, npz: Path, run_python: Run
-) -> None:
+def test_files_land_where_the_user_is(folder: Path, npz: Path, run_python: Run) -> None:
     before = {path for path in ROOT.rglob("*") if "__pycache__" not in path.parts}
     options = {
         "model": "shufflenet_v2_x0_5",
         "data": npz.name,
         "epochs": "1",
-        "promote": "true",
         "modality": "A",
     }
-    done = mlflow_run(run_python, **options, config="config/medmnist.yaml", overrides="model.weights=none")
+    done = mlflow_run(
+        run_python, **options, promote="true", config="config/medmnist.yaml", overrides="model.weights=none"
+    )
     assert done.returncode == 0, done.stderr
     assert {path for path in ROOT.rglob("*") if "__pycache__" not in path.parts} - before == set()
     (latest,) = folder.glob("outputs/*/checkpoints/latest.pth")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import mlflow
 import pytest
+from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
@@ -43,12 +43,8 @@ def test_else_in_the_working_folder(uri: str, folder: Path, monkeypatch: pytest.
 
 def test_a_store_set_in_python_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # restored afterwards
-    before = mlflow.get_tracking_uri()
-    try:
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/x/mlflow.db")
+    with _use_tracking_uri(f"sqlite:///{folder}/x/mlflow.db"):
         assert project_folder() == folder / "x"
-    finally:
-        mlflow.set_tracking_uri(before)
 
 
 def test_configs_of_the_package_are_found_everywhere_and_own_ones_first(folder: Path) -> None:
