@@ -4,12 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.cli import CommandParser, command, run_command
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run_command(lambda: _inspect(argv))
+from .utils.cli import CommandParser, command, command_main
 
 
 def _parser() -> CommandParser:
@@ -19,7 +14,9 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _inspect(argv: Sequence[str] | None) -> None:
+@command_main
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     args = _parser().parse_args(argv)
     # Imported late: the readers of images take time to load, and --help needs none.
     from .data.inspection import inspect
