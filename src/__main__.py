@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "scores on labeled images",
     "extract": "features of images",
     "export": "an ONNX file of a trained model",
+    "inspect": "what a folder or table holds, and a config to start with",
     "report": "one HTML page on runs and champions",
     "cleanup": "free disk space of old runs",
     "store": "maintain the tracking store: sync, doctor, relocate",

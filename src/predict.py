@@ -12,7 +12,7 @@ def _parser() -> CommandParser:
 
     parser = CommandParser(command("predict"), __doc__.partition(": ")[2])
     add_model_arguments(parser)
-    parser.add_argument("--input", metavar="PATH", help="an image, a folder, a manifest.csv, or an .npz")
+    parser.add_argument("--input", metavar="PATH", help="an image, a folder, a table (.csv), or an .npz")
     parser.add_argument(
         "--output", metavar="FILE", default="predictions.csv", help="a .csv or .parquet (predictions.csv)"
     )

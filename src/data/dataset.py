@@ -216,7 +216,7 @@ def _load(
         fingerprint=_fingerprint(records, patients, classes),
         split_fingerprint=sha256_of_lines(map("{} {}".format, records.splits, records.contents)),
         warnings=(
-            *(note for listing in listings for note in listing.notes),
+            *dict.fromkeys(note for listing in listings for note in listing.notes),
             *bad_notes,
             *window_notes(table, config.window),
             *blank_notes,

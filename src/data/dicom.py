@@ -108,11 +108,17 @@ def read_header(path: Path) -> Header:
 
 def read_modality(path: Path) -> str:
     """Return the Modality of a DICOM file, such as CT or DX; "" if it cannot be read."""
+    return read_tags(path, ("Modality",))[0]
+
+
+def read_tags(path: Path, keywords: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the text of some elements of a DICOM file; "" for each that cannot be read."""
     try:
         with _as_image_error(path), open_image(path) as file:
-            return text_of(DicomFile(path, file).read_header(("Modality",)), "Modality")
+            dataset = DicomFile(path, file).read_header(keywords)
+            return tuple(text_of(dataset, keyword) for keyword in keywords)
     except ImageError:
-        return ""
+        return ("",) * len(keywords)
 
 
 def _header(path: Path, dataset: "Dataset") -> Header:

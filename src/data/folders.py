@@ -8,6 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from ..errors import DataError
+from .contents import describe_contents
 from .image_files import (
     SUFFIXES,
     Exclude,
@@ -115,8 +116,8 @@ def _no_modality(root: Path, modality: str, exclude: Exclude) -> DataError:
         )
     found = f"modalities there: {', '.join(present)}" if present else "no folders found"
     message = (
-        f"{root}: no modality {modality!r}; {found}; choose one with --modality, or put the folders of "
-        f"classes or splits into {root / modality}"
+        f"{root}: no modality {modality!r}; {found}; {describe_contents(root)}; choose one with --modality, "
+        f"or put the folders of classes or splits into {root / modality}"
     )
     if tables := sorted(root.glob("*.csv")):
         message += f", or list the images in a manifest, if {tables[0].name} is one: --data {tables[0]}"
@@ -201,6 +202,7 @@ def _classes(names: list[str], positive: str | None, base: Path, skipped: Skippe
             else f"no images in folders of classes ({', '.join(sorted(SUFFIXES))})"
         )
         why = "".join(f". {note}" for note in skipped.notes(str(base)))
+        why += "" if names else f". {describe_contents(base)}"
         raise DataError(
             f"{base}: {found}; a classifier needs a folder of images for each of two classes or more: "
             f"{base.name}/CLASS/*{why}"

@@ -1,132 +1,146 @@
-"""A folder's ``manifest.csv``: one line per image, with its label, modality, patient and split."""
+"""Tables of images, such as a folder's ``manifest.csv``: one row per image, with label, patient and split."""
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import DataError
-from ..utils.tables import TableError, read_rows
+from ..utils.config import DataConfig
+from ..utils.config_data import ColumnsConfig
 from .folders import NamePatterns, listing_of_files
+from .image_table import NEEDED, ImageTable, Line, Row, read_table
 from .listing import UNKNOWN, Listing, Sample, order_classes
-from .name_checks import check_classes, name_splits, unify
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from .name_checks import check_classes, hash_spelling, name_splits, unify
+from .problems import Problems, listed, nearest
+from .table_files import file_finder, find_files, images_folder, report_missing, without_repeats
 
 NAME = "manifest.csv"
 
-_OR_ALLOW = "or set data.allow_outside_root=true"
-NEEDED = ("path", "label", "modality")
-_OPTIONAL = ("patient_id", "image_id", "split")
-_KNOWN = frozenset(NEEDED + _OPTIONAL)
-# How people spell the columns whose loss would go unnoticed: without patients and splits, images leak.
-_SYNONYMS = {
-    "patient_id": ("patient", "subject", "subjectid", "subjid", "pid", "mrn"),
-    "split": ("splits", "set", "subset", "datasplit", "partition", "fold"),
-}
-_MEANT = {re.sub("[^a-z]", "", name): name for name in NEEDED + _OPTIONAL}
-_MEANT |= {other: name for name, others in _SYNONYMS.items() for other in others}
-Row = Mapping[str, str]
 
-
-class Line(NamedTuple):
-    """One line: its number, and its cells by column; unknown columns are dropped."""
-
-    number: int
-    cells: Row
-
-
-def list_manifest(
-    path: Path, modality: str, patterns: NamePatterns, *, positive_class: str | None, allow_outside: bool
-) -> Listing:
-    """List one modality of a manifest for training; paths are relative to the folder of the manifest.
+def list_manifest(path: Path, modality: str, config: DataConfig, patterns: NamePatterns) -> Listing:
+    """List one modality of a table for training; paths are relative to ``data.images``.
 
     Args:
-        path: The CSV file (UTF-8, comma-separated) with the columns ``path, label, modality`` and
-            perhaps ``patient_id, image_id, split``; other columns are ignored.
-        modality: Which lines to use.
-        patterns: Patterns for file names, used if the manifest has no such column.
-        positive_class: Class that becomes the last of two, None for alphabetical order.
-        allow_outside: Whether files may lie outside of the folder of the manifest.
+        path: The table; `data.columns` names its columns.
+        modality: Which rows to use.
+        config: The data section.
+        patterns: Patterns for file names, used if the table has no such column.
 
     Raises:
-        DataError: A column is missing, a cell empty or wrong, a file outside the folder, or fewer than two
-            classes are found; the message names the line.
+        DataError: Columns are missing, cells empty, wrong or contradictory, files outside the folder, or
+            fewer than two classes are found; the message names all of these with their lines.
     """
-    lines = list(read_lines(path, NEEDED))
-    modalities = unify(first_occurrences(lines, "modality"), "modality", str(path))
-    chosen = [line for line in lines if modalities[line.cells["modality"]] == modality]
-    if not chosen:
-        there = ", ".join(sorted({line.cells["modality"] for line in lines})) or "none"
-        what = f"{path}: no line of modality {modality!r}"
-        raise DataError(f"{what}; modalities there: {there[:200]}", public=what)
-    splits = name_splits(first_occurrences(chosen, "split"), str(path))
-    labels = unify(first_occurrences(chosen, "label"), "class", str(path))
-    names = sorted(set(labels.values()))
-    check_classes(first_occurrences(chosen, "label"), str(path))
-    if len(names) < 2:
-        raise DataError(f"{path}: {modality} has the label {names[0]!r} only; expected two or more")
-    classes = order_classes(names, positive_class)
-    _check_all_or_none(path, chosen, "split")
-    _check_all_or_none(path, chosen, "patient_id")
-    _check_patterns_unused(path, chosen[0].cells, patterns)
-    find_file = file_finder(path, allow_outside=allow_outside)
-    numbers = {spelling: classes.index(name) for spelling, name in labels.items()}
-    samples = [_sample(line, find_file(line), numbers, splits, patterns) for line in chosen]
-    _check_repeats(path, chosen)
-    return listing_of_files(path.parent, modality, classes, samples)
+    problems = Problems(str(path))
+    needed = _needed(path, config, problems)
+    table = read_table(path, config, problems, needed)
+    root = images_folder(path, config)
+    if not table.columns.issuperset(needed):
+        report_missing(path, *find_files(table, table.lines, root, config, problems), problems)
+        problems.check()
+    for role in NEEDED if config.classes is None else ("path", "modality"):
+        check_filled(table, role, problems)
+    lines, modality_notes = _of_modality(table, modality, problems)
+    labels, class_notes = _read_labels(table, lines, config, problems)
+    lines = [line for line in lines if line.cells["label"] in labels and line.cells["path"]]
+    splits: Row = {}
+    with problems.collected():
+        splits = name_splits(first_occurrences(lines, "split"), table.where)
+    for role in ("split", "patient_id"):
+        _check_all_or_none(path, lines, role, problems)
+    with problems.collected():
+        _check_patterns_unused(path, table.columns, patterns)
+    lines, repeat_notes = without_repeats(table, lines, labels, config, problems)
+    names = sorted({labels[line.cells["label"]] for line in lines})
+    if len(names) < 2 and (lines or not problems.found):
+        found = f"the label {names[0]!r} only" if names else "no rows that can be used"
+        why = "".join(f"; {note}" for note in repeat_notes)
+        problems.add(f"{path}: {modality} has {found}; expected two or more{why}")
+    lines, files = find_files(table, lines, root, config, problems)
+    if problems.found:
+        report_missing(path, lines, files, problems)
+    problems.check()
+    classes = order_classes(names, config.positive_class)
+    numbers = {spelling: classes.index(name) for spelling, name in labels.items() if name in classes}
+    rows = zip(lines, files, strict=True)
+    samples = [_sample(line, file, numbers, splits, patterns) for line, file in rows]
+    notes = (*table.notes, *modality_notes, *class_notes, *repeat_notes)
+    return listing_of_files(root, modality, classes, samples, notes)
 
 
-def read_lines(path: Path, needed: Sequence[str]) -> Iterator[Line]:
-    """Yield the lines of a manifest, with stripped cells.
+def _needed(path: Path, config: DataConfig, problems: Problems) -> tuple[str, ...]:
+    """Return the roles that need a column.
 
-    Raises:
-        DataError: The file is not a valid table, or a needed column or cell is missing.
+    A table whose columns the user has named needs none for the modality if one is configured.
     """
-    try:
-        rows = read_rows(path)
-        columns = [name.strip() for name in next(rows, (0, []))[1]]
-        _check_columns(path, columns, needed)
-        for number, cells in rows:
-            if any(cell.strip() for cell in cells):
-                yield _line(path, number, columns, cells, needed)
-    except TableError as error:
-        raise DataError(f"{path}: {error}") from None
-
-
-def _check_columns(path: Path, columns: list[str], needed: Sequence[str]) -> None:
-    for name in columns:
-        meant = _MEANT.get(re.sub("[^a-z]", "", name.lower()))
-        if meant is not None and meant not in columns:
-            raise DataError(
-                f"{path}: the column {name!r} would be ignored; rename it to {meant}, or remove it"
-            )
-        if columns.count(name) > 1 and name in NEEDED + _OPTIONAL:
-            raise DataError(f"{path}: duplicate column {name!r}")
-    missing = [name for name in needed if name not in columns]
-    if missing:
-        what = f"{path}: no column {', '.join(missing)}"
-        others = [name for name in NEEDED + _OPTIONAL if name not in needed]
-        must = f"must name {', '.join(needed)} (perhaps {', '.join(others)}), separated by commas"
-        if "label" in missing and len(missing) < len(needed):
-            must += "; if each class has a column, write the class of each image into one column label"
-        there = ", ".join(columns)[:200] or "nothing"
-        # A file without a header starts with a patient.
-        raise DataError(
-            f"{what}; the first line holds {there}, and {must}", public=f"{what}; the first line {must}"
+    column, is_one = config.columns.modality, len(config.modalities) == 1
+    if column is None and not is_one:
+        problems.add(
+            f"{path}: data.columns.modality is null, so all rows are of one modality, and data.modalities "
+            f"names {', '.join(config.modalities)}; choose one, or name the column"
         )
+    is_implied = config.columns != ColumnsConfig() and column == "modality" and is_one
+    return NEEDED[:2] if column is None or is_implied else NEEDED
 
 
-def _line(path: Path, number: int, columns: list[str], cells: list[str], needed: Sequence[str]) -> Line:
-    if len(cells) != len(columns):
-        raise DataError(f"{path}, line {number}: {len(cells)} cells for {len(columns)} columns")
-    found = {name: cell.strip() for name, cell in zip(columns, cells, strict=True) if name in _KNOWN}
-    for name in needed:
-        if not found[name]:
-            raise DataError(f"{path}, line {number}: {name} is empty")
-    return Line(number, found)
+def check_filled(table: ImageTable, role: str, problems: Problems) -> None:
+    """Add the rows whose cell of a role is empty to the problems."""
+    if role not in table.columns:
+        return
+    empty = [line.number for line in table.lines if not line.cells[role]]
+    if empty:
+        more = f", as in {len(empty)} of {len(table.lines)} rows" * (len(empty) > 1)
+        remedy = "; fill it in, or choose rows with data.where or data.classes" if role == "label" else ""
+        problems.add(f"{table.where}, line {empty[0]}: {role} is empty{more}{remedy}")
+
+
+def _read_labels(
+    table: ImageTable, lines: list[Line], config: DataConfig, problems: Problems
+) -> tuple[dict[str, str], list[str]]:
+    """Map each label to its class, and describe the rows of labels that have none."""
+    places = first_occurrences(lines, "label")
+    if config.classes is None:
+        names = {name: name for name in places}
+        with problems.collected():
+            check_classes(places, table.where)
+        with problems.collected():
+            names = unify(places, "class", table.where)
+        return names, []
+    classes = {label: name for name, group in config.classes.items() for label in group}
+    known = {hash_spelling(label): label for label in classes}
+    for label in places.keys() - classes.keys():
+        if alike := known.get(hash_spelling(label)):
+            problem = f"{table.where}, {places[label]}: the label {label!r} may be {alike!r} of data.classes"
+            public = f"{table.where}, {places[label]}: a label may be one of data.classes in another spelling"
+            problems.add(f"{problem}; list it as well, or write it in one way", public=public)
+    for label in sorted(classes.keys() - table.labels):
+        found = nearest(label, sorted(table.labels - classes.keys() - {""}) or places)
+        what = f"{table.where}: no row has the label {label!r} of the class {classes[label]!r} (data.classes)"
+        problems.add(f"{what}; {found}", public=what)
+    others = Counter(line.cells["label"] for line in lines if line.cells["label"] not in classes)
+    if not others:
+        return classes, []
+    what = listed([f"{label or 'empty'} {count}" for label, count in others.most_common()], 10)
+    counts = f"{others.total()} of {len(lines)} rows with other labels"
+    return classes, [f"{table.where}: data.classes leaves out {counts}: {what}"]
+
+
+def _of_modality(table: ImageTable, modality: str, problems: Problems) -> tuple[list[Line], list[str]]:
+    """Return the rows of one modality."""
+    if "modality" not in table.columns:
+        return table.lines, [f"{table.where}: no column for the modality; all rows are taken as {modality}"]
+    tags: Mapping[str, str] = {}
+    with problems.collected():
+        tags = unify(first_occurrences(table.lines, "modality"), "modality", table.where)
+    chosen = [line for line in table.lines if tags.get(line.cells["modality"]) == modality]
+    if not chosen:
+        there = ", ".join(sorted({line.cells["modality"] for line in table.lines} - {""})) or "none"
+        what = f"{table.where}: no line of modality {modality!r}"
+        problems.add(
+            f"{what}; modalities there: {there[:200]}; choose one with --modality, or set "
+            "data.columns.modality=null to take all rows",
+            public=what,
+        )
+    return chosen, []
 
 
 def first_occurrences(lines: Iterable[Line], column: str) -> dict[str, str]:
@@ -139,63 +153,21 @@ def first_occurrences(lines: Iterable[Line], column: str) -> dict[str, str]:
     return places
 
 
-def _check_all_or_none(path: Path, lines: list[Line], column: str) -> None:
+def _check_all_or_none(path: Path, lines: list[Line], column: str, problems: Problems) -> None:
     without = [line.number for line in lines if not line.cells.get(column)]
     if without and len(without) < len(lines):
-        raise DataError(
+        problems.add(
             f"{path}, line {without[0]}: {column} is empty, as in {len(without)} of {len(lines)} lines of "
-            "this modality; either all lines have one, or none"
+            f"this modality; either all lines have one, or none (data.columns.{column}=null ignores it)"
         )
 
 
-def _check_repeats(path: Path, lines: Iterable[Line]) -> None:
-    first: dict[str, int] = {}
-    for line in lines:
-        before = first.setdefault(line.cells["path"], line.number)
-        if before != line.number:
-            raise DataError(f"{path}, line {line.number}: the same file as in line {before}")
-
-
-def file_finder(manifest: Path, *, allow_outside: bool) -> Callable[[Line], str]:
-    """Return a function that returns the file of a line, and refuses a path outside of the root."""
-    root = manifest.parent
-    real_root = root.resolve()
-    is_inside = cache(lambda folder: folder.resolve().is_relative_to(real_root))
-
-    def resolve(cell: str) -> Path:
-        if "\0" in cell:
-            raise ValueError("holds a NUL")
-        if "\\" in cell and not (root / cell).exists():
-            raise ValueError("holds backslashes, as Windows writes them; separate folders by /")
-        if allow_outside:
-            return root / Path(cell).expanduser()
-        if Path(cell).is_absolute():
-            raise ValueError(f"is absolute; write it relative to the folder of the manifest, {_OR_ALLOW}")
-        file = root / cell
-        # Resolved, so that neither .. nor a link leads out; folders once each, for there are many files.
-        target = file.resolve().parent if file.is_symlink() or file.name == ".." else file.parent
-        if not is_inside(target):
-            raise ValueError(f"lies outside the folder of the manifest; move the file there, {_OR_ALLOW}")
-        return file
-
-    def find(line: Line) -> str:
-        try:
-            return str(resolve(line.cells["path"]))
-        except (ValueError, OSError, RuntimeError) as error:
-            raise DataError(
-                f"{manifest}, line {line.number}: the path {line.cells['path']!r} {error}",
-                public=f"a path in line {line.number} of the manifest is refused; stderr shows it",
-            ) from None
-
-    return find
-
-
-def _check_patterns_unused(path: Path, cells: Row, patterns: NamePatterns) -> None:
+def _check_patterns_unused(path: Path, columns: frozenset[str], patterns: NamePatterns) -> None:
     for column, pattern, setting in (
         ("patient_id", patterns.patient_regex, "patient_regex"),
         ("image_id", patterns.image_id_regex, "image_id_regex"),
     ):
-        if pattern is not None and column in cells:
+        if pattern is not None and column in columns:
             raise DataError(
                 f"{path}: has a column {column}, so data.{setting} would be ignored; remove one of the two"
             )
@@ -216,60 +188,61 @@ def _sample(line: Line, file: str, labels: Mapping[str, int], splits: Row, patte
     )
 
 
-def list_unlabeled_manifest(
-    path: Path, modality: str, modalities: tuple[str, ...], classes: tuple[str, ...], patterns: NamePatterns
-) -> Listing:
-    """List the images of one modality of a manifest for inference: only the column ``path`` is required.
-
-    Raises:
-        DataError: The file is not a manifest, a path is refused, or a class has two spellings.
-    """
-    return list_unlabeled_lines(
-        path, read_lines(path, needed_unlabeled(modalities)), modality, classes, patterns
-    )
-
-
 def needed_unlabeled(modalities: tuple[str, ...]) -> tuple[str, ...]:
     """Return the columns that images need for inference."""
     return ("path", "modality") if len(modalities) > 1 else ("path",)
 
 
-def lines_of_table(name: str, table: "DataFrame", needed: Sequence[str]) -> list[Line]:
-    """Return the rows of a table in memory as lines of a manifest, numbered from 1.
+def list_unlabeled_manifest(
+    path: Path, modality: str, config: DataConfig, classes: tuple[str, ...], patterns: NamePatterns
+) -> Listing:
+    """List the images of one modality of a table for inference: only paths are required.
+
+    Columns that the table lacks under the names of the model's `data.columns` are looked for under the usual
+    names, and ``data.where`` applies as far as the table has its columns.
 
     Raises:
-        DataError: A needed column or cell is missing, or a column would be ignored.
+        DataError: The file is not a table of images, a path is refused, or a class has two spellings.
     """
-    path, columns = Path(name), [str(column) for column in table.columns]
-    _check_columns(path, columns, needed)
-    rows = table.astype(object).where(table.notna(), None).itertuples(index=False, name=None)
-    return [_line(path, number, columns, [*map(_cell, row)], needed) for number, row in enumerate(rows, 1)]
+    problems = Problems(str(path))
+    table = read_table(path, config, problems, needed_unlabeled(config.modalities), is_lenient=True)
+    check_filled(table, "path", problems)
+    problems.check()
+    root = images_folder(path, config)
+    root = root if root.is_dir() else path.parent
+    return list_unlabeled_table(table, modality, config, classes, patterns, root=root)
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # pandas turns whole numbers into floats where some are missing
-    return "" if value is None else str(value)
-
-
-def list_unlabeled_lines(
-    path: Path,
-    given: Iterable[Line],
+def list_unlabeled_table(
+    table: ImageTable,
     modality: str,
+    config: DataConfig,
     classes: tuple[str, ...],
     patterns: NamePatterns,
+    *,
+    root: Path,
 ) -> Listing:
-    """List the images of one modality among lines for inference.
+    """List the images of one modality of a table that was read for inference.
+
+    Args:
+        table: The table.
+        modality: Which rows to use.
+        config: The data section of the model's run.
+        classes: The model's.
+        patterns: Patterns for file names.
+        root: The folder that the table's paths start at.
 
     Raises:
         DataError: A path is refused, or a class has two spellings.
     """
-    lines = [line for line in given if line.cells.get("modality", modality) == modality]
+    lines = [line for line in table.lines if line.cells.get("modality", modality) == modality]
     # The listed files may be anywhere: they are only ever decoded as images.
-    find_file = file_finder(path, allow_outside=True)
-    places = first_occurrences(lines, "label") | dict.fromkeys(classes, "a class of the model")
-    spellings = unify(places, "class", str(path))
+    find_file = file_finder(table.path, root, allow_outside=True)
+    groups = {label: name for name, group in (config.classes or {}).items() for label in group}
+    places = first_occurrences(lines, "label")
+    named = {groups.get(label, label): place for label, place in places.items()}
+    spellings = unify(named | dict.fromkeys(classes, "a class of the model"), "class", table.where)
     known = {spellings[name]: label for label, name in enumerate(classes)}
-    labels = {spelling: known.get(name, UNKNOWN) for spelling, name in spellings.items()}
+    labels = {label: known.get(spellings[groups.get(label, label)], UNKNOWN) for label in places}
     samples = [_sample(line, find_file(line), labels, {}, patterns) for line in lines]
-    return listing_of_files(path.parent, modality, classes, samples)
+    return listing_of_files(root, modality, classes, samples, table.notes)

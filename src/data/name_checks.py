@@ -35,6 +35,9 @@ _SPLIT_ADVICE = (
     f"expected {', '.join(SPLITS)}; for a cross-validation leave the folds out and set data.folds, "
     "which deals the images by patient"
 )
+_NEGATIVE = re.compile(
+    r"0|others?|normals?|benign|neg(ative)?|healthy|controls?|none|absent|absence|(no|non|not|without)[ _-].*"
+)
 _IMAGES = frozenset({"image", "images", "img", "imgs", "original", "originals"})
 _MASKS = frozenset(
     {"mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations"}
@@ -173,6 +176,11 @@ def name_splits(places: Mapping[str, str], where: str) -> dict[str, str]:
             )
         found[name] = split
     return found
+
+
+def is_like_negative(name: str) -> bool:
+    """Return whether the name of a class suggests the absence of a finding, such as normal or no_tumor."""
+    return _NEGATIVE.fullmatch(name.strip().casefold()) is not None
 
 
 def _word(name: str) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from ..demo.demo import DEMO_NAME, DEMO_PATIENT_REGEX, make_demo
 from ..errors import DataError
 from ..utils.config import DataConfig
+from ..utils.tables import TABLE_ENDINGS
+from .contents import describe_contents
 from .decode_cache import decode_listings
 from .file_info import concatenate_tables
 from .folders import NamePatterns, list_folder, list_unlabeled_folder, listing_of_files, unlabeled_sample
@@ -70,8 +72,7 @@ def _list_one(config: DataConfig, modality: str, cache_dir: Path) -> Listing:
         layout, root = _find_layout(Path(config.root_dir).expanduser())
     positive = config.positive_class
     if layout == "manifest":
-        allow_outside = config.allow_outside_root
-        return list_manifest(root, modality, patterns, positive_class=positive, allow_outside=allow_outside)
+        return list_manifest(root, modality, config, patterns)
     if layout == "folder":
         return list_folder(root, modality, patterns, config.exclude, positive)
     if layout == "missing":
@@ -98,7 +99,7 @@ def _list_unlabeled(
         patterns = replace(patterns, patient_regex=config.patient_regex or DEMO_PATIENT_REGEX)
     layout, root = _find_layout(root)
     if layout == "manifest":
-        return list_unlabeled_manifest(root, modality, config.modalities, classes, patterns)
+        return list_unlabeled_manifest(root, modality, config, classes, patterns)
     if layout == "folder":
         if len(config.modalities) > 1 and not (root / modality).is_dir():
             raise DataError(f"{root}: no folder {modality}; the model stacks {', '.join(config.modalities)}")
@@ -119,7 +120,7 @@ def _list_unlabeled(
 def _find_layout(root: Path) -> tuple[str, Path]:
     """Return the layout of a source (manifest, folder, file, or missing) and the path to read."""
     # Whether a path is what its name promises is checked where it is opened.
-    if root.suffix.lower() == ".csv" and root.exists() and not root.is_dir():
+    if root.suffix.lower() in TABLE_ENDINGS and root.exists() and not root.is_dir():
         return "manifest", root
     if (root / MANIFEST_NAME).exists():
         return "manifest", root / MANIFEST_NAME
@@ -182,7 +183,7 @@ def load_listings(listings: Sequence[Listing], config: DataConfig, cache_dir: Pa
     """Decode images for inference, one listing per modality; see `load_inputs`."""
     for listing in listings:
         if not listing.samples:
-            why = "".join(f". {note}" for note in listing.notes)
+            why = "".join(f". {note}" for note in (*listing.notes, describe_contents(listing.root)))
             raise DataError(
                 f"{listing.root}: no images found; expected an image, a folder with images anywhere below "
                 f"it, a manifest or an .npz, of {', '.join(sorted(SUFFIXES))}{why}"
@@ -190,7 +191,7 @@ def load_listings(listings: Sequence[Listing], config: DataConfig, cache_dir: Pa
     decoded = decode_listings(listings, config, cache_dir)
     joined = join(decoded) if len(decoded) > 1 else StepResult(to_records(decoded[0]), [])
     table = concatenate_tables([images.table for images in decoded])
-    listed = (note for listing in listings for note in listing.notes)
+    listed = dict.fromkeys(note for listing in listings for note in listing.notes)
     return Inputs(
         joined.records,
         ImageSource(tuple(images.pixels for images in decoded), joined.records.rows),

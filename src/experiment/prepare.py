@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.dataset import Dataset, load_dataset
+from ..data.name_checks import is_like_negative
 from ..errors import UserError
 from ..models.input_spec import InputSpec
 from ..tracking.project_run import check_project_run, mark_project_run
@@ -87,6 +88,7 @@ def prepare(request: TrainRequest, group: ProcessGroup, locks: ExitStack) -> Tra
         _print_plan(setup.config, dataset)
         return None
     open_store()
+    _print_positive_class(setup.config, dataset)
     tags = run_tags(setup.config, dataset, setup.context)
     if request.resume == "auto":  # needs the fingerprints, which are known only now
         resumed = resume_auto(setup.config, tags, locks)
@@ -151,6 +153,19 @@ def _claim_chosen_folders(config: Config, locks: ExitStack) -> RunFolders | None
     return folders
 
 
+def _print_positive_class(config: Config, dataset: Dataset) -> None:
+    """Print which of two classes is positive; warn if it looks like the negative and was not chosen."""
+    if len(dataset.classes) != 2:
+        return
+    other, positive = dataset.classes
+    print(f"sensitivity is about the class {positive} (data.positive_class)")
+    if config.data.positive_class is None and is_like_negative(positive):
+        warn(
+            f"the class {positive}, the last by name, looks like the negative one; for sensitivity about "
+            f"{other}, set data.positive_class={other}"
+        )
+
+
 def _print_plan(config: Config, dataset: Dataset) -> None:
     print(config.to_yaml())
     table = Table("split", "class", "images", "patients")
@@ -159,6 +174,5 @@ def _print_plan(config: Config, dataset: Dataset) -> None:
     Console().print(table)
     if dataset.aspects:
         print("width / height:", ", ".join(f"{name} {aspect}" for name, aspect in dataset.aspects.items()))
-    if len(dataset.classes) == 2:
-        print(f"sensitivity is about the class {dataset.classes[1]} (data.positive_class)")
+    _print_positive_class(config, dataset)
     print(f"store: {shown_uri()}")

@@ -26,6 +26,7 @@ from ..utils.project import in_project
 MAY_CHANGE = frozenset(
     {
         "data.root_dir",
+        "data.images",
         "data.exclude",  # the fingerprint shows whether the images are the same
         "data.cache_dir",
         "data.cache_gb",

@@ -12,10 +12,12 @@ from pandas import DataFrame, Index
 from torch import Tensor
 
 from ..data.folders import NamePatterns
+from ..data.image_table import table_in_memory
 from ..data.join_modalities import Records, text_column
 from ..data.listing import UNKNOWN
-from ..data.manifest import lines_of_table, list_unlabeled_lines, needed_unlabeled
+from ..data.manifest import check_filled, list_unlabeled_table, needed_unlabeled
 from ..data.pixels import DecodedImage, ImageFormat, render
+from ..data.problems import Problems
 from ..data.sources import Inputs, load_inputs, load_listings
 from ..errors import DataError
 from ..utils.io import sha256
@@ -120,13 +122,16 @@ def read_given(images: Given, trained: TrainedModel) -> GivenImages:
 def _of_table(table: DataFrame, trained: TrainedModel, index: "Index | None") -> GivenImages:
     config, modalities = trained.config, trained.config.data.modalities
     patterns = NamePatterns(config.data.patient_regex, config.data.image_id_regex, must_match=False)
-    lines = lines_of_table(_TABLE, table, needed_unlabeled(modalities))
+    problems = Problems(_TABLE)
+    rows = table_in_memory(_TABLE, table, config.data, problems, needed_unlabeled(modalities))
+    check_filled(rows, "path", problems)
+    problems.check()
     listings = [
-        list_unlabeled_lines(Path(_TABLE), lines, modality, trained.classes, patterns)
+        list_unlabeled_table(rows, modality, config.data, trained.classes, patterns, root=Path())
         for modality in modalities
     ]
     inputs = load_listings(listings, config.data, config.cache_dir)
-    first = [line for line in lines if line.cells.get("modality", modalities[0]) == modalities[0]]
+    first = [line for line in rows.lines if line.cells.get("modality", modalities[0]) == modalities[0]]
     # A listing is sorted by path; the sort is stable, so that repeated paths keep their order.
     numbers = [line.number for line in sorted(first, key=lambda line: line.cells["path"])]
     positions = np.array(numbers)[inputs.records.rows[:, 0]] - 1

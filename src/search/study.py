@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ..errors import ConfigError, UserError
 from ..tracking.heartbeat import Heartbeat
 from ..tracking.store import reason
-from ..utils.config import EARLIER
+from ..utils.config import EARLIER, Config
 from ..utils.config_yaml import flatten
 from .space import Space
 
@@ -213,7 +213,7 @@ def check_settings(search: Search, is_new: bool, settings: dict[str, Any], name:
     if before is None:
         search.study.set_user_attr("settings", settings)
         return
-    before = flatten(EARLIER) | before
+    before = Config().flat() | flatten(EARLIER) | before
     if differing := [key for key in settings if settings[key] != before.get(key)]:
         shown = ", ".join(key if key == "space" else f"{key} was {before.get(key)}" for key in differing)
         raise ConfigError(

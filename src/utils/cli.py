@@ -252,7 +252,7 @@ def warn(message: str) -> None:
 def add_setting_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--config`` and the options that override it, except ``--model`` and ``--modality``."""
     parser.add_argument("--config", metavar="FILE", help="YAML; config/default_config.yaml shows all")
-    parser.add_argument("--data", metavar="PATH", help="demo, a folder, a manifest.csv, or a MedMNIST .npz")
+    parser.add_argument("--data", metavar="PATH", help="demo, a folder, a table (.csv), or a MedMNIST .npz")
     parser.add_argument("--epochs", metavar="N", help="passes over the training split")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="any setting by its dotted key"

@@ -60,6 +60,8 @@ def migrate_legacy_keys(values: Mapping[str, Any], source: str) -> dict[str, Any
 RECORD_KEYS = ("best_metrics", "test_metrics", "selection", "updated_at", "mlflow")
 """Top-level keys of ``config/best_hparams/*.yaml`` that hold results; they are not settings."""
 
+_MAPPINGS = ("data.where", "data.classes")
+"""Settings whose keys the user chooses: each is one value."""
 _SHOWN = 10  # wrong settings in one message
 
 
@@ -246,7 +248,8 @@ class Config(Section):
             ConfigError: The file is missing or not valid YAML.
         """
         values = migrate_legacy_keys(read_yaml(Path(path)), str(path))
-        return flatten({key: value for key, value in values.items() if key not in RECORD_KEYS})
+        settings = {key: value for key, value in values.items() if key not in RECORD_KEYS}
+        return flatten(settings, mappings=_MAPPINGS)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values; tuples become lists."""
@@ -263,7 +266,7 @@ class Config(Section):
 
     def flat(self) -> dict[str, Any]:
         """Return one value per dotted key, such as ``training.learning_rate``."""
-        return flatten(self.to_dict())
+        return flatten(self.to_dict(), mappings=_MAPPINGS)
 
     def updated(self, changes: Mapping[str, Any], source: str = "config") -> Self:
         """Return a validated copy with the dotted keys of ``changes`` replaced."""

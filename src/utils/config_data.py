@@ -4,7 +4,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .config_fields import EXCLUDE, ClassName, DeviceCache, Modalities, Patterns, Window
+from .config_fields import (
+    EXCLUDE,
+    Classes,
+    ClassName,
+    Column,
+    DeviceCache,
+    Modalities,
+    Patterns,
+    Window,
+    Words,
+)
 
 _AUTO_CACHE_SHARE = 0.25
 
@@ -31,13 +41,35 @@ class AugmentConfig(Section):
     contrast: float = Field(0.1, ge=0, le=1, description="maximum relative change around the image's mean")
 
 
+class ColumnsConfig(Section):
+    """Which columns of a table of images hold what; null: none of its columns does."""
+
+    path: Column = Field("path", description="file of the image, relative to data.images")
+    label: Column = Field("label", description="label, or a part of a class that data.classes lists")
+    modality: Column | None = Field("modality", description="null: all rows are of the configured modality")
+    patient_id: Column | None = Field("patient_id", description="the patient; null: see data.patient_regex")
+    image_id: Column | None = Field("image_id", description="joins the modalities of a patient's images")
+    split: Column | None = Field("split", description="train, val or test; null: a split is generated")
+
+
 class DataConfig(Section):
     """Which images are used, and how they are read, split and augmented."""
 
     root_dir: str = Field(
         "demo",
         min_length=1,
-        description="demo, a folder of images or with a manifest.csv, or a MedMNIST .npz",
+        description="demo, a folder of images or with a manifest.csv, a table (.csv), or a MedMNIST .npz",
+    )
+    columns: ColumnsConfig = ColumnsConfig()
+    images: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="table: folder that paths start at, relative to the table; null: the table's folder"
+    )
+    where: Annotated[dict[Column, Words], Field(min_length=1)] | None = Field(
+        None, description="table: rows to use, such as {view: [PA, AP]}; null: all"
+    )
+    classes: Classes | None = Field(
+        None,
+        description="table: labels of each class, such as {sick: [flu, cold], well: [none]}; null: as is",
     )
     exclude: Patterns = Field(
         EXCLUDE,

@@ -1,6 +1,7 @@
 """Types of single settings, with their validation."""
 
 import re
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -96,7 +97,24 @@ def _class_name(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
 
+def _words(value: object) -> object:
+    """Return one value or several values of a table as a tuple."""
+    return tuple(map(_class_name, value if isinstance(value, list | tuple) else [value]))
+
+
+def _distinct_labels(classes: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    labels = Counter(label for group in classes.values() for label in group)
+    if repeated := [label for label, count in labels.items() if count > 1]:
+        raise ValueError(f"the label {repeated[0]!r} is listed more than once")
+    if len(classes) < 2:
+        raise ValueError("two classes or more are needed")
+    return classes
+
+
 ClassName = Annotated[str, BeforeValidator(_class_name)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)]
+Classes = Annotated[dict[Annotated[str, Field(min_length=1)], Words], AfterValidator(_distinct_labels)]
+Column = Annotated[str, Field(min_length=1)]
 Patterns = Annotated[tuple[str, ...], AfterValidator(_of_names)]
 Name = Annotated[str, AfterValidator(_plain_name)]
 RunName = Annotated[Name, AfterValidator(_free_name)]

@@ -4,7 +4,7 @@ import difflib
 import io
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,12 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:bool":
+                raise yaml.constructor.ConstructorError(
+                    problem=f"YAML reads the key {key.value} as a truth value; quote it: '{key.value}'",
+                    problem_mark=key.start_mark,
+                )
         keys = Counter(
             key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE
         )
@@ -145,12 +151,12 @@ def _place(error: Exception) -> str:
     return f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return one value per dotted key, such as ``training.learning_rate``."""
+def flatten(values: Mapping[str, Any], prefix: str = "", mappings: Collection[str] = ()) -> dict[str, Any]:
+    """Return one value per dotted key, such as ``training.learning_rate``; ``mappings`` are kept whole."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
+        if isinstance(value, Mapping) and prefix + key not in mappings:
+            flat.update(flatten(value, f"{prefix}{key}.", mappings))
         else:
             flat[prefix + key] = value
     return flat

@@ -6,6 +6,7 @@ import pytest
 
 from src.data.dataset import load_dataset
 from src.data.listing import order_classes
+from src.data.name_checks import is_like_negative
 from src.errors import DataError
 from src.utils.config import DataConfig
 from tests.images import write_folder
@@ -22,6 +23,24 @@ def test_a_class_that_begins_as_a_formula_is_refused_with_the_way_out(name: str)
 def test_signs_of_numbers_and_inside_names_are_no_formulas() -> None:
     assert order_classes(["-1", "1"], None) == ("-1", "1")
     assert order_classes(["ER+", "T1-2"], "ER+") == ("T1-2", "ER+")
+
+
+def test_names_that_look_like_the_absence_of_a_finding() -> None:
+    for name in (
+        "other",
+        "Normal",
+        "benign",
+        "NEG",
+        "negative",
+        "healthy",
+        "no_tumor",
+        "No Finding",
+        "non-covid",
+        "0",
+    ):
+        assert is_like_negative(name)
+    for name in ("positive", "pos", "nodule", "1", "malignant", "notch", "tumor", "neoplasm"):
+        assert not is_like_negative(name)
 
 
 @pytest.mark.parametrize("kind", ["folder", "manifest"])

@@ -27,16 +27,18 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9))
 from pathlib import Path
 from src.data import dicom, pillow_images
-from src.data.manifest import NEEDED, read_lines
+from src.data.image_table import NEEDED, read_table
+from src.data.problems import Problems
 from src.data.npz import list_npz
 from src.errors import UserError
+from src.utils.config import DataConfig
 
 path = Path(sys.argv[1])
 try:
     if path.suffix == ".npz":
         print(len(list_npz(path, "A", None).samples), "samples")
     elif path.suffix == ".csv":
-        print(len(list(read_lines(path, NEEDED))), "lines")
+        print(len(read_table(path, DataConfig(), Problems(""), NEEDED).lines), "lines")
     elif path.suffix == ".dcm":
         print(dicom.read_image(path).values.shape)
     else:

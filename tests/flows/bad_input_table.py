@@ -36,7 +36,9 @@ def answer(name: str) -> tuple[str, int, str]:
         with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
             status = main([*first, *options])
         os.environ.pop("MLFLOW_TRACKING_URI", None)
-        message = next(line for line in errors.getvalue().splitlines() if line.startswith("error: "))
+        lines = errors.getvalue().splitlines()
+        begin = next(number for number, line in enumerate(lines) if line.startswith("error: "))
+        message = " ".join(map(str.strip, lines[begin:]))  # several problems of a table have a line each
         return shlex.join(options), status, message.replace(folder + "/", "").replace(folder, ".")
 
 
