@@ -7,8 +7,8 @@ error that a command reports in one message is a `MlprojectError`. Process-wide 
 variables, torch's threads, signal handlers, MLflow's active run, ...) are after each call as they were before
 it. During a call they are the project's, so that calls in several threads wait for each other.
 
-Ctrl-C, SIGTERM and SIGHUP end a run KILLED and resumable, and then do what they do in the caller's program.
-Python allows this in the main thread only: in another thread, a signal does not reach the training.
+Ctrl-C, SIGTERM and the other stop signals of a command end a run KILLED and resumable, and then do what they
+do in the caller's program. Python allows this in the main thread only: elsewhere no signal reaches a training.
 """
 
 from ..errors import (
