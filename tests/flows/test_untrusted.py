@@ -35,12 +35,12 @@ class Bomb:
 
 
 def as_checkpoint(path: Path) -> None:
-    path.unlink()  # whose bytes other names may share
+    path.unlink(missing_ok=True)  # whose bytes other names may share
     torch.save({"model_state_dict": Bomb()}, path)
 
 
 def as_plain_pickle(path: Path) -> None:
-    path.unlink()
+    path.unlink(missing_ok=True)
     path.write_bytes(pickle.dumps({"model_state_dict": Bomb()}))
 
 
