@@ -158,7 +158,7 @@ def _print_positive_class(config: Config, dataset: Dataset) -> None:
     if len(dataset.classes) != 2:
         return
     other, positive = dataset.classes
-    print(f"sensitivity is about the class {positive} (data.positive_class)")
+    say(f"sensitivity is about the class {positive} (data.positive_class)")
     if config.data.positive_class is None and is_like_negative(positive):
         warn(
             f"the class {positive}, the last by name, looks like the negative one; for sensitivity about "

@@ -131,8 +131,9 @@ class RunReport:
 
     def print_summary(self, state: TrainerState, results: Results) -> None:
         """Print the scores and the locations of all outputs."""
-        if not is_quiet():
-            print_scores(self.dataset, state, results, self.config.evaluation.threshold)
+        if is_quiet():
+            return
+        print_scores(self.dataset, state, results, self.config.evaluation.threshold)
         print(f"run          {self.run.run_id}")
         print(f"files        {self.folders.results} and {self.folders.logs}")
         print(f"look at it   {ui_instructions(self.run.info.experiment_id)}")
