@@ -8,7 +8,7 @@ variables, torch's threads, signal handlers, MLflow's active run, ...) are after
 it. During a call they are the project's, so that calls in several threads wait for each other.
 
 Ctrl-C, SIGTERM and the other stop signals of a command end a run KILLED and resumable, and then do what they
-do in the caller's program. Python allows this in the main thread only: elsewhere no signal reaches a training.
+do in the caller's program. Python allows this in the main thread only: no signal reaches another thread.
 """
 
 from ..errors import (
