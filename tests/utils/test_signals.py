@@ -15,6 +15,7 @@ ASKING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.S
 def test_a_command_ends_with_its_number_and_the_way_to_continue(
     number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = signal.signal(number, signal.default_int_handler)  # nohup ignores SIGHUP
     handler = signal.getsignal(number)
 
     def work() -> None:
@@ -26,6 +27,9 @@ def test_a_command_ends_with_its_number_and_the_way_to_continue(
             stopped.add_note("continue with: it")
             raise
 
-    assert run_command(work) == 128 + number
-    assert capsys.readouterr().err == f"error: stopped by {number.name}; continue with: it\n"
-    assert signal.getsignal(number) == handler
+    try:
+        assert run_command(work) == 128 + number
+        assert capsys.readouterr().err == f"error: stopped by {number.name}; continue with: it\n"
+        assert signal.getsignal(number) == handler
+    finally:
+        signal.signal(number, before)
