@@ -115,7 +115,7 @@ def test_the_commands(installed: Path, folder: Path) -> None:
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     assert "2 processes" in run(installed, folder, *ranks, "-m", "mlproject.train", *TINY)
     swept = run(installed, folder, "mlproject", "sweep", "--trials", "2", *TINY)
-    assert "search sweep: 2 trials" in swept
+    assert ": 2 trials, 1 worker, run " in swept
     resumed = run(installed, folder, "mlproject", "verify", "resume", "--kills", "1", *TINY, "--epochs", "3")
     assert "identical after 1 times kill -9" in resumed
 
