@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from . import PACKAGE
+from .utils.cli import command
 
 COMMANDS = {
     "train": "one training run",
@@ -29,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         status: int = import_module(f".{name}", PACKAGE).main(arguments[1:])
         return status
-    usage = [f"usage: {PACKAGE if PACKAGE == 'mlproject' else f'python -m {PACKAGE}'} COMMAND [OPTIONS]", ""]
-    usage += [f"  {command:10}{text}" for command, text in COMMANDS.items()]
+    usage = [f"usage: {command('COMMAND [OPTIONS]')}", ""]
+    usage += [f"  {name:10}{text}" for name, text in COMMANDS.items()]
     if name in ("-h", "--help"):
         print("\n".join([*usage, "", "COMMAND --help lists the options of a command."]))
         return 0

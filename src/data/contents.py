@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..utils.cli import command
+from ..utils.cli import command, counted
 from ..utils.config_fields import EXCLUDE
 from ..utils.tables import TABLE_ENDINGS
 from . import dicom
@@ -44,7 +44,7 @@ class DicomSummary:
         """Return a phrase for the user."""
         part = f" (of {self.read} of {self.files} files)" * (self.read < self.files)
         kinds = f", modality {', '.join(self.modalities)}" if self.modalities else ""
-        return f"{self.series} DICOM series of {self.patients} patients{kinds}{part}"
+        return f"{self.series} DICOM series of {counted(self.patients, 'patient')}{kinds}{part}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 
+from ..utils.cli import counted
 from ..utils.io import open_regular
 from ..utils.limits import IMAGE_BYTES
 from .image_files import read_image
@@ -13,7 +14,6 @@ from .pixels import ImageError
 from .problems import listed
 
 _SECONDS = 20.0  # for each check
-_PIECE = 2**20
 
 
 def check_files(root: Path, keys: Sequence[str]) -> tuple[list[str], bool]:
@@ -33,7 +33,7 @@ def check_files(root: Path, keys: Sequence[str]) -> tuple[list[str], bool]:
         else [f"{decoded:,} of {len(keys):,} images were decoded ({_SECONDS:.0f} s)"]
     )
     if broken:
-        notes.append(f"{len(broken)} images cannot be read: {listed(broken, 3)}")
+        notes.append(f"{counted(len(broken), 'image')} cannot be read: {listed(broken, 3)}")
     if copies := _find_copies(root, keys):
         notes.append(
             f"{sum(map(len, copies)) - len(copies)} files are copies of others, such as "
@@ -74,11 +74,8 @@ def _find_copies(root: Path, keys: Sequence[str]) -> list[list[str]]:
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
         with open_regular(path) as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except OSError:
-        return str(path)
-    return digest.hexdigest()
+        return str(path)  # equal to no other

@@ -12,6 +12,7 @@ from ..evaluation.intervals import Estimate, estimate, few_units
 from ..evaluation.metrics import optimism
 from ..training.checkpoint import TrainerState
 from ..training.scoring import Results, SplitScores
+from ..utils.cli import counted
 from ..utils.console import is_interactive
 
 _WIDTH = 100
@@ -64,8 +65,8 @@ def _counts(dataset: Dataset, splits: Sequence[str]) -> Iterator[tuple[str, ...]
 
 
 def _count(images: int, patients: int | None) -> str:
-    counts = {"image": images} if patients is None else {"image": images, "patient": patients}
-    return ", ".join(f"{count} {unit}{'s' * (count != 1)}" for unit, count in counts.items())
+    known = [] if patients is None else [counted(patients, "patient")]
+    return ", ".join([counted(images, "image"), *known])
 
 
 def _scores(scored: SplitScores, threshold: float) -> list[str]:

@@ -37,8 +37,15 @@ def test_ctrl_c_under_mlflow_run_is_told_by_the_run(folder: Path, npz: Path) -> 
     assert run.data.tags["error"] == "stopped by SIGINT"
 
 
+def files_of_the_checkout() -> set[Path]:
+    """All but hidden folders and bytecode, which other tests write at the same time."""
+    top = [path for path in ROOT.iterdir() if not path.name.startswith(".")]
+    below = (path for folder in filter(Path.is_dir, top) for path in folder.rglob("*"))
+    return {*top, *(path for path in below if "__pycache__" not in path.parts)}
+
+
 def test_files_land_where_the_user_is(folder: Path, npz: Path, run_python: Run) -> None:
-    before = {path for path in ROOT.rglob("*") if "__pycache__" not in path.parts}
+    before = files_of_the_checkout()
     options = {
         "model": "shufflenet_v2_x0_5",
         "data": npz.name,
@@ -49,7 +56,7 @@ def test_files_land_where_the_user_is(folder: Path, npz: Path, run_python: Run) 
         run_python, **options, promote="true", config="config/medmnist.yaml", overrides="model.weights=none"
     )
     assert done.returncode == 0, done.stderr
-    assert {path for path in ROOT.rglob("*") if "__pycache__" not in path.parts} - before == set()
+    assert files_of_the_checkout() == before
     (latest,) = folder.glob("outputs/*/checkpoints/latest.pth")
     again = run_python("-m", "src.train", "--config", *map(str, folder.glob("config/best_hparams/*.yaml")))
     assert again.returncode == 0, again.stderr

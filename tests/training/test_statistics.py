@@ -68,8 +68,8 @@ def test_without_them_the_training_split_decides_as_before(dataset: Dataset) -> 
 
 def test_runs_of_earlier_versions_are_found_by_the_same_hash() -> None:
     values = Config().to_dict()
-    data = ("device_cache", "exclude", "fit", "stratify", "on_near_duplicate", "near_duplicate_threshold")
-    data += ("columns", "images", "where", "classes")
+    data = ["device_cache", "exclude", "fit", "stratify", "on_near_duplicate", "near_duplicate_threshold"]
+    data += ["columns", "images", "where", "classes"]
     later = {"data": data, "training": ("compile",), "model": ("mean", "std", "channel_adaptation")}
     earlier = {
         section: {key: value for key, value in keys.items() if key not in later.get(section, ())}
