@@ -44,7 +44,7 @@ def test_a_set_with_many_columns(folder: Path, capsys: pytest.CaptureFixture[str
         "data.classes leaves out 7 of 94 rows with other labels: Pneumonia/Viral/SARS 6, todo 1",
         "the same file as in line 5 with another label, patient or split",
         "1 of 84 files are missing, and skipped: missing.png",
-        "1 images cannot be read: case-004-0.png",
+        "1 image cannot be read: case-004-0.png",
         "would take rows by the column view: AP 46, PA 33",
         "next: python -m src.train --config start.yaml --dry-run",
     ):
